@@ -1,0 +1,1 @@
+"""Calibration samples and quantised graphs (their own issue; empty until then)."""

@@ -1,0 +1,1 @@
+"""PyTorch drafters, built of parts: fusion, specialists, alignment, drafting."""

@@ -1,0 +1,1 @@
+"""Targets and drafters to ONNX graphs, parity checks, and the bundle build."""

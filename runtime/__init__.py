@@ -1,0 +1,1 @@
+"""The draft/verify loop over engine sessions; never imports torch."""

@@ -1,0 +1,139 @@
+"""Frozen descriptions of targets, drafters and trees, parsed once at the edge.
+
+No torch here: the runtime reads the same facts from a bundle's manifest.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from poss_export.errors import CheckpointError, InputError
+
+Precision = Literal["fp32", "fp16"]
+CacheForm = Literal["shared", "static"]
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding; `factor` and the fields below it are used where `scaling` needs them."""
+
+    theta: float = 10000.0
+    scaling: Literal["none", "linear", "llama3"] = "none"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """Facts of a target decoder (Llama 2/3, SmolLM2, Mistral, Qwen2, Qwen3)."""
+
+    architecture: Literal["llama", "mistral", "qwen2", "qwen3"]
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_positions: int  # longest context the target was made for, tokens
+    rope: RopeConfig = RopeConfig()
+    tied_embeddings: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise CheckpointError(
+                f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
+                f"{self.num_kv_heads}: the configuration is damaged; fetch the checkpoint again"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; `from_dict` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TargetConfig":
+        """Read what `to_dict` wrote."""
+        return cls(**{**values, "rope": RopeConfig(**values["rope"])})
+
+
+@dataclass(frozen=True)
+class DrafterConfig:
+    """Facts of a drafter: its four choices (fusion, alignment, specialists, drafting) and its sizes.
+
+    `positions_per_specialist` None means that the only specialist drafts every position.
+    `vocab_size` is the target's; `draft_vocab_size` ids of it can be proposed.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    vocab_size: int
+    draft_vocab_size: int
+    rope: RopeConfig = RopeConfig()
+    fusion: Literal["linear"] = "linear"
+    fusion_bias: bool = False
+    alignment: Literal["joint"] = "joint"
+    drafting: Literal["tree"] = "tree"
+    num_specialists: int = 1
+    positions_per_specialist: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, expected in (("fusion", "linear"), ("alignment", "joint"), ("drafting", "tree")):
+            if (value := getattr(self, name)) != expected:
+                raise CheckpointError(f"drafter {name} {value!r} is unknown; this version knows: {expected}")
+        if self.num_specialists > 1 and self.positions_per_specialist is None:
+            raise CheckpointError(
+                f"a drafter with {self.num_specialists} specialists needs positions_per_specialist "
+                "(how many draft positions each one serves): add it to the drafter's config.json"
+            )
+
+    def specialist(self, position: int) -> int:
+        """Return the specialist that drafts `position` (1-based), s(j) = min((j-1) // p, S-1)."""
+        if self.positions_per_specialist is None:
+            return 0
+        return min((position - 1) // self.positions_per_specialist, self.num_specialists - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; `from_dict` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DrafterConfig":
+        """Read what `to_dict` wrote; raises CheckpointError that names a missing or unknown field."""
+        try:
+            return cls(**{**values, "rope": RopeConfig(**values["rope"])})
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"drafter configuration: {error}; expected the config.json that `poss-export train` writes"
+            ) from error
+
+
+@dataclass(frozen=True)
+class TreeShape:
+    """Size of a drafted tree: `depth` levels, beam of `top_k`, best `nodes` kept (root not counted)."""
+
+    depth: int = 5
+    top_k: int = 4
+    nodes: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "top_k", "nodes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"tree {name} is {getattr(self, name)}; it must be at least 1")
+        if self.nodes > self.candidates:
+            raise InputError(
+                f"tree nodes is {self.nodes}, but depth {self.depth} and top-k {self.top_k} give only "
+                f"{self.candidates} candidates: ask for fewer nodes, or more depth or top-k"
+            )
+
+    @property
+    def candidates(self) -> int:
+        """Candidates that the beam search scores: k + (depth - 1) k²."""
+        return self.top_k + (self.depth - 1) * self.top_k**2

@@ -1,0 +1,109 @@
+"""Names, dtypes and symbolic shapes of every graph: exporters write it, sessions feed it.
+
+A dimension is an int or a name; `docs/graph-contract.md` explains each tensor.
+"""
+
+from dataclasses import dataclass
+
+from poss_export.config import DrafterConfig, Precision, TargetConfig, TreeShape
+from poss_export.errors import BundleError
+
+Dim = int | str
+
+FLOAT = {"fp32": "float32", "fp16": "float16"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One graph input or output; `dtype` is numpy's name for it."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class GraphContract:
+    """The inputs and outputs of one graph, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def check(self, inputs: list[TensorSpec], outputs: list[TensorSpec], graph: str) -> None:
+        """Raise BundleError that names the first tensor of `graph` that differs from this contract."""
+        for side, want, have in (("input", self.inputs, inputs), ("output", self.outputs, outputs)):
+            found = {spec.name: spec for spec in have}
+            for spec in want:
+                if spec.name not in found:
+                    raise BundleError(f"{graph}: {side} {spec.name!r} is missing; rebuild the bundle")
+                other = found.pop(spec.name)
+                fixed = [(a, b) for a, b in zip(spec.shape, other.shape, strict=False) if isinstance(a, int)]
+                if (
+                    other.dtype != spec.dtype
+                    or len(other.shape) != len(spec.shape)
+                    or any(isinstance(b, int) and a != b for a, b in fixed)
+                ):
+                    raise BundleError(
+                        f"{graph}: {side} {spec.name!r} is {other.dtype} {list(other.shape)}, "
+                        f"expected {spec.dtype} {list(spec.shape)}; rebuild the bundle"
+                    )
+            if found:
+                raise BundleError(f"{graph}: unknown {side}s {sorted(found)}; rebuild the bundle")
+
+
+def cache_names(prefix: str, layers: int) -> list[str]:
+    """Return the cache tensor names in graph order: key and value of layer 0, of layer 1, ..."""
+    return [f"{prefix}.{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
+
+
+def _caches(prefix: str, layers: int, dtype: str, kv_heads: int, head_dim: int) -> tuple[TensorSpec, ...]:
+    shape: tuple[Dim, ...] = ("batch", kv_heads, "capacity", head_dim)
+    return tuple(TensorSpec(name, dtype, shape) for name in cache_names(prefix, layers))
+
+
+def target_contract(config: TargetConfig, precision: Precision) -> GraphContract:
+    """Return the contract of the target graph, the same for both cache forms."""
+    dtype = FLOAT[precision]
+    caches = (config.num_layers, dtype, config.num_kv_heads, config.head_dim)
+    return GraphContract(
+        inputs=(
+            TensorSpec("input_ids", "int64", ("batch", "seq")),
+            TensorSpec("position_ids", "int64", ("batch", "seq")),
+            TensorSpec("tree_mask", "bool", ("batch", "seq", "seq")),
+            TensorSpec("past_length", "int64", ("batch",)),
+            TensorSpec("logits_rows", "int64", ("batch", "rows")),
+            *_caches("past_key_values", *caches),
+        ),
+        outputs=(
+            TensorSpec("logits", dtype, ("batch", "rows", config.vocab_size)),
+            TensorSpec("next_tokens", "int64", ("batch", "rows")),
+            TensorSpec("features", dtype, ("batch", "seq", config.hidden_size)),
+            *_caches("present", *caches),
+        ),
+    )
+
+
+def draft_contract(config: DrafterConfig, tree: TreeShape, precision: Precision) -> GraphContract:
+    """Return the contract of the draft graph, the same for every drafter family.
+
+    The drafter reads embeddings of the new tokens, not their ids: the table is the target's and is
+    not held twice (docs/decisions/0003). Specialists that no position up to `tree.depth` uses are
+    not in the graph.
+    """
+    dtype = FLOAT[precision]
+    caches = (config.specialist(tree.depth) + 1, dtype, config.num_kv_heads, config.head_dim)
+    return GraphContract(
+        inputs=(
+            TensorSpec("next_token_embeddings", dtype, ("batch", "rows", config.hidden_size)),
+            TensorSpec("features", dtype, ("batch", "rows", config.hidden_size)),
+            TensorSpec("row_count", "int64", ("batch",)),
+            TensorSpec("past_length", "int64", ("batch",)),
+            *_caches("past_key_values", *caches),
+        ),
+        outputs=(
+            TensorSpec("tree_tokens", "int64", ("batch", tree.nodes)),
+            TensorSpec("tree_parents", "int64", ("batch", tree.nodes)),
+            TensorSpec("tree_scores", "float32", ("batch", tree.nodes)),
+            *_caches("present", *caches),
+        ),
+    )

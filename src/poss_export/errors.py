@@ -1,0 +1,41 @@
+"""The one exception tree.
+
+    PossExportError
+    ├── InputError        a value the user gave
+    ├── CheckpointError   a target or drafter checkpoint that cannot be used
+    ├── BundleError       a bundle that is incomplete, edited or does not fit
+    ├── BackendError      an engine library or device that is not there, or refused the graph
+    └── ParityError       a graph whose results differ from what it was made from
+
+A user's mistake raises one of these with the value, what was expected and what to do next.
+The command line prints the message and exits with `exit_code`; libraries' errors are translated
+where they are caught, with `raise ... from`.
+"""
+
+
+class PossExportError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(PossExportError):
+    """A value the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class CheckpointError(PossExportError):
+    """A checkpoint is missing, truncated, of an unknown kind, or does not fit the other one."""
+
+
+class BundleError(PossExportError):
+    """A bundle is incomplete, was changed after it was built, or does not fit what is asked of it."""
+
+
+class BackendError(PossExportError):
+    """An engine library or a device is missing, or refused the graph."""
+
+
+class ParityError(PossExportError):
+    """A graph's results differ from the model it was exported from, or tokens differ where they must not."""

@@ -1,0 +1,1 @@
+"""PyTorch decoders of the supported targets, and their weights from checkpoints."""

@@ -1,0 +1,1 @@
+"""Data synthesis with the target, losses and the drafter trainer."""
