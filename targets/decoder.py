@@ -1,0 +1,143 @@
+"""One small decoder for every supported target: Llama 2/3, SmolLM2, Mistral, Qwen2, Qwen3.
+
+The decoder knows nothing of caches. Each layer hands its projected query, key and value to an
+`Attend` function, and whoever calls decides what that is: a graph with shared or static caches
+(`exporters`), a plain causal pass or an in-place cache (`training`).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from poss_export.config import TargetConfig
+from poss_export.targets.rope import rope_tables, rotate
+
+# attend(layer, query, key, value) -> mixed values, before the output projection.
+#   query: [batch, seq, heads * head_dim]; key, value: [batch, seq, kv_heads * head_dim]; not rotated yet
+#   result: as query
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class Linear(nn.Module):
+    """`x @ weight (+ bias)` with the weight stored `[in, out]`, as ONNX MatMul reads it."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        """Allocate without initialising: checkpoints or the trainer fill it."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., in]` to `[..., out]`."""
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension, computed in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        """Start from a gain of one."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `[..., size]`."""
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class MLP(nn.Module):
+    """SwiGLU with gate and up projections in one matrix: one pass over the input, one matmul to launch."""
+
+    def __init__(self, hidden: int, intermediate: int) -> None:
+        """Allocate the two matrices."""
+        super().__init__()
+        self.gate_up = Linear(hidden, 2 * intermediate)
+        self.down = Linear(intermediate, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., hidden]` to `[..., hidden]`."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """One pre-norm decoder layer."""
+
+    def __init__(self, config: TargetConfig) -> None:
+        """Allocate the layer's matrices."""
+        super().__init__()
+        self.widths = [config.num_heads * config.head_dim] + 2 * [config.num_kv_heads * config.head_dim]
+        self.head_dim = config.head_dim
+        self.input_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.qkv = Linear(config.hidden_size, sum(self.widths), bias=config.qkv_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.output = Linear(self.widths[0], config.hidden_size)
+        self.post_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x: Tensor, index: int, attend: Attend) -> Tensor:
+        """Map the residual stream `[batch, seq, hidden]` through layer `index`."""
+        query, key, value = self.qkv(self.input_norm(x)).split(self.widths, dim=-1)
+        if self.q_norm is not None and self.k_norm is not None:
+            query = self.q_norm(query.unflatten(-1, (-1, self.head_dim))).flatten(-2)
+            key = self.k_norm(key.unflatten(-1, (-1, self.head_dim))).flatten(-2)
+        x = x + self.output(attend(index, query, key, value))
+        return x + self.mlp(self.post_norm(x))
+
+
+class Decoder(nn.Module):
+    """A target: token ids to features (`hidden`), features to logits (`head`)."""
+
+    def __init__(self, config: TargetConfig) -> None:
+        """Allocate all weights; with tied embeddings the head is the embedding table."""
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = self.embed_tokens
+        if not config.tied_embeddings:
+            self.lm_head = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+
+    def hidden(self, input_ids: Tensor, attend: Attend) -> Tensor:
+        """Return features `[batch, seq, hidden]`, the last hidden state after the final norm."""
+        x = F.embedding(input_ids, self.embed_tokens)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, index, attend)
+        normed: Tensor = self.norm(x)
+        return normed
+
+    def head(self, features: Tensor) -> Tensor:
+        """Return logits `[batch, rows, vocab]` of features `[batch, rows, hidden]`."""
+        # Two dimensions make this one Gemm that reads the table as it lies: tied weights stay one tensor.
+        logits = F.linear(features.flatten(0, 1), self.lm_head)
+        return logits.unflatten(0, (features.shape[0], features.shape[1]))
+
+
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """Return `[batch, heads, seq, head_dim]` of `[batch, seq, heads * head_dim]`."""
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """Return `[batch, seq, heads * head_dim]` of `[batch, heads, seq, head_dim]`."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def causal_attend(config: TargetConfig, seq: int, dtype: torch.dtype) -> Attend:
+    """Return an `Attend` over whole sequences from position 0, without caches."""
+    cos, sin = (table.to(dtype) for table in rope_tables(config.rope, config.head_dim, seq))
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (split_heads(x, config.head_dim) for x in (query, key, value))
+        mixed = F.scaled_dot_product_attention(
+            rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True, enable_gqa=True
+        )
+        return merge_heads(mixed)
+
+    return attend

@@ -1,0 +1,197 @@
+"""Targets from GGUF files: the `gguf` package reads and dequantises, this module names and un-permutes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from poss_export.config import RopeConfig, TargetConfig
+from poss_export.errors import CheckpointError
+from poss_export.targets.decoder import Decoder
+from poss_export.text import Text, TextConfig
+
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's GGUF files call themselves llama
+_CONTROL_TOKEN, _USER_TOKEN = 3, 4  # tokenizer.ggml.token_type
+# What llama.cpp's pre-tokenizer names mean in terms of the `tokenizers` library.
+_DIGIT_SPLITTING_PRETOKENIZERS = ("smollm", "refact", "command-r")
+_LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2_PATTERN = _LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def open_gguf(path: Path) -> Any:
+    """Return the file's reader; raises CheckpointError where it is damaged."""
+    import gguf
+
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable GGUF file ({error}); it is damaged or incomplete: fetch it again"
+        ) from error
+
+
+def read_config(reader: Any) -> TargetConfig:
+    """Return the target's facts from a GGUF header."""
+    fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+    architecture = fields["general.architecture"]
+    if architecture not in _ARCHITECTURES:
+        raise CheckpointError(
+            f"architecture {architecture!r} is not supported; this version knows {', '.join(_ARCHITECTURES)}"
+        )
+
+    def fact(name: str, default: Any = None) -> Any:
+        value = fields.get(f"{architecture}.{name}", default)
+        if value is None:
+            raise CheckpointError(f"GGUF header: {architecture}.{name} is missing; convert the model again")
+        return value
+
+    tensors = {tensor.name for tensor in reader.tensors}
+    if "rope_freqs.weight" in tensors or fact("rope.scaling.type", "none") != "none":
+        raise CheckpointError("GGUF files with rope scaling are not supported; use the Hugging Face folder")
+    heads, hidden = fact("attention.head_count"), fact("embedding_length")
+    return TargetConfig(
+        architecture=architecture,
+        vocab_size=len(reader.fields["tokenizer.ggml.tokens"].data),
+        hidden_size=hidden,
+        intermediate_size=fact("feed_forward_length"),
+        num_layers=fact("block_count"),
+        num_heads=heads,
+        num_kv_heads=fact("attention.head_count_kv", heads),
+        head_dim=fact("attention.key_length", hidden // heads),
+        rms_norm_eps=float(np.float32(fact("attention.layer_norm_rms_epsilon"))),
+        max_positions=fact("context_length"),
+        rope=RopeConfig(theta=fact("rope.freq_base", 10000.0)),
+        tied_embeddings="output.weight" not in tensors,
+        qkv_bias="blk.0.attn_q.bias" in tensors,
+        qk_norm="blk.0.attn_q_norm.weight" in tensors,
+    )
+
+
+def read_decoder(reader: Any, config: TargetConfig) -> Decoder:
+    """Return the decoder with float32 weights, dequantised one tensor at a time."""
+    import gguf
+
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+    def take(name: str) -> Tensor:
+        try:
+            tensor = tensors[name]
+        except KeyError:
+            raise CheckpointError(f"GGUF tensor {name!r} is missing; the file is incomplete") from None
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        return torch.from_numpy(np.require(values, np.float32, "W"))
+
+    def unpermute(weight: Tensor, heads: int) -> Tensor:
+        # llama.cpp interleaves the rotary halves of llama's q and k rows; we rotate halves.
+        if config.architecture != "llama":
+            return weight
+        shape = weight.shape
+        return weight.reshape(heads, shape[0] // heads // 2, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+
+    with torch.device("meta"):
+        decoder = Decoder(config)
+
+    def put(name: str, value: Tensor) -> None:
+        owner, _, leaf = name.rpartition(".")
+        module = decoder.get_submodule(owner)
+        expected = getattr(module, leaf).shape
+        if value.shape != expected:
+            raise CheckpointError(
+                f"GGUF tensor for {name} has shape {list(value.shape)}, expected {list(expected)}"
+            )
+        setattr(module, leaf, torch.nn.Parameter(value, requires_grad=False))
+
+    put("embed_tokens", take("token_embd.weight"))
+    put("lm_head", decoder.embed_tokens if config.tied_embeddings else take("output.weight"))
+    put("norm.weight", take("output_norm.weight"))
+    decoder.lm_head = decoder.embed_tokens if config.tied_embeddings else decoder.lm_head
+    heads = (("q", config.num_heads), ("k", config.num_kv_heads))
+    for index in range(config.num_layers):
+        block, layer = f"blk.{index}", f"layers.{index}"
+        qkv = [unpermute(take(f"{block}.attn_{kind}.weight"), count) for kind, count in heads]
+        qkv.append(take(f"{block}.attn_v.weight"))
+        put(f"{layer}.qkv.weight", torch.cat(qkv).T.contiguous())
+        if config.qkv_bias:
+            bias = [unpermute(take(f"{block}.attn_{kind}.bias"), count) for kind, count in heads]
+            put(f"{layer}.qkv.bias", torch.cat([*bias, take(f"{block}.attn_v.bias")]))
+        if config.qk_norm:
+            put(f"{layer}.q_norm.weight", take(f"{block}.attn_q_norm.weight"))
+            put(f"{layer}.k_norm.weight", take(f"{block}.attn_k_norm.weight"))
+        put(f"{layer}.output.weight", take(f"{block}.attn_output.weight").T.contiguous())
+        gate_up = [take(f"{block}.ffn_{kind}.weight") for kind in ("gate", "up")]
+        put(f"{layer}.mlp.gate_up.weight", torch.cat(gate_up).T.contiguous())
+        put(f"{layer}.mlp.down.weight", take(f"{block}.ffn_down.weight").T.contiguous())
+        put(f"{layer}.input_norm.weight", take(f"{block}.attn_norm.weight"))
+        put(f"{layer}.post_norm.weight", take(f"{block}.ffn_norm.weight"))
+    return decoder.eval()
+
+
+def read_text(reader: Any) -> Text:
+    """Rebuild the tokenizer that the header describes (byte-level BPE only)."""
+
+    def fact(name: str, default: Any = None) -> Any:
+        field = reader.fields.get(f"tokenizer.{name}")
+        return default if field is None else field.contents()
+
+    if fact("ggml.model") != "gpt2":
+        raise CheckpointError(
+            f"GGUF tokenizer {fact('ggml.model')!r} cannot be rebuilt from the file; "
+            "use the Hugging Face folder of this model"
+        )
+    tokens, kinds = fact("ggml.tokens"), fact("ggml.token_type")
+    special = [i for i, kind in enumerate(kinds) if kind in (_CONTROL_TOKEN, _USER_TOKEN)]
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [
+            {
+                "id": i,
+                "content": tokens[i],
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for i in special
+        ],
+        "pre_tokenizer": _pretokenizer(fact("ggml.pre", "gpt-2")),
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": [merge.split(" ") for merge in fact("ggml.merges")],
+        },
+    }
+    eos, bos = fact("ggml.eos_token_id"), fact("ggml.bos_token_id")
+    return Text(
+        json.dumps(tokenizer, ensure_ascii=False),
+        TextConfig(
+            stop_ids=(eos,),
+            bos_id=bos if fact("ggml.add_bos_token", False) else None,
+            chat_template=fact("chat_template"),
+            special_tokens=tuple(
+                (f"{kind}_token", tokens[i]) for kind, i in (("bos", bos), ("eos", eos)) if i is not None
+            ),
+        ),
+    )
+
+
+def _pretokenizer(name: str) -> dict[str, Any]:
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    if name in _DIGIT_SPLITTING_PRETOKENIZERS:
+        steps = [{"type": "Digits", "individual_digits": True}, {**byte_level, "use_regex": True}]
+    elif name in ("llama-bpe", "qwen2"):
+        pattern = _QWEN2_PATTERN if name == "qwen2" else _LLAMA3_PATTERN
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        steps = [split, {**byte_level, "use_regex": False}]
+    elif name in ("gpt-2", "default"):
+        steps = [{**byte_level, "use_regex": True}]
+    else:
+        raise CheckpointError(f"GGUF pre-tokenizer {name!r} is unknown; use the Hugging Face folder instead")
+    return {"type": "Sequence", "pretokenizers": steps}
