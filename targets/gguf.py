@@ -38,7 +38,7 @@ def open_gguf(path: Path) -> Any:
 
 def read_config(reader: Any) -> TargetConfig:
     """Return the target's facts from a GGUF header."""
-    fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+    fields = {name: field.contents() for name, field in reader.fields.items() if "tokenizer." not in name}
     architecture = fields["general.architecture"]
     if architecture not in _ARCHITECTURES:
         raise CheckpointError(

