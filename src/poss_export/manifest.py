@@ -1,0 +1,207 @@
+"""The manifest: what a bundle holds, what made it, and how to tell that nothing changed since.
+
+It is written last and in one step, so a folder without a manifest is not a bundle.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig, TreeShape
+from poss_export.errors import BundleError, InputError
+from poss_export.text import TextConfig
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TARGET_GRAPH = "target.onnx"
+DRAFT_GRAPH = "draft.onnx"
+TOKENIZER = "tokenizer.json"
+
+SMALL_FILE = 64 << 20  # bytes; larger files are hashed only on a full check, or loading would take seconds
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the bundle."""
+
+    sha256: str
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """Where the target graph's external data holds the embedding table `[vocab, hidden]`, row-major."""
+
+    file: str
+    offset: int  # bytes
+    dtype: str
+    shape: tuple[int, int]
+
+    def open(self, folder: Path) -> np.ndarray[Any, np.dtype[Any]]:
+        """Map the table of the bundle in `folder`, read-only: rows are read from disk when they are used."""
+        return np.memmap(folder / self.file, self.dtype, "r", self.offset, self.shape)
+
+
+@dataclass(frozen=True)
+class TargetEntry:
+    """The target: `sha256` is that of the checkpoint it was exported from."""
+
+    name: str
+    sha256: str
+    config: TargetConfig
+    embedding: EmbeddingTable
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TargetEntry":
+        """Read the manifest's `target`."""
+        table = values["embedding"]
+        embedding = EmbeddingTable(**{**table, "shape": tuple(table["shape"])})
+        return cls(**{**values, "config": TargetConfig.from_dict(values["config"]), "embedding": embedding})
+
+
+@dataclass(frozen=True)
+class DrafterEntry:
+    """The drafter and the tree that its graph draws: `sha256` is that of the checkpoint."""
+
+    name: str
+    sha256: str
+    config: DrafterConfig
+    tree: TreeShape
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DrafterEntry":
+        """Read the manifest's `drafter`."""
+        config, tree = DrafterConfig.from_dict(values["config"]), TreeShape(**values["tree"])
+        return cls(**{**values, "config": config, "tree": tree})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a bundle says about itself; `files` lists every other file in the folder.
+
+    A bundle without a drafter can only decode with the target. `versions` maps library to version,
+    `parity` maps a check to its figure, `created` is an ISO 8601 time, `argv` the command that built it.
+    """
+
+    target: TargetEntry
+    drafter: DrafterEntry | None
+    precision: Precision
+    cache_form: CacheForm
+    capacity: int  # tokens
+    text: TextConfig
+    created: str
+    argv: tuple[str, ...]
+    versions: dict[str, str]
+    parity: dict[str, float]
+    files: dict[str, FileEntry]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; `from_dict` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Manifest":
+        """Read what `to_dict` wrote, after a round trip through JSON."""
+        drafter = values["drafter"]
+        return cls(
+            **{
+                **values,
+                "target": TargetEntry.from_dict(values["target"]),
+                "drafter": None if drafter is None else DrafterEntry.from_dict(drafter),
+                "text": TextConfig.from_dict(values["text"]),
+                "argv": tuple(values["argv"]),
+                "files": {name: FileEntry(**entry) for name, entry in values["files"].items()},
+            }
+        )
+
+
+def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
+    """Hash the files of a bundle for its manifest."""
+    return {name: FileEntry(_sha256(folder / name), (folder / name).stat().st_size) for name in sorted(names)}
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Finish the bundle in `folder`; the manifest appears whole or not at all."""
+    values = {"format_version": FORMAT_VERSION, **manifest.to_dict()}
+    values["manifest_sha256"] = _own_hash(values)
+    unfinished = folder / f"{MANIFEST}.part"
+    unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(folder / MANIFEST)
+
+
+def read_manifest(folder: Path, full: bool = False) -> Manifest:
+    """Read the manifest in `folder` and check the bundle against it.
+
+    Files under 64 MiB are compared by hash and larger ones by size, unless `full` hashes all.
+
+    Raises:
+        InputError: there is no such folder.
+        BundleError: it is no bundle, or something in it is missing or was changed.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no bundle folder at {str(folder)!r}; make one with `poss-export build`")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(
+            f"{str(folder)!r} has no {MANIFEST}: it is not a bundle, or its build did not finish; "
+            "run `poss-export build` again"
+        )
+    values = _parse(path)
+    for name, entry in values["files"].items():
+        _check_file(folder, name, FileEntry(**entry), full)
+    return Manifest.from_dict(values)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """Return the manifest's values when version and hash are right."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version, recorded = values.pop("format_version"), values.pop("manifest_sha256")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BundleError(
+            f"{str(path)!r} is not a manifest ({error!r}); run `poss-export build` again"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{str(path)!r} has format version {version}, this release reads {FORMAT_VERSION}; "
+            "rebuild the bundle, or install the release that built it"
+        )
+    if recorded != _own_hash({"format_version": version, **values}):
+        raise BundleError(
+            f"{str(path)!r} was changed after the build: its hash does not match; "
+            "restore it or rebuild the bundle"
+        )
+    return dict(values)
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry, full: bool) -> None:
+    if Path(name).name != name:
+        raise BundleError(f"the manifest lists {name!r}, which is not a plain file name; rebuild the bundle")
+    path = folder / name
+    if not path.is_file():
+        raise BundleError(f"{str(path)!r} is missing from the bundle; restore it or rebuild the bundle")
+    if (size := path.stat().st_size) != entry.size:
+        raise BundleError(
+            f"{str(path)!r} has {size} bytes, the manifest says {entry.size}; "
+            "restore it or rebuild the bundle"
+        )
+    if (full or size < SMALL_FILE) and _sha256(path) != entry.sha256:
+        raise BundleError(
+            f"{str(path)!r} was changed after the build: its hash does not match; "
+            "restore it or rebuild the bundle"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _own_hash(values: dict[str, Any]) -> str:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
