@@ -77,6 +77,11 @@ class Text:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def decode_special(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`, special tokens spelled out."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids` without special tokens."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)

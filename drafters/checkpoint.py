@@ -1,0 +1,145 @@
+"""Drafter checkpoints: a folder with config.json and model.safetensors.
+
+Tensors carry the names of the public EAGLE and PosS releases (`[out, in]` matrices), so that other
+tools can read what we write; `d2t` maps draft ids to target ids as EAGLE-3 does, by offsets.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poss_export.config import DrafterConfig, TargetConfig
+from poss_export.drafters.model import Drafter
+from poss_export.errors import CheckpointError, InputError
+
+
+@dataclass(frozen=True)
+class DrafterCheckpoint:
+    """A loaded drafter, its name, and the sha256 of the target it was trained for (None: not recorded)."""
+
+    name: str
+    drafter: Drafter
+    target_sha256: str | None
+
+
+def shipped_drafters() -> list[str]:
+    """Return the names of the drafters that come with the package."""
+    demo = resources.files("poss_export") / "demo"
+    return sorted(entry.name for entry in demo.iterdir() if entry.is_dir()) if demo.is_dir() else []
+
+
+def load_drafter(spec: str) -> DrafterCheckpoint:
+    """Load a shipped drafter by name, or a folder; weights become float32.
+
+    Raises InputError where there is nothing by that name, CheckpointError where it cannot be used.
+    """
+    folder = Path(spec)
+    if spec in shipped_drafters():
+        folder = Path(str(resources.files("poss_export") / "demo" / spec))
+    elif not folder.is_dir():
+        raise InputError(
+            f"drafter {spec!r} is neither a folder nor a shipped drafter ({', '.join(shipped_drafters())}); "
+            "train one with `poss-export train`"
+        )
+    values = _read_config(folder / "config.json")
+    target_sha256 = values.pop("target_sha256", None)
+    config = DrafterConfig.from_dict(values)
+    drafter = Drafter(config)
+    _fill(drafter, _read_tensors(folder / "model.safetensors"))
+    return DrafterCheckpoint(folder.name, drafter.eval().requires_grad_(False), target_sha256)
+
+
+def save_drafter(folder: Path, drafter: Drafter, target_sha256: str, dtype: torch.dtype) -> None:
+    """Write config.json and model.safetensors; matrices in `dtype`."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.to(dtype).contiguous() for name, value in _named_tensors(drafter)}
+    tensors["d2t"] = drafter.draft_ids - torch.arange(len(drafter.draft_ids))
+    save_file(tensors, folder / "model.safetensors")
+    values = {**drafter.config.to_dict(), "target_sha256": target_sha256}
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def check_pair(target: TargetConfig, drafter: DrafterConfig) -> None:
+    """Raise CheckpointError where a drafter's sizes do not fit the target."""
+    for name in ("hidden_size", "vocab_size"):
+        mine, other = getattr(drafter, name), getattr(target, name)
+        if mine != other:
+            raise CheckpointError(
+                f"the drafter's {name} is {mine}, the target's is {other}: this drafter belongs to another "
+                "target; train one for this target with `poss-export train`"
+            )
+
+
+def _named_tensors(drafter: Drafter) -> Iterator[tuple[str, Tensor]]:
+    """Yield (public name, `[out, in]` view) of every weight."""
+    yield "fc.weight", drafter.fusion.fc.weight.T
+    if drafter.fusion.fc.bias is not None:
+        yield "fc.bias", drafter.fusion.fc.bias
+    for index in range(drafter.config.num_specialists):
+        layer, specialist = f"layers.{index}", drafter.specialists[index]
+        key, value = specialist.kv.weight.T.chunk(2)  # type: ignore[union-attr, operator]
+        gate, up = specialist.alignment.mlp.gate_up.weight.T.chunk(2)  # type: ignore[union-attr, operator]
+        yield f"{layer}.self_attn.q_proj.weight", specialist.q.weight.T  # type: ignore[union-attr, misc]
+        yield f"{layer}.self_attn.k_proj.weight", key
+        yield f"{layer}.self_attn.v_proj.weight", value
+        yield f"{layer}.self_attn.o_proj.weight", specialist.output.weight.T  # type: ignore[union-attr, misc]
+        yield f"{layer}.mlp.gate_proj.weight", gate
+        yield f"{layer}.mlp.up_proj.weight", up
+        yield f"{layer}.mlp.down_proj.weight", specialist.alignment.mlp.down.weight.T  # type: ignore[union-attr, misc]
+        yield f"{layer}.post_attention_layernorm.weight", specialist.alignment.norm.weight  # type: ignore[union-attr, misc]
+
+
+def _fill(drafter: Drafter, tensors: dict[str, Tensor]) -> None:
+    """Copy checkpoint tensors into the drafter; the names must match exactly."""
+    slots = dict(_named_tensors(drafter))
+    missing, unknown = sorted({*slots, "d2t"} - set(tensors)), sorted(set(tensors) - {*slots, "d2t"})
+    if missing or unknown:
+        raise CheckpointError(
+            f"drafter tensors do not match its config.json; missing: {', '.join(missing) or 'none'}; "
+            f"unknown: {', '.join(unknown) or 'none'}"
+        )
+    with torch.no_grad():
+        for name, slot in slots.items():
+            if tensors[name].shape != slot.shape:
+                raise CheckpointError(
+                    f"drafter tensor {name} has shape {list(tensors[name].shape)}, its config.json implies "
+                    f"{list(slot.shape)}"
+                )
+            slot.copy_(tensors[name])
+    ids = tensors["d2t"] + torch.arange(len(tensors["d2t"]))
+    size, vocab = drafter.config.draft_vocab_size, drafter.config.vocab_size
+    if len(ids) != size or int(ids.min()) < 0 or int(ids.max()) >= vocab or bool((ids.diff() <= 0).any()):
+        raise CheckpointError(f"drafter tensor d2t must map {size} draft ids to ascending ids below {vocab}")
+    drafter.draft_ids.copy_(ids)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: not readable as JSON ({error}); expected a folder from `poss-export train`"
+        ) from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: expected a JSON object; fetch the drafter again")
+    return values
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: not readable ({error}); it is missing or truncated: fetch it again"
+        ) from error
