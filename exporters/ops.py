@@ -1,0 +1,112 @@
+"""ONNX operations that PyTorch lacks: each function is one node in a traced graph and runs in eager mode too.
+
+Shapes: B batch, S new tokens, T capacity, H query heads, G key/value heads, D head size.
+"""
+
+from typing import Any
+
+import torch
+from onnxscript.values import Opset
+from torch import Tensor
+from torch.nn import functional as F
+
+from poss_export.targets.decoder import merge_heads, split_heads
+from poss_export.targets.rope import rotate
+
+OPSET = 24
+
+
+def tensor_scatter(past: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
+    """Return `past` [B, G, T, D] with `update` [B, G, S, D] written from row `write_index` [B] on."""
+    if torch.compiler.is_exporting():
+        return torch.onnx.ops.symbolic(
+            "TensorScatter",
+            (past, update, write_index),
+            {"axis": -2, "mode": "linear"},
+            dtype=past.dtype,
+            shape=past.shape,
+            version=OPSET,
+        )
+    rows = write_index[:, None] + torch.arange(update.shape[2])  # [B, S]
+    return past.scatter(2, rows[:, None, :, None].expand_as(update), update)
+
+
+def group_query_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    last_index: Tensor,
+    total_length: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor,
+    bias: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotate, append to the caches and attend: ONNX Runtime's GroupQueryAttention.
+
+    ONNX Runtime writes in place where the past and present buffers are one, and adds its own causal
+    mask to `bias`: a tree's parents must come before their children.
+
+    Args:
+        query: `[B, S, H * D]`, not rotated.
+        key: `[B, S, G * D]`, not rotated.
+        value: `[B, S, G * D]`.
+        past_key: `[B, G, T, D]`, rotated.
+        past_value: `[B, G, T, D]`.
+        last_index: int32 `[B]`, cache row of the last new token.
+        total_length: int32 scalar, cached and new tokens, at most T.
+        cos: `[positions, D / 2]`.
+        sin: `[positions, D / 2]`.
+        position_ids: int64 `[B, S]`; ONNX Runtime takes them as consecutive where nothing is cached.
+        bias: `[B, 1, S, total_length]`, added to the scores.
+
+    Returns:
+        Mixed values `[B, S, H * D]`, present key and present value.
+    """
+    head_dim = past_key.shape[-1]
+    if torch.compiler.is_exporting():
+        inputs = (
+            query,
+            key,
+            value,
+            past_key,
+            past_value,
+            last_index,
+            total_length,
+            cos,
+            sin,
+            position_ids,
+            bias,
+        )
+        mixed, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            inputs,
+            {"num_heads": query.shape[-1] // head_dim, "kv_num_heads": past_key.shape[1], "do_rotary": 1},
+            dtypes=[query.dtype] * 3,
+            shapes=[query.shape, past_key.shape, past_value.shape],
+            version=1,
+        )
+        return mixed, present_key, present_value
+    q, k, v = (split_heads(x, head_dim) for x in (query, key, value))
+    tables = (cos[position_ids][:, None], sin[position_ids][:, None])
+    first = last_index.long() - key.shape[1] + 1
+    keys = tensor_scatter(past_key, rotate(k, *tables), first)
+    values = tensor_scatter(past_value, v, first)
+    total = int(total_length)
+    mixed = F.scaled_dot_product_attention(
+        rotate(q, *tables), keys[:, :, :total], values[:, :, :total], attn_mask=bias, enable_gqa=True
+    )
+    return merge_heads(mixed), keys, values
+
+
+_op = Opset("", OPSET)
+
+
+def _linear_node(x: Any, weight: Any, bias: Any = None) -> Any:
+    # The stock translation transposes the weight, and folding that would store a tied table twice.
+    return _op.Gemm(x, weight, bias, transB=1)
+
+
+TRANSLATIONS = {torch.ops.aten.linear.default: _linear_node}  # of two-dimensional inputs, as in Decoder.head

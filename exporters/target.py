@@ -1,0 +1,93 @@
+"""The target graph: a decoder with caches and head, as the contract states it."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from poss_export.config import CacheForm, Precision
+from poss_export.contract import target_contract
+from poss_export.errors import InputError
+from poss_export.exporters.caches import CACHE_FORMS
+from poss_export.exporters.tracing import export_graph
+from poss_export.manifest import EmbeddingTable
+from poss_export.targets.decoder import Decoder
+from poss_export.targets.rope import rope_tables
+
+
+class TargetGraph(nn.Module):
+    """What the target graph computes; it runs in PyTorch as it does in the graph."""
+
+    def __init__(self, decoder: Decoder, cache_form: CacheForm, capacity: int) -> None:
+        """Wrap `decoder` in caches; rotary tables reach as far as they do."""
+        super().__init__()
+        self.decoder, self.cache_form = decoder, cache_form
+        tables = rope_tables(decoder.config.rope, decoder.config.head_dim, capacity)
+        self.cos, self.sin = (nn.Buffer(table.to(decoder.norm.weight.dtype)) for table in tables)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Map the contract's inputs to its outputs, each in the contract's order."""
+        input_ids, position_ids, tree_mask, past_length, logits_rows, *past = inputs
+        form = CACHE_FORMS[self.cache_form]
+        caches = form(past, past_length, position_ids, tree_mask, (self.cos, self.sin))
+        features = self.decoder.hidden(input_ids, caches.attend)
+        rows = logits_rows[..., None].expand(-1, -1, features.shape[-1])
+        logits = self.decoder.head(features.gather(1, rows))
+        return logits, logits.argmax(-1), features, *caches.present
+
+
+def export_target(
+    decoder: Decoder, path: Path, *, cache_form: CacheForm, precision: Precision, capacity: int
+) -> EmbeddingTable:
+    """Write the target graph to `path` and its weights to `path` + ".data".
+
+    Args:
+        decoder: float32 weights; they are read, not changed.
+        path: the .onnx file to write.
+        cache_form: "shared" (ONNX Runtime CPU) or "static" (standard operators).
+        precision: type of weights, caches, features and logits.
+        capacity: tokens a cache can hold; static dimension of the "static" form.
+
+    Returns:
+        Where in the weights' file the embedding table lies.
+
+    Raises:
+        InputError: `capacity` is below 1 or above what the target was made for.
+    """
+    config = decoder.config
+    if not 1 <= capacity <= config.max_positions:
+        raise InputError(
+            f"capacity is {capacity} tokens; this target was made for 1 to {config.max_positions}: "
+            "choose a capacity in that range"
+        )
+    contract = target_contract(config, precision)
+    graph = TargetGraph(_in_precision(decoder, precision), cache_form, capacity)
+    export_graph(graph, contract, path, {"capacity": capacity} if cache_form == "static" else {})
+    return _embedding_table(path)
+
+
+def _in_precision(decoder: Decoder, precision: Precision) -> Decoder:
+    """Return a decoder of that precision; in fp32 it is `decoder` itself."""
+    if precision == "fp32":
+        return decoder
+    with torch.device("meta"):
+        converted = Decoder(decoder.config)
+    weights = {name: weight.half() for name, weight in decoder.state_dict().items()}
+    converted.load_state_dict(weights, assign=True)
+    if decoder.config.tied_embeddings:
+        converted.lm_head = converted.embed_tokens
+    return converted
+
+
+def _embedding_table(path: Path) -> EmbeddingTable:
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    name = next(
+        node.input[0] for node in graph.node if node.op_type == "Gather" and "input_ids" in node.input
+    )
+    table = next(tensor for tensor in graph.initializer if tensor.name == name)
+    where = {entry.key: entry.value for entry in table.external_data}
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(table.data_type).name
+    vocab, hidden = table.dims
+    return EmbeddingTable(where["location"], int(where["offset"]), dtype, (vocab, hidden))
