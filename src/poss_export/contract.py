@@ -3,13 +3,14 @@
 A dimension is an int or a name; `docs/graph-contract.md` explains each tensor.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from poss_export.config import DrafterConfig, Precision, TargetConfig, TreeShape
 from poss_export.errors import BundleError
 
 Dim = int | str
 
+PAST, PRESENT = "past_key_values", "present"  # prefixes of the cache tensors' names
 FLOAT = {"fp32": "float32", "fp16": "float16"}
 
 
@@ -21,6 +22,24 @@ class TensorSpec:
     dtype: str
     shape: tuple[Dim, ...]
 
+    @property
+    def is_cache(self) -> bool:
+        """Whether this is a cache, past or present."""
+        return self.name.startswith((f"{PAST}.", f"{PRESENT}."))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape of a tensor whose dimensions are all known."""
+        sizes = tuple(dim for dim in self.shape if isinstance(dim, int))
+        assert len(sizes) == len(self.shape), self
+        return sizes
+
+    def with_sizes(self, **sizes: int) -> "TensorSpec":
+        """Return the same tensor with these dimensions known."""
+        return replace(
+            self, shape=tuple(sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in self.shape)
+        )
+
 
 @dataclass(frozen=True)
 class GraphContract:
@@ -28,6 +47,13 @@ class GraphContract:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def with_sizes(self, **sizes: int) -> "GraphContract":
+        """Return the same contract with these dimensions known."""
+        return GraphContract(
+            tuple(spec.with_sizes(**sizes) for spec in self.inputs),
+            tuple(spec.with_sizes(**sizes) for spec in self.outputs),
+        )
 
     def check(self, inputs: list[TensorSpec], outputs: list[TensorSpec], graph: str) -> None:
         """Raise BundleError that names the first tensor of `graph` that differs from this contract."""
@@ -72,13 +98,13 @@ def target_contract(config: TargetConfig, precision: Precision) -> GraphContract
             TensorSpec("tree_mask", "bool", ("batch", "seq", "seq")),
             TensorSpec("past_length", "int64", ("batch",)),
             TensorSpec("logits_rows", "int64", ("batch", "rows")),
-            *_caches("past_key_values", *caches),
+            *_caches(PAST, *caches),
         ),
         outputs=(
             TensorSpec("logits", dtype, ("batch", "rows", config.vocab_size)),
             TensorSpec("next_tokens", "int64", ("batch", "rows")),
             TensorSpec("features", dtype, ("batch", "seq", config.hidden_size)),
-            *_caches("present", *caches),
+            *_caches(PRESENT, *caches),
         ),
     )
 
@@ -98,12 +124,12 @@ def draft_contract(config: DrafterConfig, tree: TreeShape, precision: Precision)
             TensorSpec("features", dtype, ("batch", "rows", config.hidden_size)),
             TensorSpec("row_count", "int64", ("batch",)),
             TensorSpec("past_length", "int64", ("batch",)),
-            *_caches("past_key_values", *caches),
+            *_caches(PAST, *caches),
         ),
         outputs=(
             TensorSpec("tree_tokens", "int64", ("batch", tree.nodes)),
             TensorSpec("tree_parents", "int64", ("batch", tree.nodes)),
             TensorSpec("tree_scores", "float32", ("batch", tree.nodes)),
-            *_caches("present", *caches),
+            *_caches(PRESENT, *caches),
         ),
     )

@@ -1,0 +1,169 @@
+"""A bundle in use: its graphs loaded, its text tools at hand.
+
+with open_bundle("smollm2") as bundle:
+    print(bundle.generate("Why is the sky blue?", max_new_tokens=64).text)
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self, TypedDict, Unpack
+
+from poss_export.contract import FLOAT, draft_contract, target_contract
+from poss_export.errors import BackendError, BundleError, InputError
+from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
+from poss_export.runtime.generation import Generation, Stream
+from poss_export.runtime.ort import OrtDraftSession, OrtOptions, OrtTargetSession, Provider
+from poss_export.runtime.sampling import Sampling
+from poss_export.text import Text
+
+GREEDY = Sampling()
+
+
+class Request(TypedDict, total=False):
+    """What `Bundle.stream` and `Bundle.generate` can be asked for."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    stop: Sequence[str]
+    target_only: bool
+    raw: bool
+
+
+class Bundle:
+    """Enter it to load the engines; then `generate` and `stream` answer prompts, one at a time."""
+
+    target: OrtTargetSession
+    drafter: OrtDraftSession | None
+
+    def __init__(self, folder: Path, manifest: Manifest, options: OrtOptions) -> None:
+        """Prepare the sessions of a bundle whose manifest was read; nothing is loaded yet."""
+        self.folder, self.manifest = folder, manifest
+        config, precision, capacity = manifest.target.config, manifest.precision, manifest.capacity
+        self.text = Text((folder / TOKENIZER).read_text(encoding="utf-8"), manifest.text)
+        self.target = OrtTargetSession(
+            folder / TARGET_GRAPH, target_contract(config, precision), capacity, options
+        )
+        self.drafter = None
+        if (drafter := manifest.drafter) is not None:
+            contract = draft_contract(drafter.config, drafter.tree, precision)
+            embeddings = manifest.target.embedding.open(folder)
+            self.drafter = OrtDraftSession(folder / DRAFT_GRAPH, contract, capacity, options, embeddings)
+
+    def __enter__(self) -> Self:
+        """Load the graphs and check that everything fits.
+
+        Raises:
+            BackendError: ONNX Runtime or its provider is missing, or refuses a graph.
+            BundleError: a graph or the tokenizer is not what the manifest describes.
+        """
+        with ExitStack() as stack:
+            self._check_tokenizer()
+            stack.enter_context(self.target)
+            if self.drafter is not None:
+                stack.enter_context(self.drafter)
+            self._sessions = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Free the engines."""
+        self._sessions.close()
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
+        target_only: bool = False,
+        raw: bool = False,
+    ) -> Stream:
+        """Return the answer as a stream of text; its `result` is there after the last piece.
+
+        Args:
+            prompt: what the user says; with `raw`, text to continue without the chat template.
+            max_new_tokens: answer at most this many tokens.
+            sampling: greedy unless told otherwise.
+            stop: strings that end the answer, and are not part of it.
+            target_only: decode without the drafter, the baseline.
+            raw: leave out the chat template.
+
+        Raises:
+            InputError: a value cannot be used, or there is no drafter to use.
+        """
+        if not prompt:
+            raise InputError("the prompt is empty; say something to answer")
+        if self.drafter is None and not target_only:
+            raise InputError(f"{str(self.folder)!r} has no drafter; use target-only decoding")
+        chat = [{"role": "user", "content": prompt}]
+        ids = self.text.encode(prompt) if raw else self.text.encode_chat(chat)
+        return Stream(
+            self.target,
+            None if target_only else self.drafter,
+            self.text,
+            prompt,
+            ids,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+        )
+
+    def generate(self, prompt: str, **request: Unpack[Request]) -> Generation:
+        """Return the whole answer; arguments and errors as in `stream`."""
+        return self.stream(prompt, **request).run()
+
+    def _check_tokenizer(self) -> None:
+        try:
+            highest = max([self.text.tokenizer.get_vocab_size() - 1, *self.manifest.text.stop_ids])
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise BundleError(f"{TOKENIZER} cannot be read ({error}); rebuild the bundle") from error
+        if highest >= (vocab_size := self.manifest.target.config.vocab_size):
+            raise BundleError(
+                f"{TOKENIZER} and the stop ids reach token {highest}, the target has {vocab_size} tokens; "
+                "rebuild the bundle"
+            )
+
+
+def open_bundle(path: Path | str, *, threads: int | None = None, provider: Provider = "cpu") -> Bundle:
+    """Read the bundle in the folder `path`; enter the result to load its engines.
+
+    Args:
+        path: a folder that `poss-export build` wrote.
+        threads: of each engine; None leaves the number to ONNX Runtime.
+        provider: "cpu", or "cuda" for a bundle with static caches.
+
+    Raises:
+        InputError: there is no such folder, or `threads` is below 1.
+        BundleError: it is no bundle, or it is damaged or contradicts itself.
+        BackendError: this provider does not run graphs of the bundle's cache form.
+    """
+    folder, options = Path(path), OrtOptions(provider, threads)
+    manifest = read_manifest(folder)
+    if provider == "cuda" and manifest.cache_form != "static":
+        raise BackendError(
+            f"{str(folder)!r} has {manifest.cache_form} caches, which only the CPU provider runs; "
+            "build it again with --cache-form static for CUDA"
+        )
+    _check_fit(manifest)
+    return Bundle(folder, manifest, options)
+
+
+def _check_fit(manifest: Manifest) -> None:
+    """Raise BundleError where parts of the manifest contradict each other."""
+    config, table = manifest.target.config, manifest.target.embedding
+    wanted = {TARGET_GRAPH, TOKENIZER, table.file} | ({DRAFT_GRAPH} if manifest.drafter else set())
+    facts: list[tuple[str, object, object]] = [
+        ("files", sorted(wanted & manifest.files.keys()), sorted(wanted)),
+        ("embedding shape", table.shape, (config.vocab_size, config.hidden_size)),
+        ("embedding dtype", table.dtype, FLOAT[manifest.precision]),
+    ]
+    if manifest.drafter is not None:
+        drafter = manifest.drafter.config
+        facts.append(("drafter hidden size", drafter.hidden_size, config.hidden_size))
+        facts.append(("drafter vocabulary", drafter.vocab_size, config.vocab_size))
+    for name, have, want in facts:
+        if have != want:
+            raise BundleError(
+                f"{name} in the manifest: {have}, but the target needs {want}; rebuild the bundle"
+            )

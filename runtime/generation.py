@@ -1,0 +1,154 @@
+"""One answer: its text as it grows, then its tokens and the figures of the run."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from poss_export.errors import InputError
+from poss_export.runtime.loop import speculate
+from poss_export.runtime.sampling import Sampling
+from poss_export.runtime.session import DraftSession, Session, TargetSession
+from poss_export.runtime.transcript import FinishReason, Transcript
+from poss_export.runtime.verify import verifier
+from poss_export.text import Text
+
+PREFILL_CHUNK = 256  # tokens: bounds the memory of a long prompt's mask and activations
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer and how it was made.
+
+    `token_ids` ends with the stop token where there was one; `text` ends before it, or before the stop
+    string. `accepted_by_depth[d - 1]` counts the rounds that emitted a drafted token of depth d.
+    Seconds are wall-clock, without what the reader of a stream did between two pieces; the engines'
+    share of the rounds is in `target_seconds` and `draft_seconds`.
+    """
+
+    prompt: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    rounds: int
+    accepted_by_depth: tuple[int, ...]
+    seconds: float  # all of it
+    prefill_seconds: float  # until the first token
+    target_seconds: float
+    draft_seconds: float
+
+    @property
+    def tokens(self) -> int:
+        """Tokens emitted."""
+        return len(self.token_ids)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens emitted over all seconds, prefill included."""
+        return self.tokens / self.seconds
+
+    @property
+    def tau(self) -> float:
+        """Mean tokens emitted a round; 0 where the first token, which prefill gives, was all."""
+        return (self.tokens - 1) / self.rounds if self.rounds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            **asdict(self),
+            "tokens": self.tokens,
+            "tokens_per_second": self.tokens_per_second,
+            "tau": self.tau,
+        }
+
+
+class Stream:
+    """An answer in the making: iterate once for its text in pieces; then `result` is there.
+
+    It empties both sessions when the iteration begins, so sessions serve one stream at a time.
+    """
+
+    result: Generation
+
+    def __init__(
+        self,
+        target: TargetSession,
+        drafter: DraftSession | None,
+        text: Text,
+        prompt: str,
+        prompt_ids: Sequence[int],
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        stop: Sequence[str] = (),
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> None:
+        """Check the request; a drafter of None decodes with the target alone.
+
+        Raises:
+            InputError: a value cannot be used, or the prompt does not fit the capacity.
+        """
+        if not prompt_ids:
+            raise InputError("the prompt is empty; give at least one token of text")
+        if len(prompt_ids) > target.capacity:
+            raise InputError(
+                f"the prompt has {len(prompt_ids)} tokens, the bundle's capacity is {target.capacity}: "
+                "shorten the prompt, or build with a larger --capacity"
+            )
+        if prefill_chunk < 1:
+            raise InputError(f"prefill_chunk is {prefill_chunk}; it must be at least 1")
+        self._target, self._drafter = target, drafter
+        self._prompt, self._prompt_ids = prompt, prompt_ids
+        self._chunk = prefill_chunk
+        self._verify = verifier(sampling)
+        self._transcript = Transcript(text, max_new_tokens, (stop,) if isinstance(stop, str) else stop)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the text in pieces, at most one a round."""
+        transcript, clock = self._transcript, time.perf_counter
+        for session in self._sessions:
+            session.reset()
+        seconds, resumed = 0.0, clock()
+        drafted: list[int] = []  # drafted tokens emitted by prefill (none) and by each round
+        for tokens in speculate(self._target, self._drafter, self._prompt_ids, self._verify, self._chunk):
+            before = len(transcript.token_ids)
+            piece = transcript.add(tokens)
+            drafted.append(min(len(transcript.token_ids) - before, len(tokens) - 1))
+            seconds += clock() - resumed
+            if before == 0:
+                prefill_seconds, prefill_engines = seconds, self._engine_seconds()
+            if piece:
+                yield piece
+            if transcript.finish_reason is not None:
+                break
+            resumed = clock()
+        if piece := transcript.finish():
+            yield piece
+        target_seconds, draft_seconds = np.subtract(self._engine_seconds(), prefill_engines).tolist()
+        self.result = Generation(
+            prompt=self._prompt,
+            text=transcript.text,
+            token_ids=tuple(transcript.token_ids),
+            finish_reason=transcript.finish_reason or "capacity",
+            rounds=len(drafted) - 1,
+            accepted_by_depth=tuple(sum(n >= d for n in drafted) for d in range(1, max(drafted) + 1)),
+            seconds=seconds,
+            prefill_seconds=prefill_seconds,
+            target_seconds=target_seconds,
+            draft_seconds=draft_seconds,
+        )
+
+    def run(self) -> Generation:
+        """Make the whole answer."""
+        for _ in self:
+            pass
+        return self.result
+
+    @property
+    def _sessions(self) -> list[Session]:
+        return [session for session in (self._target, self._drafter) if session is not None]
+
+    def _engine_seconds(self) -> tuple[float, float]:
+        return self._target.engine_seconds, self._drafter.engine_seconds if self._drafter else 0.0
