@@ -5,12 +5,14 @@ Cached keys are already rotated, so an accepted tree path is moved by plain copi
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.onnx.ops import rotary_embedding
 
+from poss_export.config import CacheForm
 from poss_export.exporters.ops import group_query_attention, tensor_scatter
 from poss_export.targets.decoder import merge_heads, split_heads
 
@@ -33,13 +35,13 @@ class SharedCaches:
         lowest = torch.finfo(tables[0].dtype).min
         bias = torch.zeros((), dtype=tables[0].dtype).masked_fill(~tree_mask, lowest)
         # Whatever is cached may be attended. With several cached lengths (a batch) S is 1, its bias all zero.
-        bias = F.pad(bias[:, None], (longest.item(), 0))  # [batch, 1, seq, total]
+        bias = F.pad(bias[:, None], (cast(int, longest.item()), 0))  # [batch, 1, seq, total]
         self.shared = (*lengths, *tables, position_ids, bias)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend to the cache of `layer` and the new tokens."""
-        past = self.past[2 * layer : 2 * layer + 2]
-        mixed, *present = group_query_attention(query, key, value, *past, *self.shared)
+        past_key, past_value = self.past[2 * layer : 2 * layer + 2]
+        mixed, *present = group_query_attention(query, key, value, past_key, past_value, *self.shared)
         self.present += present
         return mixed
 
@@ -80,4 +82,7 @@ class StaticCaches:
         return merge_heads(F.scaled_dot_product_attention(q, keys, values, self.mask, enable_gqa=grouped))
 
 
-CACHE_FORMS = {"shared": SharedCaches, "static": StaticCaches}
+CACHE_FORMS: dict[CacheForm, type[SharedCaches] | type[StaticCaches]] = {
+    "shared": SharedCaches,
+    "static": StaticCaches,
+}

@@ -3,6 +3,7 @@
 Shapes: B batch, S new tokens, T capacity, H query heads, G key/value heads, D head size.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -109,4 +110,5 @@ def _linear_node(x: Any, weight: Any, bias: Any = None) -> Any:
     return _op.Gemm(x, weight, bias, transB=1)
 
 
-TRANSLATIONS = {torch.ops.aten.linear.default: _linear_node}  # of two-dimensional inputs, as in Decoder.head
+# For `custom_translation_table`; linear layers have two-dimensional inputs, as in Decoder.head.
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.linear.default: _linear_node}

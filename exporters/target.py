@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from poss_export.config import CacheForm, Precision
@@ -13,6 +12,7 @@ from poss_export.exporters.tracing import export_graph
 from poss_export.manifest import EmbeddingTable
 from poss_export.targets.decoder import Decoder
 from poss_export.targets.rope import rope_tables
+from poss_export.targets.weights import assign
 
 
 class TargetGraph(nn.Module):
@@ -70,13 +70,8 @@ def _in_precision(decoder: Decoder, precision: Precision) -> Decoder:
     """Return a decoder of that precision; in fp32 it is `decoder` itself."""
     if precision == "fp32":
         return decoder
-    with torch.device("meta"):
-        converted = Decoder(decoder.config)
-    weights = {name: weight.half() for name, weight in decoder.state_dict().items()}
-    converted.load_state_dict(weights, assign=True)
-    if decoder.config.tied_embeddings:
-        converted.lm_head = converted.embed_tokens
-    return converted
+    weights = dict(decoder.named_parameters())  # a tied table once
+    return assign(decoder.config, {name: weight.half() for name, weight in weights.items()})
 
 
 def _embedding_table(path: Path) -> EmbeddingTable:

