@@ -1,0 +1,1 @@
+"""Measurements: the commands behind every number in the documentation."""

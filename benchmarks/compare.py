@@ -1,0 +1,222 @@
+"""Compare engines on the same prompts in one run: tokens/s, ratios of medians, tau, equality of the tokens.
+
+    python -m benchmarks.compare BUNDLE --prompts FILE.jsonl
+
+Every engine lives in a process of its own and they take turns, prompt by prompt, in a rotating order,
+so that noise of the machine hits all alike. Greedy, float32, one sequence, the chat template.
+"""
+
+import json
+import multiprocessing
+import statistics
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks import environment, questions
+from benchmarks.engines import BASELINE, ENGINES, Answer, Engine, Setup
+from benchmarks.peers import Peers
+from poss_export.errors import InputError
+from poss_export.manifest import TOKENIZER, Manifest, read_manifest
+from poss_export.targets.checkpoint import open_target
+from poss_export.text import Text
+
+
+class Worker:
+    """An engine in its own process."""
+
+    def __init__(self, name: str, setup: Setup) -> None:
+        """Start the process and load the engine."""
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self.pool.submit(_open, name, setup).result()
+
+    def __enter__(self) -> "Worker":
+        """Nothing more to acquire."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the process."""
+        self.pool.shutdown()
+
+    def answer(self, ids: list[int], max_new_tokens: int) -> Answer:
+        """Return the engine's answer."""
+        return self.pool.submit(_answer, ids, max_new_tokens).result()
+
+
+_engine: Engine  # of this process
+
+
+def _open(name: str, setup: Setup) -> None:
+    global _engine
+    _engine = ENGINES[name].open(setup)
+
+
+def _answer(ids: list[int], max_new_tokens: int) -> Answer:
+    return _engine(ids, max_new_tokens)
+
+
+@dataclass
+class Row:
+    """What one engine did: its answers by repeat, then by prompt."""
+
+    name: str
+    answers: list[list[Answer]] = field(default_factory=list)
+
+    def speeds(self) -> list[float]:
+        """Return tokens/s of each repeat, prefill included."""
+        return [sum(len(a.tokens) for a in run) / sum(a.seconds for a in run) for run in self.answers]
+
+    def prefill_speed(self, prompt_tokens: int) -> float:
+        """Return the median of prompt tokens/s until the first token."""
+        return statistics.median(prompt_tokens / sum(a.prefill_seconds for a in run) for run in self.answers)
+
+    def decode_speed(self) -> float:
+        """Return the median of tokens/s after the first token."""
+        return statistics.median(
+            sum(len(a.tokens) - 1 for a in run) / max(sum(a.seconds - a.prefill_seconds for a in run), 1e-9)
+            for run in self.answers
+        )
+
+    def tau(self) -> float:
+        """Return tokens emitted a round, pooled over all prompts."""
+        run = self.answers[0]
+        return sum(len(a.tokens) - 1 for a in run) / max(sum(a.rounds for a in run), 1)
+
+    def differences(self, other: "Row") -> list[tuple[int, int]]:
+        """Return (prompt, position) of the first token that differs from `other`, where one does."""
+        found = []
+        for prompt, (mine, theirs) in enumerate(zip(self.answers[0], other.answers[0], strict=True)):
+            if mine.tokens != theirs.tokens:
+                same = (a == b for a, b in zip(mine.tokens, theirs.tokens, strict=False))
+                found.append((prompt, next((i for i, equal in enumerate(same) if not equal), -1)))
+        return found
+
+
+def measure(workers: dict[str, Worker], prompts: list[list[int]], tokens: int, repeats: int) -> list[Row]:
+    """Let the workers take turns; the first prompt is answered once before, to warm up."""
+    rows = {name: Row(name, [[] for _ in range(repeats)]) for name in workers}
+    names = list(workers)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("measuring", total=len(names) * (repeats * len(prompts) + 1))
+        for name in names:
+            workers[name].answer(prompts[0], tokens)
+            progress.advance(task)
+        for repeat in range(repeats):
+            for turn, ids in enumerate(prompts):
+                for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                    rows[name].answers[repeat].append(workers[name].answer(ids, tokens))
+                    progress.advance(task)
+    return list(rows.values())
+
+
+def summary(rows: list[Row], prompt_tokens: int) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each row; ratios and equality are against target-only."""
+    baseline = next((row for row in rows if row.name == BASELINE), rows[0])
+    for row in rows:
+        speeds, differences = row.speeds(), row.differences(baseline)
+        yield {
+            "engine": row.name,
+            "tokens_per_second": statistics.median(speeds),
+            "tokens_per_second_by_repeat": speeds,
+            "ratio": statistics.median(speeds) / statistics.median(baseline.speeds()),
+            "prefill_tokens_per_second": row.prefill_speed(prompt_tokens),
+            "decode_tokens_per_second": row.decode_speed(),
+            "tau": row.tau(),
+            "tokens": sum(len(a.tokens) for a in row.answers[0]),
+            "equal_answers": len(row.answers[0]) - len(differences),
+            "first_differences": differences,
+        }
+
+
+def table(figures: list[dict[str, Any]], missing: list[str], prompts: int) -> Table:
+    """Return the figures as a table; engines that are not installed have a row too."""
+    headings = ("engine", "tokens/s", "lowest to highest", "ratio", "prefill/s", "decode/s", "tau", "equal")
+    result = Table(*headings)
+    for row in figures:
+        speeds = row["tokens_per_second_by_repeat"]
+        result.add_row(
+            row["engine"],
+            f"{row['tokens_per_second']:.1f}",
+            f"{min(speeds):.1f} to {max(speeds):.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['prefill_tokens_per_second']:.0f}",
+            f"{row['decode_tokens_per_second']:.1f}",
+            f"{row['tau']:.2f}",
+            f"{row['equal_answers']}/{prompts}",
+        )
+    for name in missing:
+        result.add_row(name, "not installed")
+    return result
+
+
+def open_peers(manifest: Manifest, target: str | None, cache: Path) -> Peers:
+    """Return the maker of the peers' models, from the checkpoint that the bundle was built from."""
+    checkpoint = open_target(target or manifest.target.name)
+    if checkpoint.sha256 != manifest.target.sha256:
+        raise InputError(
+            f"the bundle was built from another target than {checkpoint.name!r}: pass that one with --target"
+        )
+    return Peers(checkpoint, cache)
+
+
+@click.command(help=__doc__.partition("\n")[0])
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--target", help="Checkpoint of the bundle's target, for the peers.  [default: as recorded]")
+@questions.options
+@click.option("--max-new-tokens", default=128, show_default=True)
+@click.option("--repeats", default=3, show_default=True)
+@click.option("--threads", default=environment.cores(), show_default="cores")
+@click.option("--only", multiple=True, type=click.Choice(list(ENGINES)), help="Measure these engines only.")
+@click.option("--cache", default="out/peers", type=click.Path(path_type=Path), help="Where peers' models go.")
+@click.option("--json", "report", type=click.File("w", lazy=True), help="Write figures and answers here.")
+def main(
+    bundle: Path,
+    target: str | None,
+    prompts: tuple[Path, ...],
+    limit: int | None,
+    max_new_tokens: int,
+    repeats: int,
+    threads: int,
+    only: tuple[str, ...],
+    cache: Path,
+    report: IO[str] | None,
+) -> None:
+    """Parse, measure, print."""
+    manifest = read_manifest(bundle)
+    text = Text((bundle / TOKENIZER).read_text(encoding="utf-8"), manifest.text)
+    asked = [question.ids for question in questions.load(text, prompts, limit)]
+    machine = environment.record()
+    kinds = {name: ENGINES[name] for name in only or ENGINES}
+    missing = [name for name, kind in kinds.items() if find_spec(kind.module) is None]
+    with ExitStack() as stack:
+        workers = {}
+        for name, kind in kinds.items():
+            if name not in missing:
+                model = kind.files(open_peers(manifest, target, cache)) if kind.files else bundle
+                setup = Setup(model, manifest.text.stop_ids, manifest.capacity, threads)
+                workers[name] = stack.enter_context(Worker(name, setup))
+        rows = measure(workers, asked, max_new_tokens, repeats)
+    figures = list(summary(rows, sum(map(len, asked))))
+    console = Console()
+    console.print(table(figures, missing, len(asked)))
+    console.print(
+        f"{len(asked)} prompts, at most {max_new_tokens} new tokens, {repeats} repeats, {threads} threads, "
+        f"{machine['processor']}; load average before {machine['load_average']}"
+    )
+    if report is not None:
+        answers = {row.name: [[asdict(answer) for answer in run] for run in row.answers] for row in rows}
+        values = {"environment": machine, "settings": environment.settings(), "not_installed": missing}
+        json.dump(values | {"figures": figures, "answers": answers}, report)
+
+
+if __name__ == "__main__":
+    environment.run(main)

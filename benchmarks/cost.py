@@ -1,0 +1,128 @@
+"""What a round costs: the target by width, and the parts of a round, in units of a plain step.
+
+    python -m benchmarks.cost BUNDLE --prompts FILE.jsonl
+
+A plain step is one target call of width 1. The widths take turns, so that noise hits all alike.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import environment, questions
+from benchmarks.questions import Question
+from poss_export.errors import InputError
+from poss_export.runtime.bundle import Bundle, open_bundle
+from poss_export.runtime.generation import Generation, Stream
+
+WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
+
+
+def by_width(bundle: Bundle, past: int, widths: Sequence[int], repeats: int) -> dict[int, float]:
+    """Return the median milliseconds of a target call of each width, after `past` tokens."""
+    target, token = bundle.target, bundle.manifest.text.stop_ids[0]
+    times: dict[int, list[float]] = {width: [] for width in widths}
+    target.reset()
+    for repeat in range(-1, repeats):  # the first turn warms up
+        for width in (past, *widths) if repeat < 0 else widths:
+            depths = np.arange(width)[None]
+            start = time.perf_counter()
+            target.forward(np.full((1, width), token), depths, np.tri(width, dtype=bool)[None], depths)
+            if target.lengths[0] == 0:
+                target.commit([range(past)])
+            elif repeat >= 0:
+                times[width].append(1000 * (time.perf_counter() - start))
+    return {width: statistics.median(values) for width, values in times.items()}
+
+
+def rounds(
+    bundle: Bundle, asked: Sequence[Question], tokens: int
+) -> tuple[list[Generation], list[Generation]]:
+    """Return the answers with the drafter, and with the target alone, made in turns."""
+    spoken: tuple[list[Generation], list[Generation]] = ([], [])
+    for question in asked:
+        for answers, drafter in zip(spoken, (bundle.drafter, None), strict=True):
+            stream = Stream(bundle.target, drafter, bundle.text, "", question.ids, max_new_tokens=tokens)
+            answers.append(stream.run())
+    return spoken
+
+
+def parts(answers: Sequence[Generation]) -> dict[str, float]:
+    """Return the milliseconds of a mean round and of its parts, and the tokens it emits."""
+    count = sum(answer.rounds for answer in answers)
+    whole = 1000 * sum(answer.seconds - answer.prefill_seconds for answer in answers) / count
+    target = 1000 * sum(answer.target_seconds for answer in answers) / count
+    draft = 1000 * sum(answer.draft_seconds for answer in answers) / count
+    tau = sum(answer.tokens - 1 for answer in answers) / count
+    return {"round": whole, "target": target, "draft": draft, "outside": whole - target - draft, "tau": tau}
+
+
+def width_table(times: dict[int, float]) -> Table:
+    """Return the cost of each width."""
+    table = Table("width", "ms", "plain steps", title="Target call by width")
+    for width, value in times.items():
+        table.add_row(str(width), f"{value:.2f}", f"{value / times[1]:.2f}")
+    return table
+
+
+def round_table(speculative: dict[str, float], plain: dict[str, float]) -> Table:
+    """Return the parts of a round beside those of a plain step."""
+    table = Table("part", "ms", "plain steps", "share", "target-only ms", title="Mean round")
+    for part in ("target", "draft", "outside", "round"):
+        value = speculative[part]
+        cells = (f"{value:.2f}", f"{value / plain['round']:.2f}", f"{value / speculative['round']:.1%}")
+        table.add_row(part, *cells, f"{plain[part]:.2f}")
+    return table
+
+
+@click.command(help=__doc__.partition("\n")[0])
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@questions.options
+@click.option("--max-new-tokens", default=64, show_default=True)
+@click.option("--past", default=128, show_default=True, help="Tokens in the cache while widths are timed.")
+@click.option("--repeats", default=20, show_default=True, help="Calls of each width.")
+@click.option("--threads", default=environment.cores(), show_default="cores")
+@click.option("--json", "report", type=click.File("w", lazy=True), help="Write the figures here.")
+def main(
+    bundle: Path,
+    prompts: tuple[Path, ...],
+    limit: int | None,
+    max_new_tokens: int,
+    past: int,
+    repeats: int,
+    threads: int,
+    report: IO[str] | None,
+) -> None:
+    """Parse, measure, print."""
+    machine = environment.record()
+    start = time.perf_counter()
+    with open_bundle(bundle, threads=threads) as engines:
+        loading = time.perf_counter() - start
+        if engines.drafter is None:
+            raise InputError(f"{bundle} has no drafter, so it has no rounds; build one with --drafter")
+        widths = by_width(engines, past, WIDTHS, repeats)
+        spoken = rounds(engines, questions.load(engines.text, prompts, limit), max_new_tokens)
+    speculative, plain = map(parts, spoken)
+    ratio = speculative["tau"] * plain["round"] / speculative["round"]
+    console = Console()
+    console.print(width_table(widths), round_table(speculative, plain))
+    console.print(
+        f"tau {speculative['tau']:.2f}, decoding {ratio:.2f} times as fast as the target alone; bundle loaded in {loading:.2f} s; {threads} threads, "
+        f"{machine['processor']}; load average before {machine['load_average']}"
+    )
+    if report is not None:
+        values: dict[str, Any] = {"environment": machine, "settings": environment.settings()}
+        values |= {"loading_seconds": loading, "milliseconds_by_width": widths}
+        json.dump(values | {"speculative": speculative, "target_only": plain}, report)
+
+
+if __name__ == "__main__":
+    environment.run(main)

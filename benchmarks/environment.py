@@ -1,0 +1,70 @@
+"""What every benchmark records and how it ends: the machine, the settings, the errors."""
+
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from poss_export.errors import PossExportError
+
+PACKAGES = (
+    "poss-export",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "transformers",
+    "onnxruntime-genai",
+    "llama-cpp-python",
+)
+
+
+def record() -> dict[str, Any]:
+    """Return the date, the processor, and the versions of the packages that take part."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": _processor(),
+        "cores": cores(),
+        "load_average": round(os.getloadavg()[0], 2),  # above the cores that we use: the figures are noisy
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def settings() -> dict[str, str]:
+    """Return the options of the running command."""
+    return {name: str(value) for name, value in click.get_current_context().params.items()}
+
+
+def run(command: click.Command) -> None:
+    """Run a benchmark's command line; a user's mistake becomes one message and an exit code."""
+    try:
+        command()
+    except PossExportError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,175 @@
+"""The target in the formats of other engines, with exactly the weights that ours computes with.
+
+A peer's files are written once below a folder named by the hash of the weights, each in a folder of
+its own that appears under its final name only when it is complete.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from poss_export.config import TargetConfig
+from poss_export.errors import InputError
+from poss_export.targets.checkpoint import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from poss_export.targets.decoder import Decoder
+
+
+class Peers:
+    """Makes the peers' folders of `target` below `cache`, each on first use."""
+
+    def __init__(self, target: Target, cache: Path) -> None:
+        """Name the folder; nothing is written yet."""
+        self.target = target
+        self.folder = cache / target.sha256[:16]
+
+    def hugging_face(self) -> Path:
+        """Return a float32 Hugging Face folder: config.json, model.safetensors, tokenizer.json."""
+        return self._once("hugging-face", self._write_hugging_face)
+
+    def genai(self) -> Path:
+        """Return a float32 CPU folder of onnxruntime-genai, made by its own model builder."""
+        return self._once("genai", self._write_genai)
+
+    def gguf(self) -> Path:
+        """Return a float32 GGUF file of a target that is itself a GGUF file."""
+        return self._once("gguf", self._write_gguf) / "model.gguf"
+
+    def _once(self, name: str, write: Callable[[Path], None]) -> Path:
+        path = self.folder / name
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=self.folder) as unfinished:
+                made = Path(unfinished) / name
+                made.mkdir()
+                write(made)
+                made.rename(path)
+        return path
+
+    def _write_hugging_face(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        config, text = self.target.config, self.target.text
+        save_file(
+            _hugging_face_tensors(self.target.load_decoder()), folder / "model.safetensors", {"format": "pt"}
+        )
+        (folder / "tokenizer.json").write_text(text.tokenizer_json)
+        write_json(
+            folder / "config.json", _hugging_face_config(config) | {"eos_token_id": text.config.stop_ids[0]}
+        )
+        write_json(
+            folder / "tokenizer_config.json",
+            {"tokenizer_class": "PreTrainedTokenizerFast", **dict(text.config.special_tokens)},
+        )
+        write_json(folder / "generation_config.json", {"eos_token_id": list(text.config.stop_ids)})
+
+    def _write_genai(self, folder: Path) -> None:
+        builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+        paths = ["-i", str(self.hugging_face()), "-o", str(folder), "-c", str(folder / "cache")]
+        command = [*builder, *paths, "-p", "fp32", "-e", "cpu"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise InputError(f"onnxruntime-genai's model builder failed: {result.stderr.strip()[-500:]}")
+
+    def _write_gguf(self, folder: Path) -> None:
+        import gguf
+        import numpy as np
+
+        (source,) = self.target.weight_files
+        if source.suffix != ".gguf":
+            raise InputError("llama.cpp is compared on targets that are GGUF files; this one is not")
+        reader = gguf.GGUFReader(source)
+        architecture = reader.fields["general.architecture"].contents()
+        writer = gguf.GGUFWriter(folder / "model.gguf", architecture)
+        own = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version")
+        for name, field in reader.fields.items():
+            if not name.startswith(own):
+                kind = field.types[0]
+                sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+                writer.add_key_value(name, field.contents(), kind, sub)
+        writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+        for tensor in reader.tensors:
+            values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+            writer.add_tensor(tensor.name, values)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write `values` readably."""
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+
+def _hugging_face_config(config: TargetConfig) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope.theta}
+    if config.rope.scaling != "none":
+        rope |= {"rope_type": config.rope.scaling, "factor": config.rope.factor}
+    if config.rope.scaling == "llama3":
+        rope |= {
+            "low_freq_factor": config.rope.low_freq_factor,
+            "high_freq_factor": config.rope.high_freq_factor,
+            "original_max_position_embeddings": config.rope.original_max_positions,
+        }
+    return {
+        "architectures": [_CLASSES[config.architecture]],
+        "model_type": config.architecture,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.rms_norm_eps,
+        "max_position_embeddings": config.max_positions,
+        "rope_parameters": rope,
+        "rope_theta": config.rope.theta,  # onnxruntime-genai's builder reads this one
+        "hidden_act": "silu",
+        "tie_word_embeddings": config.tied_embeddings,
+        "torch_dtype": "float32",
+    }
+
+
+def _hugging_face_tensors(decoder: "Decoder") -> dict[str, "Tensor"]:
+    """Return the decoder's weights under the names of `transformers`, projections split and `[out, in]`."""
+    own = decoder.state_dict()
+    tensors = {"model.embed_tokens.weight": own["embed_tokens"], "model.norm.weight": own["norm.weight"]}
+    if not decoder.config.tied_embeddings:
+        tensors["lm_head.weight"] = own["lm_head"]
+    widths = decoder.layers[0].widths
+    for index in range(decoder.config.num_layers):
+        ours, theirs = f"layers.{index}", f"model.layers.{index}"
+        for kind in ("weight", "bias") if decoder.config.qkv_bias else ("weight",):
+            parts = own[f"{ours}.qkv.{kind}"].split(widths, dim=-1)
+            tensors |= {
+                f"{theirs}.self_attn.{n}_proj.{kind}": part.T for n, part in zip("qkv", parts, strict=True)
+            }
+        if decoder.config.qk_norm:
+            tensors |= {f"{theirs}.self_attn.{n}_norm.weight": own[f"{ours}.{n}_norm.weight"] for n in "qk"}
+        gate, up = own[f"{ours}.mlp.gate_up.weight"].chunk(2, dim=-1)
+        tensors |= {
+            f"{theirs}.self_attn.o_proj.weight": own[f"{ours}.output.weight"].T,
+            f"{theirs}.mlp.gate_proj.weight": gate.T,
+            f"{theirs}.mlp.up_proj.weight": up.T,
+            f"{theirs}.mlp.down_proj.weight": own[f"{ours}.mlp.down.weight"].T,
+            f"{theirs}.input_layernorm.weight": own[f"{ours}.input_norm.weight"],
+            f"{theirs}.post_attention_layernorm.weight": own[f"{ours}.post_norm.weight"],
+        }
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}

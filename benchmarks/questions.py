@@ -1,0 +1,72 @@
+"""Prompts of a benchmark, as ids, from files that no drafter was trained on."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from poss_export.errors import InputError
+from poss_export.text import Text
+
+DEMO = Path(__file__).parent / "prompts/demo.jsonl"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt: where it stands, and its ids, chat template included."""
+
+    source: str
+    ids: list[int]
+
+
+def options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that choose the questions: `prompts` and `limit`, for `load`."""
+    file = click.Path(exists=True, dir_okay=False, path_type=Path)
+    text = "JSON Lines of `prompt` or `turns` (the first is asked), or .npz dialogues (those held out)."
+    command = click.option("--limit", type=click.IntRange(1), help="Ask so many, spread evenly.")(command)
+    return click.option(
+        "--prompts", type=file, multiple=True, default=(DEMO,), show_default="the demo's", help=text
+    )(command)
+
+
+def load(text: Text, prompts: Sequence[Path], limit: int | None) -> list[Question]:
+    """Return the questions of all files, at most `limit` of them, spread evenly.
+
+    Raises:
+        InputError: a line of a file has no prompt.
+    """
+    found = [
+        question
+        for path in prompts
+        for question in (_from_dialogues(path) if path.suffix == ".npz" else _from_lines(path, text))
+    ]
+    if limit is None or limit >= len(found):
+        return found
+    return [found[index * len(found) // limit] for index in range(limit)]
+
+
+def _from_lines(path: Path, text: Text) -> Iterator[Question]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        values: dict[str, Any] = json.loads(line)
+        prompt = values.get("prompt") or next(iter(values.get("turns", [])), None)
+        if not prompt:
+            raise InputError(f"{path}, line {number}: no prompt; each line needs 'prompt' or 'turns'")
+        yield Question(f"{path.name}:{number}", text.encode_chat([{"role": "user", "content": prompt}]))
+
+
+def _from_dialogues(path: Path) -> Iterator[Question]:
+    """Yield the tokens before the first answer of each dialogue that training holds out.
+
+    Arrays: ids `[tokens]`, answer_mask `[tokens]`, offsets `[dialogues + 1]`, validation `[dialogues]`.
+    """
+    with np.load(path) as arrays:
+        ids, answer, offsets = arrays["ids"], arrays["answer_mask"], arrays["offsets"]
+        held_out = np.flatnonzero(arrays["validation"])
+    for index in held_out:
+        start, end = offsets[index], offsets[index + 1]
+        prompt = ids[start : start + int(answer[start:end].argmax())]
+        yield Question(f"{path.name}:{index}", prompt.tolist())
