@@ -115,8 +115,9 @@ def main(
     console = Console()
     console.print(width_table(widths), round_table(speculative, plain))
     console.print(
-        f"tau {speculative['tau']:.2f}, decoding {ratio:.2f} times as fast as the target alone; bundle loaded in {loading:.2f} s; {threads} threads, "
-        f"{machine['processor']}; load average before {machine['load_average']}"
+        f"tau {speculative['tau']:.2f}, decoding {ratio:.2f} times as fast as the target alone; "
+        f"bundle loaded in {loading:.2f} s; {threads} threads, {machine['processor']}; "
+        f"load average before {machine['load_average']}"
     )
     if report is not None:
         values: dict[str, Any] = {"environment": machine, "settings": environment.settings()}
