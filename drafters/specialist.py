@@ -4,7 +4,6 @@ Attention is split from its projections because the two users mix values differe
 round attends over a cache and the tree, training over several streams of features.
 """
 
-import torch
 from torch import Tensor, nn
 
 from poss_export.config import DrafterConfig
@@ -33,10 +32,3 @@ class Specialist(nn.Module):
         """Return (predict, feedback) of fused rows `x` and their mixed values `[..., heads * head_dim]`."""
         aligned: tuple[Tensor, Tensor] = self.alignment(x + self.output(mixed))
         return aligned
-
-
-def stacked_key_value(specialists: nn.ModuleList, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return every specialist's key and value of rows `x` from one matmul."""
-    weight = torch.cat([specialist.kv.weight for specialist in specialists], dim=1)  # type: ignore[union-attr]
-    parts = (x @ weight).chunk(2 * len(specialists), dim=-1)
-    return list(zip(parts[0::2], parts[1::2], strict=True))
