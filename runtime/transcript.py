@@ -50,14 +50,14 @@ class Transcript:
     def finish(self) -> str:
         """End the answer, at the latest by `capacity`, and return the text still held back."""
         shown = len(self.text)
-        if self.finish_reason in (None, "length"):
+        if self.finish_reason != "stop_string":
             # An unfinished character is still inside the decoder; decoding everything shows it as �.
-            whole = self._source.decode(self.token_ids)
-            self._show(whole[len(self.text) + len(self._held) :])
+            ids = self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids
+            self._show(self._source.decode(ids)[len(self.text) + len(self._held) :])
         if self.finish_reason is None:
             self.finish_reason = "capacity"
         if self.finish_reason != "stop_string":
-            self.text, self._held = self.text + self._held, ""
+            self.text += self._held
         return self.text[shown:]
 
     def _add_token(self, token: int) -> None:
