@@ -1,0 +1,94 @@
+"""What the target knows about its dialogues: features, and its likeliest next tokens.
+
+Computed once, one teacher-forced pass over every dialogue, and kept in memory by the trainer.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from poss_export.targets.decoder import Decoder, causal_attend
+from poss_export.training.dialogues import Dialogues
+
+TOP_TARGETS = 64  # of the target's next-token distribution; over 8,192 ids they keep 98 % of the mass
+
+
+@dataclass(frozen=True)
+class TargetView:
+    """Per token i of the dialogues, in their order.
+
+    features: bfloat16 `[tokens, hidden]`; top_ids: int32 `[tokens, TOP_TARGETS]`, draft ids of the
+    likeliest next tokens; top_probabilities: bfloat16, same shape, over the whole vocabulary (their sum
+    is what the draft vocabulary can catch).
+    """
+
+    features: Tensor
+    top_ids: Tensor
+    top_probabilities: Tensor
+
+
+def batches_by_length(dialogues: Dialogues, order: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
+    """Yield dialogue indices whose padded batch holds at most `tokens` tokens (at least one dialogue).
+
+    Dialogues are taken in `order`, sorted by length within windows, so that little is padding.
+    """
+    window = 256
+    for start in range(0, len(order), window):
+        part = order[start : start + window]
+        part = part[np.argsort(dialogues.lengths[part], kind="stable")]
+        batch: list[int] = []
+        for index in part:
+            if batch and (len(batch) + 1) * dialogues.lengths[index] > tokens:
+                yield np.array(batch)
+                batch = []
+            batch.append(int(index))
+        yield np.array(batch)
+
+
+def padded(dialogues: Dialogues, batch: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return (flat token indices `[batch, seq]`, validity `[batch, seq]`) of right-padded dialogues."""
+    lengths = torch.from_numpy(dialogues.lengths[batch])
+    columns = torch.arange(int(lengths.max()))
+    valid = columns < lengths[:, None]
+    indices = torch.from_numpy(dialogues.offsets[batch])[:, None] + columns * valid
+    return indices, valid
+
+
+@torch.inference_mode()
+def view_dialogues(
+    decoder: Decoder,
+    dialogues: Dialogues,
+    draft_ids: Tensor,
+    *,
+    batch_tokens: int = 4096,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> TargetView:
+    """Run the target over all dialogues; `progress` is told how many tokens were done."""
+    count, config = len(dialogues.ids), decoder.config
+    device, dtype = decoder.embed_tokens.device, decoder.embed_tokens.dtype
+    view = TargetView(
+        features=torch.empty(count, config.hidden_size, dtype=torch.bfloat16),
+        top_ids=torch.empty(count, TOP_TARGETS, dtype=torch.int32),
+        top_probabilities=torch.empty(count, TOP_TARGETS, dtype=torch.bfloat16),
+    )
+    top = min(TOP_TARGETS, len(draft_ids))
+    view.top_ids.zero_()
+    view.top_probabilities.zero_()
+    ids, draft_ids = torch.from_numpy(dialogues.ids), draft_ids.to(device)
+    for batch in batches_by_length(dialogues, np.arange(len(dialogues)), batch_tokens):
+        indices, valid = padded(dialogues, batch)
+        attend = causal_attend(config, indices.shape[1], dtype, device)
+        features = decoder.hidden(ids[indices].to(device), attend)[valid.to(device)]
+        flat = indices[valid]
+        view.features[flat] = features.to("cpu", torch.bfloat16)
+        for rows, part in zip(flat.split(1024), features.split(1024), strict=True):
+            logits = decoder.head(part[None])[0].float()
+            kept = logits[:, draft_ids] - logits.logsumexp(-1, keepdim=True)
+            log_probabilities, top_ids = kept.topk(top)
+            view.top_ids[rows, :top] = top_ids.to("cpu", torch.int32)
+            view.top_probabilities[rows, :top] = log_probabilities.exp().to("cpu", torch.bfloat16)
+        progress(len(flat))
+    return view

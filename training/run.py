@@ -1,0 +1,178 @@
+"""`poss-export train`: from a target to a drafter folder, in steps that each resume.
+
+OUT/.training/   dialogues.npz, view-*.safetensors, state.pt: kept until the run is finished
+OUT/             training.jsonl (log), then config.json, model.safetensors and training.json
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poss_export.config import TargetConfig
+from poss_export.drafters.checkpoint import save_drafter
+from poss_export.drafters.model import Drafter
+from poss_export.errors import InputError
+from poss_export.targets.checkpoint import Target
+from poss_export.targets.decoder import Decoder
+from poss_export.training.dialogues import Dialogues
+from poss_export.training.features import TargetView, view_dialogues
+from poss_export.training.initialise import start_from_target
+from poss_export.training.presets import preset
+from poss_export.training.synthesis import invent_dialogues
+from poss_export.training.trainer import Corpus, Progress, Trainer, write_log
+from poss_export.training.vocabulary import choose_vocabulary, coverage
+
+EVALUATED_DEPTH = 6
+
+# report(activity, done, total, note) after every piece of work.
+Report = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a run depends on besides the target: equal options on equal hardware give an equal drafter."""
+
+    preset: str
+    dialogues: tuple[Path, ...] = ()  # ready .npz files; empty: the target invents `invent` dialogues
+    prompts: tuple[str, ...] = ()  # user turns to answer instead of invented ones
+    invent: int = 3000
+    budget: int = 20_000_000  # row-steps: scored rows times unrolled steps
+    draft_vocab_size: int = 8192
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained before any work is done."""
+        preset(self.preset)
+        for name in ("invent", "budget", "draft_vocab_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def train(target: Target, options: TrainOptions, out: Path, report: Report) -> dict[str, Any]:
+    """Train a drafter into folder `out`; return the record that is written beside it."""
+    work = out / ".training"
+    work.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    decoder = target.load_decoder().to(device, matmul_dtype(device))
+    dialogues = _dialogues(target, decoder, options, work, report)
+    draft_ids = torch.from_numpy(
+        choose_vocabulary(dialogues, target.config.vocab_size, options.draft_vocab_size)
+    )
+    view = _view(decoder, dialogues, draft_ids, work, report)
+    drafter, spread = _new_drafter(target.config, decoder, view, draft_ids, options)
+    corpus = Corpus(
+        dialogues=dialogues,
+        view=view,
+        embeddings=decoder.embed_tokens.float() / spread,
+        head=decoder.lm_head[draft_ids.to(device)],
+        device=device,
+        dtype=matmul_dtype(device),
+    )
+    trainer = Trainer(drafter, corpus, preset(options.preset).stages, options.budget, options.seed, work)
+    _run(trainer, options.budget, out / "training.jsonl", report)
+    acceptance = trainer.evaluate(EVALUATED_DEPTH)
+    _fold_embedding_spread(drafter.cpu(), spread)
+    save_drafter(out, drafter, target.sha256, torch.bfloat16)
+    return {
+        "target": target.name,
+        "options": {**asdict(options), "dialogues": [path.name for path in options.dialogues]},
+        "dialogues": len(dialogues),
+        "answer_tokens": int(dialogues.answer_mask.sum()),
+        "draft_vocabulary_coverage": round(coverage(dialogues, draft_ids.numpy()), 4),
+        "parameters": sum(p.numel() for p in drafter.parameters()),
+        "training_seconds": round(trainer.progress.seconds),
+        "held_out": {"alpha": [round(a, 3) for a in acceptance.alpha], "chain_tau": acceptance.chain_tau},
+    }
+
+
+def matmul_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the device multiplies it in hardware, else float32."""
+    if device.type == "cuda" or torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _dialogues(
+    target: Target, decoder: Decoder, options: TrainOptions, work: Path, report: Report
+) -> Dialogues:
+    if options.dialogues:
+        parts = [Dialogues.load(path) for path in options.dialogues]
+        return sum(parts[1:], start=parts[0])
+    path = work / "dialogues.npz"
+    if not path.exists():
+        written = 0
+
+        def progress(tokens: int) -> None:
+            nonlocal written
+            written += 1
+            report("answers", written, len(options.prompts) or options.invent, f"{tokens} tokens")
+
+        invent_dialogues(
+            decoder,
+            target.text,
+            options.invent,
+            seed=options.seed,
+            prompts=options.prompts,
+            progress=progress,
+        ).save(path)
+    return Dialogues.load(path)
+
+
+def _view(
+    decoder: Decoder, dialogues: Dialogues, draft_ids: Tensor, work: Path, report: Report
+) -> TargetView:
+    from safetensors.torch import load_file, save_file
+
+    path = work / f"view-{len(dialogues.ids)}-{len(draft_ids)}.safetensors"
+    if not path.exists():
+        done = 0
+
+        def progress(tokens: int) -> None:
+            nonlocal done
+            done += tokens
+            report("features", done, len(dialogues.ids), "tokens")
+
+        view = view_dialogues(decoder, dialogues, draft_ids, progress=progress)
+        save_file(vars(view), path.with_suffix(".partial"))
+        path.with_suffix(".partial").replace(path)
+    return TargetView(**load_file(path))
+
+
+def _new_drafter(
+    config: TargetConfig, decoder: Decoder, view: TargetView, draft_ids: Tensor, options: TrainOptions
+) -> tuple[Drafter, float]:
+    """Return an initialised drafter and the spread (standard deviation) of the embedding table."""
+    drafter = Drafter(preset(options.preset).drafter_config(config, options.draft_vocab_size))
+    drafter.draft_ids.copy_(draft_ids)
+    spread = float(decoder.embed_tokens.float().std())
+    feature_spread = float(view.features[:100_000].float().square().mean().sqrt())
+    start_from_target(drafter, decoder, feature_spread, options.seed)
+    return drafter, spread
+
+
+def _run(trainer: Trainer, budget: int, log: Path, report: Report) -> None:
+    done = sum(stage.share for stage in trainer.stages[: trainer.progress.stage]) * budget
+    last, stage = time.monotonic(), trainer.progress.stage
+
+    def step(progress: Progress, losses: dict[str, float]) -> None:
+        nonlocal done, last, stage
+        if progress.stage != stage:
+            stage, done = progress.stage, sum(s.share for s in trainer.stages[: progress.stage]) * budget
+        report("training", int(done + progress.row_steps), budget, f"loss {losses['token_loss']:.3f}")
+        if progress.step % 500 == 0 or time.monotonic() - last > 300:
+            last = time.monotonic()
+            acceptance = trainer.evaluate(EVALUATED_DEPTH, most=100)
+            write_log(log, {**asdict(progress), **losses, **asdict(acceptance)})
+
+    trainer.run(step)
+
+
+def _fold_embedding_spread(drafter: Drafter, spread: float) -> None:
+    """Training reads embeddings at unit spread; afterwards the fusion reads the table as it is."""
+    with torch.no_grad():
+        drafter.fusion.fc.weight[: drafter.config.hidden_size] /= spread

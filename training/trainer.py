@@ -1,0 +1,197 @@
+"""The training run: stages of unrolled steps, resumable at any point, the same for the same seed."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from poss_export.drafters.model import Drafter
+from poss_export.training.dialogues import Dialogues
+from poss_export.training.evaluation import Acceptance, AcceptanceCounter
+from poss_export.training.features import TargetView, batches_by_length, padded
+from poss_export.training.losses import feature_loss, token_loss
+from poss_export.training.presets import Stage
+from poss_export.training.unroll import Batch, unroll
+
+BATCH_TOKENS = 2048
+FEATURE_NOISE = 0.1  # uniform half-width added to the target's features; their spread is near 2
+WARMUP, FINAL_RATE = 0.02, 0.05  # share of a stage; share of its learning rate at the end
+CLIP_NORM = 1.0
+SAVE_EVERY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Everything that training reads: dialogues, the target's view of them, and the target's tables.
+
+    embeddings: `[vocab, hidden]` at unit spread; head: `[draft_vocab, hidden]`.
+    """
+
+    dialogues: Dialogues
+    view: TargetView
+    embeddings: Tensor
+    head: Tensor
+    device: torch.device
+    dtype: torch.dtype  # of matmuls: bfloat16 where the hardware multiplies it fast
+
+    def load(self, batch: np.ndarray) -> tuple[Batch, Tensor]:
+        """Return a batch and the flat indices of tokens c + 1 for its scored rows c."""
+        indices, valid = padded(self.dialogues, batch)
+        answers = torch.from_numpy(self.dialogues.answer_mask)[indices] & valid
+        following = torch.nn.functional.pad(indices, (0, 1))[:, 1:]
+        rows = torch.nn.functional.pad(answers, (0, 2))[:, 2:]
+        tokens = torch.from_numpy(self.dialogues.ids)[following]
+        loaded = Batch(
+            embeddings=self.embeddings[tokens.to(self.device)],
+            features=self.view.features[indices].to(self.device).float(),
+            rows=rows.to(self.device),
+        )
+        return loaded, following[rows]
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with the weights, so that a killed run goes on from there."""
+
+    stage: int = 0
+    step: int = 0  # optimiser steps of this stage
+    row_steps: int = 0  # of this stage
+    seconds: float = 0.0  # of training, over all sessions
+
+
+class Trainer:
+    """Trains one drafter on one corpus, `budget` row-steps in all."""
+
+    def __init__(
+        self, drafter: Drafter, corpus: Corpus, stages: tuple[Stage, ...], budget: int, seed: int, work: Path
+    ) -> None:
+        """Resume from `work` if a saved state is there."""
+        self.drafter, self.corpus, self.stages = drafter.to(corpus.device), corpus, stages
+        self.budget, self.seed, self.work = budget, seed, work
+        self.progress = Progress()
+        self.optimizer = torch.optim.AdamW(drafter.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
+        self._saved = time.monotonic()
+        if self._state_file.exists():
+            state = torch.load(self._state_file, weights_only=True)
+            self.progress = Progress(**state["progress"])
+            drafter.load_state_dict(state["drafter"])
+            self.optimizer.load_state_dict(state["optimizer"])
+
+    @property
+    def _state_file(self) -> Path:
+        return self.work / "state.pt"
+
+    def run(self, report: Callable[[Progress, dict[str, float]], None]) -> None:
+        """Train to the end of the budget; `report` gets each step's losses."""
+        while self.progress.stage < len(self.stages):
+            stage = self.stages[self.progress.stage]
+            for batch in self._batches():
+                if self.progress.row_steps >= stage.share * self.budget:
+                    break
+                started = time.monotonic()
+                losses = self._step(stage, batch)
+                self.progress.seconds += time.monotonic() - started
+                report(self.progress, losses)
+                if time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
+                    self.save()
+            if self.progress.stage == 0:
+                self._copy_first_specialist()
+            self.progress = Progress(stage=self.progress.stage + 1, seconds=self.progress.seconds)
+            self.optimizer.state.clear()
+            self.save()
+
+    def save(self) -> None:
+        """Write the run's state, whole or not at all."""
+        partial = self._state_file.with_suffix(".partial")
+        state = {"drafter": self.drafter.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({**state, "progress": asdict(self.progress)}, partial)
+        partial.replace(self._state_file)
+        self._saved = time.monotonic()
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        """Yield batches for ever, from where this stage stands; their order depends on the seed only."""
+        training = np.flatnonzero(~self.corpus.dialogues.validation)
+        step, epoch = 0, 0
+        while True:
+            random = np.random.default_rng((self.seed, self.progress.stage, epoch))
+            batches = list(
+                batches_by_length(self.corpus.dialogues, random.permutation(training), BATCH_TOKENS)
+            )
+            for index in random.permutation(len(batches)):
+                if step >= self.progress.step:
+                    yield batches[index]
+                step += 1
+            epoch += 1
+
+    def _step(self, stage: Stage, indices: np.ndarray) -> dict[str, float]:
+        """One optimiser step on one batch, losses averaged over the unrolled steps."""
+        corpus, progress = self.corpus, self.progress
+        for group in self.optimizer.param_groups:
+            group["lr"] = stage.learning_rate * _schedule(progress.row_steps / (stage.share * self.budget))
+        batch, outputs = corpus.load(indices)
+        key = np.random.SeedSequence((self.seed, progress.stage, progress.step))
+        noise = torch.Generator().manual_seed(int(key.generate_state(1)[0]))
+        jitter = torch.rand(batch.features.shape, generator=noise).to(corpus.device) * 2 - 1
+        noisy = Batch(batch.embeddings, batch.features + FEATURE_NOISE * jitter, batch.rows)
+        top_ids = corpus.view.top_ids[outputs].to(corpus.device)
+        top_probabilities = corpus.view.top_probabilities[outputs].to(corpus.device)
+        wanted = corpus.view.features[outputs].to(corpus.device)
+        token = feature = torch.zeros((), device=corpus.device)
+        with torch.autocast(corpus.device.type, corpus.dtype, enabled=corpus.dtype != torch.float32):
+            for predict, feedback in unroll(self.drafter, noisy, stage.steps):
+                token = token + token_loss(predict @ corpus.head.T, top_ids, top_probabilities) / stage.steps
+                feature = feature + feature_loss(feedback, wanted) / stage.steps
+        loss = stage.token_weight * token + stage.feature_weight * feature
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), CLIP_NORM)
+        self.optimizer.step()
+        progress.step += 1
+        progress.row_steps += len(outputs) * stage.steps
+        return {"token_loss": token.item(), "feature_loss": feature.item()}
+
+    def _copy_first_specialist(self) -> None:
+        """After the one-step stage every specialist starts as a copy of the one that was trained (PosS)."""
+        first = self.drafter.specialists[0].state_dict()
+        for specialist in self.drafter.specialists[1:]:
+            specialist.load_state_dict(first)
+
+    @torch.inference_mode()
+    def evaluate(self, steps: int, most: int = 400) -> Acceptance:
+        """Return acceptance by depth on at most `most` held-out dialogues."""
+        counter = AcceptanceCounter(steps)
+        held_out = np.flatnonzero(self.corpus.dialogues.validation)[:most]
+        draft_ids = self.drafter.draft_ids.cpu()
+        ids = torch.from_numpy(self.corpus.dialogues.ids)
+        for indices in batches_by_length(self.corpus.dialogues, held_out, BATCH_TOKENS):
+            batch, outputs = self.corpus.load(indices)
+            rows, truth = batch.rows.cpu(), ids[outputs + 1]
+            right = torch.zeros(steps, *rows.shape, dtype=torch.bool)
+            with torch.autocast(
+                batch.rows.device.type, self.corpus.dtype, enabled=self.corpus.dtype != torch.float32
+            ):
+                for step, (predict, _) in enumerate(unroll(self.drafter, batch, steps)):
+                    guess = (predict @ self.corpus.head.T).argmax(-1).cpu()
+                    right[step][rows] = draft_ids[guess] == truth
+            counter.add(right, rows)
+        return counter.result()
+
+
+def _schedule(done: float) -> float:
+    """Return the learning-rate factor after a share `done` of the stage: linear warm-up, then cosine."""
+    if done < WARMUP:
+        return max(done, 1e-3) / WARMUP
+    return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def write_log(path: Path, entry: dict[str, Any]) -> None:
+    """Append one JSON line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
