@@ -52,13 +52,19 @@ def export_target(
         Where in the weights' file the embedding table lies.
 
     Raises:
-        InputError: `capacity` is below 1 or above what the target was made for.
+        InputError: `capacity` is below 1 or above what the target was made for, or its heads do not suit
+            the cache form.
     """
     config = decoder.config
     if not 1 <= capacity <= config.max_positions:
         raise InputError(
             f"capacity is {capacity} tokens; this target was made for 1 to {config.max_positions}: "
             "choose a capacity in that range"
+        )
+    if cache_form == "shared" and config.head_dim % 16:
+        raise InputError(
+            f"heads of size {config.head_dim} do not suit cache form 'shared', whose operator takes "
+            "multiples of 16: use cache form 'static'"
         )
     contract = target_contract(config, precision)
     graph = TargetGraph(_in_precision(decoder, precision), cache_form, capacity)

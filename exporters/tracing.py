@@ -26,7 +26,8 @@ def export_graph(module: nn.Module, contract: GraphContract, path: Path, static:
     """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports every optional package it lacks
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # torch warns of its own code
+        warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # torch warns of its own code,
+        warnings.filterwarnings("ignore", ".*axis name.*")  # and of every dimension that two inputs share
         program = torch.onnx.export(
             module.eval(),
             tuple(_example(spec, static) for spec in contract.inputs),

@@ -1,0 +1,128 @@
+"""Tiny targets, and graphs made of them once per run. Heavy libraries are imported where they are used."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+CAPACITY = 48
+_SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+# name: (transformers' model type, what is special about it)
+_TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"tie_word_embeddings": True}),
+    "llama3": ("llama", {"rope_parameters": _LLAMA3_ROPE}),
+    "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    "mistral": ("mistral", {"sliding_window": 64, "head_dim": 32}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"head_dim": 32, "num_key_value_heads": 4}),
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the Hugging Face folder of a tiny random target, by a name of `_TINY`."""
+
+    @cache
+    def write(name: str) -> Path:
+        import torch
+        from tokenizers import Tokenizer, models
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        model_type, special = _TINY[name]
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**_SIZES, **special}))
+        torch.manual_seed(0)
+        for weight in model.parameters():  # large enough that every part of the decoder shows
+            torch.nn.init.normal_(weight, mean=float(weight.dim() == 1), std=0.3)
+        folder = tmp_path_factory.mktemp(name)
+        model.save_pretrained(folder)
+        words = {f"<{i}>": i for i in range(_SIZES["vocab_size"])}
+        Tokenizer(models.WordLevel(words, unk_token="<0>")).save(str(folder / "tokenizer.json"))
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def target_graph(
+    tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Return target_graph(name, cache_form, precision="fp32"): an exported tiny target of capacity 48."""
+
+    @cache
+    def export(name: str, cache_form: str, precision: str = "fp32") -> Path:
+        from poss_export.exporters.target import export_target
+        from poss_export.targets.checkpoint import open_target
+
+        path = tmp_path_factory.mktemp(f"{name}-{cache_form}-{precision}") / "target.onnx"
+        decoder = open_target(str(tiny_folder(name))).load_decoder()
+        export_target(decoder, path, cache_form=cache_form, precision=precision, capacity=CAPACITY)
+        return path
+
+    return export
+
+
+class CachedTarget:
+    """A target graph in ONNX Runtime with caches of its own; plain on purpose."""
+
+    def __init__(self, path: Path, batch: int = 1) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        past = [spec for spec in self.session.get_inputs() if spec.name.startswith("past_key_values")]
+        dtype = np.float16 if "float16" in past[0].type else np.float32
+        self.batch, self.length = batch, 0
+        self.caches = {s.name: np.zeros((batch, s.shape[1], CAPACITY, s.shape[3]), dtype) for s in past}
+
+    def __call__(
+        self,
+        ids: list[int],
+        depths: list[int] | None = None,
+        mask: np.ndarray | None = None,
+        rows: list[int] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Run `ids` behind what is cached and keep their rows; by default a prompt chunk, all rows wanted."""
+        count = len(ids)
+        depths = list(range(count)) if depths is None else depths
+        mask = np.tril(np.ones((count, count), bool)) if mask is None else mask
+        rows = list(range(count)) if rows is None else rows
+        feed = {
+            "input_ids": np.array([ids] * self.batch),
+            "position_ids": self.length + np.array([depths] * self.batch),
+            "tree_mask": np.array([mask] * self.batch),
+            "past_length": np.array([self.length] * self.batch),
+            "logits_rows": np.array([rows] * self.batch, np.int64),
+        }
+        names = [spec.name for spec in self.session.get_outputs()]
+        outputs = dict(zip(names, self.session.run(None, {**feed, **self.caches}), strict=True))
+        self.caches = {name: outputs[name.replace("past_key_values", "present")] for name in self.caches}
+        self.length += count
+        return outputs
+
+
+@pytest.fixture(scope="session")
+def cached_target() -> type[CachedTarget]:
+    """Return the class that runs a target graph with caches of its own."""
+    return CachedTarget
