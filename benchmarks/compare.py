@@ -6,7 +6,6 @@ Every engine lives in a process of its own and they take turns, prompt by prompt
 so that noise of the machine hits all alike. Greedy, float32, one sequence, the chat template.
 """
 
-import json
 import multiprocessing
 import statistics
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 from rich.console import Console
@@ -96,9 +95,14 @@ class Row:
         found = []
         for prompt, (mine, theirs) in enumerate(zip(self.answers[0], other.answers[0], strict=True)):
             if mine.tokens != theirs.tokens:
-                same = (a == b for a, b in zip(mine.tokens, theirs.tokens, strict=False))
-                found.append((prompt, next((i for i, equal in enumerate(same) if not equal), -1)))
+                found.append((prompt, first_difference(mine.tokens, theirs.tokens)))
         return found
+
+
+def first_difference(a: list[int], b: list[int]) -> int:
+    """Return where the first differing token is; the shorter length where one continues the other."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def measure(workers: dict[str, Worker], prompts: list[list[int]], tokens: int, repeats: int) -> list[Row]:
@@ -139,14 +143,15 @@ def summary(rows: list[Row], prompt_tokens: int) -> Iterator[dict[str, Any]]:
 
 def table(figures: list[dict[str, Any]], missing: list[str], prompts: int) -> Table:
     """Return the figures as a table; engines that are not installed have a row too."""
-    headings = ("engine", "tokens/s", "lowest to highest", "ratio", "prefill/s", "decode/s", "tau", "equal")
-    result = Table(*headings)
+    result = Table(box=None, pad_edge=False, collapse_padding=True)
+    for heading in ("engine", "tokens/s", "range", "ratio", "prefill", "decode", "tau", "equal"):
+        result.add_column(heading, no_wrap=True, justify="left" if heading == "engine" else "right")
     for row in figures:
         speeds = row["tokens_per_second_by_repeat"]
         result.add_row(
             row["engine"],
             f"{row['tokens_per_second']:.1f}",
-            f"{min(speeds):.1f} to {max(speeds):.1f}",
+            f"{min(speeds):.1f}-{max(speeds):.1f}",
             f"{row['ratio']:.2f}",
             f"{row['prefill_tokens_per_second']:.0f}",
             f"{row['decode_tokens_per_second']:.1f}",
@@ -177,7 +182,7 @@ def open_peers(manifest: Manifest, target: str | None, cache: Path) -> Peers:
 @click.option("--threads", default=environment.cores(), show_default="cores")
 @click.option("--only", multiple=True, type=click.Choice(list(ENGINES)), help="Measure these engines only.")
 @click.option("--cache", default="out/peers", type=click.Path(path_type=Path), help="Where peers' models go.")
-@click.option("--json", "report", type=click.File("w", lazy=True), help="Write figures and answers here.")
+@click.option("--json", "report", type=environment.REPORT, help="Write figures and answers here.")
 def main(
     bundle: Path,
     target: str | None,
@@ -188,7 +193,7 @@ def main(
     threads: int,
     only: tuple[str, ...],
     cache: Path,
-    report: IO[str] | None,
+    report: Path | None,
 ) -> None:
     """Parse, measure, print."""
     manifest = read_manifest(bundle)
@@ -206,16 +211,18 @@ def main(
                 workers[name] = stack.enter_context(Worker(name, setup))
         rows = measure(workers, asked, max_new_tokens, repeats)
     figures = list(summary(rows, sum(map(len, asked))))
-    console = Console()
-    console.print(table(figures, missing, len(asked)))
-    console.print(
+    Console().print(table(figures, missing, len(asked)))
+    for row in figures:
+        for prompt, token in row["first_differences"]:
+            click.echo(f"{row['engine']} differs from {BASELINE} in prompt {prompt}, token {token}")
+    click.echo(
         f"{len(asked)} prompts, at most {max_new_tokens} new tokens, {repeats} repeats, {threads} threads, "
         f"{machine['processor']}; load average before {machine['load_average']}"
     )
     if report is not None:
         answers = {row.name: [[asdict(answer) for answer in run] for run in row.answers] for row in rows}
-        values = {"environment": machine, "settings": environment.settings(), "not_installed": missing}
-        json.dump(values | {"figures": figures, "answers": answers}, report)
+        values = {"not_installed": missing, "figures": figures, "answers": answers}
+        environment.write(report, machine, values)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,10 @@
 A plain step is one target call of width 1. The widths take turns, so that noise hits all alike.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
 
 import click
 import numpy as np
@@ -67,7 +65,7 @@ def parts(answers: Sequence[Generation]) -> dict[str, float]:
 
 def width_table(times: dict[int, float]) -> Table:
     """Return the cost of each width."""
-    table = Table("width", "ms", "plain steps", title="Target call by width")
+    table = Table("width", "ms", "plain steps", box=None, title="Target call by width")
     for width, value in times.items():
         table.add_row(str(width), f"{value:.2f}", f"{value / times[1]:.2f}")
     return table
@@ -75,7 +73,8 @@ def width_table(times: dict[int, float]) -> Table:
 
 def round_table(speculative: dict[str, float], plain: dict[str, float]) -> Table:
     """Return the parts of a round beside those of a plain step."""
-    table = Table("part", "ms", "plain steps", "share", "target-only ms", title="Mean round")
+    headings = ("part", "ms", "plain steps", "share", "target-only ms")
+    table = Table(*headings, box=None, title="\nMean round")
     for part in ("target", "draft", "outside", "round"):
         value = speculative[part]
         cells = (f"{value:.2f}", f"{value / plain['round']:.2f}", f"{value / speculative['round']:.1%}")
@@ -90,7 +89,7 @@ def round_table(speculative: dict[str, float], plain: dict[str, float]) -> Table
 @click.option("--past", default=128, show_default=True, help="Tokens in the cache while widths are timed.")
 @click.option("--repeats", default=20, show_default=True, help="Calls of each width.")
 @click.option("--threads", default=environment.cores(), show_default="cores")
-@click.option("--json", "report", type=click.File("w", lazy=True), help="Write the figures here.")
+@click.option("--json", "report", type=environment.REPORT, help="Write the figures here.")
 def main(
     bundle: Path,
     prompts: tuple[Path, ...],
@@ -99,7 +98,7 @@ def main(
     past: int,
     repeats: int,
     threads: int,
-    report: IO[str] | None,
+    report: Path | None,
 ) -> None:
     """Parse, measure, print."""
     machine = environment.record()
@@ -114,15 +113,14 @@ def main(
     ratio = speculative["tau"] * plain["round"] / speculative["round"]
     console = Console()
     console.print(width_table(widths), round_table(speculative, plain))
-    console.print(
+    click.echo(
         f"tau {speculative['tau']:.2f}, decoding {ratio:.2f} times as fast as the target alone; "
         f"bundle loaded in {loading:.2f} s; {threads} threads, {machine['processor']}; "
         f"load average before {machine['load_average']}"
     )
     if report is not None:
-        values: dict[str, Any] = {"environment": machine, "settings": environment.settings()}
-        values |= {"loading_seconds": loading, "milliseconds_by_width": widths}
-        json.dump(values | {"speculative": speculative, "target_only": plain}, report)
+        values = {"loading_seconds": loading, "milliseconds_by_width": widths}
+        environment.write(report, machine, values | {"speculative": speculative, "target_only": plain})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What every benchmark records and how it ends: the machine, the settings, the errors."""
 
+import json
 import os
 import platform
 import sys
@@ -12,6 +13,7 @@ import click
 
 from poss_export.errors import PossExportError
 
+REPORT = click.Path(dir_okay=False, writable=True, path_type=Path)
 PACKAGES = (
     "poss-export",
     "numpy",
@@ -37,9 +39,10 @@ def record() -> dict[str, Any]:
     }
 
 
-def settings() -> dict[str, str]:
-    """Return the options of the running command."""
-    return {name: str(value) for name, value in click.get_current_context().params.items()}
+def write(report: Path, machine: dict[str, Any], values: dict[str, Any]) -> None:
+    """Write `values` to `report` with the machine and the options of the running command."""
+    options = {name: str(value) for name, value in click.get_current_context().params.items()}
+    report.write_text(json.dumps({"environment": machine, "settings": options, **values}) + "\n")
 
 
 def run(command: click.Command) -> None:

@@ -6,12 +6,10 @@ Exits with 1 on a mismatch. A divergence where the target's two likeliest tokens
 NEAR_TIE is none: rounding decides there, and it is listed with its gap.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 import click
 import numpy as np
@@ -73,7 +71,8 @@ def divergence(bundle: Bundle, question: Question, ours: Generation, plain: Gene
 def depth_table(answers: dict[str, list[Generation]]) -> Table:
     """Return, for each file, tau and the share of rounds that accepted each depth."""
     depth = max(len(a.accepted_by_depth) for group in answers.values() for a in group)
-    table = Table("prompts", "answers", "tokens", "tau", *(f"depth {d + 1}" for d in range(depth)))
+    columns = ("prompts", "answers", "tokens", "tau", *(f"depth {d + 1}" for d in range(depth)))
+    table = Table(*columns, box=None, pad_edge=False)
     for name, group in answers.items():
         rounds = max(sum(a.rounds for a in group), 1)
         tokens = sum(a.tokens for a in group)
@@ -90,16 +89,17 @@ def depth_table(answers: dict[str, list[Generation]]) -> Table:
 @questions.options
 @click.option("--max-new-tokens", default=128, show_default=True)
 @click.option("--threads", default=environment.cores(), show_default="cores")
-@click.option("--json", "report", type=click.File("w", lazy=True), help="Write the figures here.")
+@click.option("--json", "report", type=environment.REPORT, help="Write the figures here.")
 def main(
     bundle: Path,
     prompts: tuple[Path, ...],
     limit: int | None,
     max_new_tokens: int,
     threads: int,
-    report: IO[str] | None,
+    report: Path | None,
 ) -> None:
     """Parse, measure, print."""
+    machine = environment.record()
     answers: dict[str, list[Generation]] = {}
     divergences: list[Divergence] = []
     console = Console()
@@ -115,15 +115,14 @@ def main(
     console.print(depth_table(answers))
     for found in divergences:
         kind = "near-tie" if found.near_tie else "MISMATCH"
-        console.print(f"{kind}: {found.source}, token {found.position}, gap {found.gap:.2e}")
-    console.print(
+        click.echo(f"{kind}: {found.source}, token {found.position}, gap {found.gap:.2e}")
+    click.echo(
         f"{len(asked)} prompts: {len(asked) - len(divergences)} equal, "
         f"{len(divergences) - len(mismatches)} near-ties, {len(mismatches)} mismatches"
     )
     if report is not None:
-        values = {"environment": environment.record(), "settings": environment.settings()}
         rows = {name: [asdict(a) for a in group] for name, group in answers.items()}
-        json.dump(values | {"divergences": [asdict(d) for d in divergences], "answers": rows}, report)
+        environment.write(report, machine, {"divergences": [asdict(d) for d in divergences], "answers": rows})
     sys.exit(bool(mismatches))
 
 

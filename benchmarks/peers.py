@@ -159,7 +159,7 @@ def _hugging_face_tensors(decoder: "Decoder") -> dict[str, "Tensor"]:
         for kind in ("weight", "bias") if decoder.config.qkv_bias else ("weight",):
             parts = own[f"{ours}.qkv.{kind}"].split(widths, dim=-1)
             tensors |= {
-                f"{theirs}.self_attn.{n}_proj.{kind}": part.T for n, part in zip("qkv", parts, strict=True)
+                f"{theirs}.self_attn.{n}_proj.{kind}": part.t() for n, part in zip("qkv", parts, strict=True)
             }
         if decoder.config.qk_norm:
             tensors |= {f"{theirs}.self_attn.{n}_norm.weight": own[f"{ours}.{n}_norm.weight"] for n in "qk"}

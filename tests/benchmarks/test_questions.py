@@ -1,0 +1,66 @@
+"""Benchmark prompts: what each kind of file yields."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import questions
+from poss_export.errors import InputError
+from poss_export.text import Text, TextConfig
+
+TOKENIZER = {
+    "version": "1.0",
+    "pre_tokenizer": {"type": "Whitespace"},
+    "model": {
+        "type": "WordLevel",
+        "vocab": {"<u>": 0, "user": 1, "a": 2, "b": 3, "c": 4},
+        "unk_token": "<u>",
+    },
+}
+TEXT = Text(
+    json.dumps(TOKENIZER),
+    TextConfig(stop_ids=(0,), chat_template="{{ messages[0].role }} {{ messages[0].content }}"),
+)
+
+
+def test_lines_with_a_prompt_and_lines_with_turns(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"prompt": "a b"}\n{"turns": ["c", "a"], "category": "x"}\n')
+    found = questions.load(TEXT, [file], None)
+    assert [q.ids for q in found] == [[1, 2, 3], [1, 4]]
+    assert [q.source for q in found] == ["q.jsonl:1", "q.jsonl:2"]
+
+
+def test_a_line_without_a_prompt_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"prompt": "a"}\n{"answer": "b"}\n')
+    with pytest.raises(InputError, match="line 2"):
+        questions.load(TEXT, [file], None)
+
+
+def test_only_held_out_dialogues_are_asked(tmp_path: Path) -> None:
+    file = tmp_path / "d.npz"
+    np.savez(
+        file,
+        ids=np.array([10, 11, 12, 20, 21, 22, 23, 30], np.uint16),
+        answer_mask=np.array([0, 1, 1, 0, 0, 1, 0, 0], np.uint8),
+        offsets=np.array([0, 3, 7, 8]),
+        validation=np.array([False, True, False]),
+    )
+    (question,) = questions.load(TEXT, [file], None)
+    assert question.ids == [20, 21]
+    assert question.source == "d.npz:1"
+
+
+def test_a_limit_spreads_evenly(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("first.jsonl", "second.jsonl")]
+    for file in files:
+        file.write_text('{"prompt": "a"}\n' * 10)
+    found = questions.load(TEXT, files, 4)
+    assert [q.source for q in found] == ["first.jsonl:1", "first.jsonl:6", "second.jsonl:1", "second.jsonl:6"]
+
+
+def test_the_demo_prompts_are_readable() -> None:
+    assert len(questions.load(TEXT, [questions.DEMO], None)) == 8
