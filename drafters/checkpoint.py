@@ -4,6 +4,7 @@ Tensors carry the names of the public EAGLE and PosS releases (`[out, in]` matri
 tools can read what we write; `d2t` maps draft ids to target ids as EAGLE-3 does, by offsets.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +22,13 @@ from poss_export.errors import CheckpointError, InputError
 
 @dataclass(frozen=True)
 class DrafterCheckpoint:
-    """A loaded drafter, its name, and the sha256 of the target it was trained for (None: not recorded)."""
+    """A loaded drafter; `sha256` is that of its weight file.
+
+    `target_sha256` is that of the target it was trained for (None: not recorded).
+    """
 
     name: str
+    sha256: str
     drafter: Drafter
     target_sha256: str | None
 
@@ -51,8 +56,13 @@ def load_drafter(spec: str) -> DrafterCheckpoint:
     target_sha256 = values.pop("target_sha256", None)
     config = DrafterConfig.from_dict(values)
     drafter = Drafter(config)
-    _fill(drafter, _read_tensors(folder / "model.safetensors"))
-    return DrafterCheckpoint(folder.name, drafter.eval().requires_grad_(False), target_sha256)
+    weights = folder / "model.safetensors"
+    _fill(drafter, _read_tensors(weights))
+    with weights.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return DrafterCheckpoint(
+        folder.resolve().name, sha256, drafter.eval().requires_grad_(False), target_sha256
+    )
 
 
 def save_drafter(folder: Path, drafter: Drafter, target_sha256: str, dtype: torch.dtype) -> None:

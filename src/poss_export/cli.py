@@ -1,0 +1,203 @@
+"""The command line: parse, call one function, show what it returns, turn errors into exit codes.
+
+Results go to stdout, everything else to stderr. Heavy libraries are imported inside the commands.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from poss_export.config import CacheForm, Precision, TreeShape
+from poss_export.errors import InputError, PossExportError
+
+if TYPE_CHECKING:
+    from poss_export.exporters.build import Plan
+    from poss_export.runtime.bundle import Bundle
+    from poss_export.runtime.generation import Generation, Stream
+
+
+class Commands(click.Group):
+    """A group whose commands end a `PossExportError` with its message and exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except PossExportError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="poss-export")
+def main() -> None:
+    """Lossless speculative decoding on ONNX Runtime: export, build, verify, run."""
+
+
+@main.command()
+@click.argument("target")
+@click.option(
+    "--drafter", help="Shipped drafter or folder; left out: the bundle decodes with the target only."
+)
+@click.option("-o", "--output", "bundle", metavar="BUNDLE", type=click.Path(path_type=Path), required=True)
+@click.option("--tree-depth", default=TreeShape.depth, help="Levels of the drafted tree.")
+@click.option("--top-k", default=TreeShape.top_k, help="Beam of the drafted tree.")
+@click.option(
+    "--tree-nodes", default=TreeShape.nodes, help="Drafted tokens that the target verifies at once."
+)
+@click.option(
+    "--capacity",
+    type=int,
+    show_default="2048, or the target's longest context",
+    help="Tokens of prompt and answer together.",
+)
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32")
+@click.option(
+    "--cache-form",
+    type=click.Choice(["shared", "static"]),
+    default="shared",
+    help="shared: ONNX Runtime on the CPU; static: standard operators, for GPUs.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan as JSON and write nothing.")
+@click.option("--force", is_flag=True, help="Replace the bundle that is there.")
+def build(
+    target: str,
+    drafter: str | None,
+    bundle: Path,
+    tree_depth: int,
+    top_k: int,
+    tree_nodes: int,
+    capacity: int | None,
+    precision: Precision,
+    cache_form: CacheForm,
+    dry_run: bool,
+    force: bool,
+) -> None:
+    """Export TARGET and a drafter, check the graphs against PyTorch, write BUNDLE.
+
+    TARGET is smollm2-135m (embedded), a Hugging Face folder, or a .gguf file.
+    """
+    tree = TreeShape(tree_depth, top_k, tree_nodes)
+    from poss_export.drafters.checkpoint import load_drafter
+    from poss_export.exporters.build import build_bundle, check_output, plan_build
+    from poss_export.targets.checkpoint import open_target
+
+    check_output(bundle, force)
+    plan = plan_build(
+        open_target(target),
+        None if drafter is None else load_drafter(drafter),
+        tree=tree,
+        capacity=capacity,
+        precision=precision,
+        cache_form=cache_form,
+    )
+    _warn_of_other_target(plan)
+    if dry_run:
+        click.echo(json.dumps(plan.to_dict(), indent=2))
+        return
+    argv = ["poss-export", *sys.argv[1:]]
+    manifest = build_bundle(plan, bundle, argv=argv, force=force, report=_log)
+    figures = ", ".join(f"{name} {value:.1e}" for name, value in manifest.parity.items())
+    click.echo(f"{bundle}: {_megabytes(sum(f.size for f in manifest.files.values()))}, parity {figures}")
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompt", nargs=-1)
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="JSON Lines of `prompt`, or of `turns` (the first is asked).",
+)
+@click.option("--max-new-tokens", default=128, help="Longest answer, in tokens.")
+@click.option("--temperature", default=0.0, help="0: greedy.")
+@click.option("--top-k", default=0, help="Sample from the likeliest tokens only; 0: all.")
+@click.option("--top-p", default=1.0, help="Sample from the likeliest tokens that reach this share.")
+@click.option(
+    "--min-p", default=0.0, help="Sample from tokens at least this share as likely as the likeliest."
+)
+@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option("--stop", metavar="STRING", multiple=True, help="End the answer before this; repeatable.")
+@click.option("--target-only", is_flag=True, help="Decode without the drafter, the baseline.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
+@click.option("--threads", type=int, show_default="ONNX Runtime's choice", help="CPU threads.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a prompt.")
+def generate(
+    bundle: Path,
+    prompt: tuple[str, ...],
+    prompts: Path | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int | None,
+    stop: tuple[str, ...],
+    target_only: bool,
+    raw: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Answer prompts with BUNDLE, by draft and verify."""
+    from poss_export.prompts import read_prompts
+    from poss_export.runtime.bundle import open_bundle
+    from poss_export.runtime.sampling import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, min_p, seed)
+    asked = [*prompt, *(read_prompts(prompts) if prompts else ())]
+    if not asked:
+        raise InputError("no prompt; write one behind the bundle, or give a file with --prompts")
+    answers = []
+    with open_bundle(bundle, threads=threads) as engines:
+        for text in asked:
+            stream = engines.stream(
+                text,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                stop=stop,
+                target_only=target_only,
+                raw=raw,
+            )
+            answers.append(_show(stream, as_json))
+    if len(answers) > 1:
+        _log(f"{len(answers)} answers: {_summary(answers)}")
+
+
+def _show(stream: "Stream", as_json: bool) -> "Generation":
+    """Print an answer, on a terminal while it grows."""
+    if as_json:
+        click.echo(json.dumps(stream.run().to_dict(), ensure_ascii=False))
+    else:
+        for piece in stream if sys.stdout.isatty() else [stream.run().text]:
+            click.echo(piece, nl=False)
+        click.echo()
+    _log(f"{_summary([stream.result])}, finish: {stream.result.finish_reason}")
+    return stream.result
+
+
+def _summary(answers: Sequence["Generation"]) -> str:
+    tokens, seconds = sum(a.tokens for a in answers), sum(a.seconds for a in answers)
+    rounds = sum(a.rounds for a in answers)
+    tau = (tokens - len(answers)) / rounds if rounds else 0.0
+    return f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s, tau {tau:.2f}"
+
+
+def _warn_of_other_target(plan: "Plan") -> None:
+    if plan.drafter is not None and plan.drafter.target_sha256 not in (None, plan.target.sha256):
+        _log(
+            f"warning: drafter {plan.drafter.name!r} was trained for other weights than those of "
+            f"{plan.target.name!r}; output stays right, but fewer tokens may be accepted"
+        )
+
+
+def _log(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"
