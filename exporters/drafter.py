@@ -1,104 +1,127 @@
-"""The draft graph: a drafter's whole round and its caches, traced by `torch.onnx` to the contract."""
+"""The draft graph: a drafter's whole round with its caches, as the contract states it."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.onnx.ops import rotary_embedding
 
 from poss_export.config import CacheForm, Precision, TreeShape
 from poss_export.contract import draft_contract
 from poss_export.drafters.drafting import TreeDrafting
 from poss_export.drafters.model import Drafter
-from poss_export.exporters.ops import OPSET, TRANSLATIONS, tensor_scatter
+from poss_export.exporters.ops import tensor_scatter
+from poss_export.exporters.tracing import export_graph
+from poss_export.targets.decoder import split_heads
 from poss_export.targets.rope import rope_tables
 
 
 class DraftGraph(nn.Module):
-    """What the draft graph computes, runnable in PyTorch as well."""
-
-    cos: Tensor
-    sin: Tensor
+    """What the draft graph computes; it runs in PyTorch as it does in the graph."""
 
     def __init__(self, drafting: TreeDrafting, cache_form: CacheForm, capacity: int) -> None:
+        """Wrap a round in caches."""
         super().__init__()
-        self.drafting = drafting
-        self.cache_form = cache_form
+        self.drafting, self.cache_form = drafting, cache_form
         config = drafting.config
-        # Tree rows stand behind a full cache, and need no room in it.
-        cos, sin = rope_tables(config.rope, config.head_dim, capacity + drafting.tree.depth)
-        self.register_buffer("cos", cos)
-        self.register_buffer("sin", sin)
+        # Tree rows stand behind the prefix, which may fill the caches.
+        tables = rope_tables(config.rope, config.head_dim, capacity + drafting.tree.depth)
+        self.cos, self.sin = (nn.Buffer(table.to(drafting.key_value.dtype)) for table in tables)
 
-    def forward(self, embeddings, features, row_count, past_length, past):
-        caches = RoundCaches(self, past, past_length, row_count)
-        drafted = self.drafting(embeddings, features, row_count, caches)
-        return *drafted, *caches.present
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Map the contract's inputs to its outputs, each in the contract's order."""
+        embeddings, features, row_count, past_length, *past = inputs
+        caches = DraftCaches(self.cache_form, past, past_length, row_count, (self.cos, self.sin))
+        return *self.drafting(embeddings, features, row_count, caches), *caches.present
 
 
-class RoundCaches:
-    def __init__(self, graph, past, past_length, row_count):
-        self.graph, self.past, self.past_length = graph, past, past_length
-        self.head_dim = past[0].shape[-1]
-        self.length = past_length + row_count
-        self.present: list[Tensor] = []
-        self.tree: dict[int, tuple[Tensor, Tensor]] = {}
+class DraftCaches:
+    """The prefix in the graph's buffers, tree rows beside it.
 
-    def rotate(self, x, positions):
-        return torch.onnx.ops.rotary_embedding(x, self.graph.cos, self.graph.sin, positions)
+    Attention is written out in two parts, prefix and tree, that meet in the softmax: joined keys and
+    values would copy the prefix at every level. The `shared` form (batch 1) reads the L used rows of
+    a buffer, the `static` form all rows under a mask.
+    """
 
-    def split(self, x):
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+    def __init__(
+        self,
+        form: CacheForm,
+        past: Sequence[Tensor],
+        past_length: Tensor,
+        row_count: Tensor,
+        tables: tuple[Tensor, Tensor],
+    ) -> None:
+        """Start a round; shapes as in the contract."""
+        self.form, self.past, self.tables = form, past, tables
+        self.past_length, self.length = past_length, past_length + row_count
+        self.present = list[Tensor]()
+        self.tree = dict[int, tuple[Tensor, Tensor]]()
 
-    def append(self, key_value):
-        key, value = self.split(key_value).chunk(2, dim=1)
-        positions = self.past_length[:, None] + torch.arange(key_value.shape[1])
-        count = len(self.past) // 2
-        keys, values = self.rotate(key, positions).chunk(count, dim=1), value.chunk(count, dim=1)
-        for s in range(count):
-            for past, new in ((self.past[2 * s], keys[s]), (self.past[2 * s + 1], values[s])):
-                self.present.append(tensor_scatter(past, new, self.past_length))
-        if self.graph.cache_form == "shared":
-            length = self.length.item()
-            torch._check(length >= 1)
+    def append(self, key_value: Tensor) -> None:
+        """Implement `RoundCaches.append`; padding rows are written too, and overwritten next round."""
+        key, value = split_heads(key_value, self.past[0].shape[-1]).chunk(2, dim=1)
+        key = rotary_embedding(key, *self.tables, self.past_length[:, None] + torch.arange(key.shape[2]))
+        used = len(self.past) // 2
+        new = [
+            half
+            for pair in zip(key.chunk(used, dim=1), value.chunk(used, dim=1), strict=True)
+            for half in pair
+        ]
+        self.present = [
+            tensor_scatter(past, rows, self.past_length) for past, rows in zip(self.past, new, strict=True)
+        ]
+        self.prefix, self.prefix_bias = self.present, None
+        if self.form == "shared":
+            length = cast(int, self.length.item())
             torch._check(length <= self.past[0].shape[2])
             self.prefix = [cache[:, :, :length] for cache in self.present]
-            self.bias = None
         else:
-            columns = torch.arange(self.past[0].shape[2])
-            self.prefix = self.present
-            hidden = columns >= self.length[:, None]
-            self.bias = torch.zeros((), dtype=self.graph.cos.dtype).masked_fill(hidden, float("-inf"))[
-                :, None, None
-            ]
+            unused = torch.arange(self.past[0].shape[2]) >= self.length[:, None]
+            zero = torch.zeros((), dtype=key.dtype)
+            self.prefix_bias = zero.masked_fill(unused, float("-inf"))[:, None, None]  # [B, 1, 1, T]
 
-    def attend(self, s, query, key_value, first_level, mask):
-        k, d = query.shape[1], self.head_dim
-        level = 0 if mask is None else mask.shape[-1] // k
-        prefix_key, prefix_value = self.prefix[2 * s : 2 * s + 2]
-        groups = prefix_key.shape[1]
-        q = self.rotate(self.split(query), (self.length + (level - 1))[:, None].expand(-1, k))
-        q = q.unflatten(1, (groups, -1)).flatten(2, 3) * d**-0.5  # [B, G, heads per group * k, D]
-        scores = q @ prefix_key.mT
-        if self.bias is not None:
-            scores = scores + self.bias
-        if mask is None:
-            mixed = scores.softmax(-1) @ prefix_value
+    def attend(
+        self, specialist: int, query: Tensor, level: int, key_value: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        """Implement `RoundCaches.attend`."""
+        key, value = self.prefix[2 * specialist : 2 * specialist + 2]  # [B, G, T, D]
+        kv_heads, head_dim = key.shape[1], key.shape[3]
+        rows = query.shape[1]
+        q = self._rotate(split_heads(query, head_dim), [level - 1] * rows)
+        q = (
+            q.unflatten(1, (kv_heads, -1)).flatten(2, 3) * head_dim**-0.5
+        )  # [B, G, heads of a group * rows, D]
+        scores = q @ key.mT
+        if self.prefix_bias is not None:
+            scores = scores + self.prefix_bias
+        if key_value is None or bias is None:
+            mixed = scores.softmax(-1) @ value
         else:
-            key, value = (self.split(x) for x in key_value)
-            offsets = torch.arange(first_level - 1, level).repeat_interleave(k)
-            key = self.rotate(key, self.length[:, None] + offsets)
-            if first_level > 1:
-                old_key, old_value = self.tree[s]
-                key, value = torch.cat((old_key, key), 2), torch.cat((old_value, value), 2)
-            self.tree[s] = key, value
-            tree_scores = (q @ key.mT).unflatten(2, (-1, k))
-            bias = torch.zeros((), dtype=q.dtype).masked_fill(~mask, float("-inf"))[:, None, None]
-            tree_scores = (tree_scores + bias).flatten(2, 3)
-            weights = torch.cat((scores, tree_scores), -1).softmax(-1)
-            width = prefix_key.shape[2]
-            mixed = weights[..., :width] @ prefix_value + weights[..., width:] @ value
-        return mixed.unflatten(2, (-1, k)).permute(0, 3, 1, 2, 4).flatten(2)
+            tree_key, tree_value = self._tree_rows(specialist, key_value, level, bias.shape[-1])
+            tree_bias = bias.repeat(1, q.shape[2] // rows, 1)[:, None]
+            weights = torch.cat((q @ tree_key.mT + tree_bias, scores), dim=-1).softmax(-1)
+            count = tree_key.shape[2]
+            mixed = weights[..., :count] @ tree_value + weights[..., count:] @ value
+        return mixed.unflatten(2, (-1, rows)).permute(0, 3, 1, 2, 4).flatten(2)
+
+    def _tree_rows(self, specialist: int, key_value: Tensor, level: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return rotated keys and values `[B, G, count, D]` of all tree rows, the latest of them new."""
+        rows, new = count // level, key_value.shape[1]
+        key, value = split_heads(key_value, self.past[0].shape[-1]).chunk(2, dim=1)
+        key = self._rotate(key, [row // rows for row in range(count - new, count)])
+        if new < count:
+            old_key, old_value = self.tree[specialist]
+            key, value = torch.cat((old_key, key), dim=2), torch.cat((old_value, value), dim=2)
+        self.tree[specialist] = key, value
+        return key, value
+
+    def _rotate(self, x: Tensor, offsets: list[int]) -> Tensor:
+        """Rotate rows of `x` [B, heads, rows, D] that stand at L + offsets."""
+        rotated: Tensor = rotary_embedding(x, *self.tables, self.length[:, None] + torch.tensor(offsets))
+        return rotated
 
 
 def export_drafter(
@@ -112,33 +135,22 @@ def export_drafter(
     embed_rows: Tensor,
     head_rows: Tensor,
 ) -> None:
-    config = drafter.config
-    contract = draft_contract(config, tree, precision)
+    """Write the draft graph to `path` and its weights to `path` + ".data".
+
+    Args:
+        drafter: float32 weights; they are read, not changed.
+        path: the .onnx file to write.
+        cache_form: "shared" (ONNX Runtime CPU, batch 1) or "static" (standard operators).
+        precision: type of weights, caches and embeddings; scores are float32 always.
+        capacity: rows a cache can hold; static dimension of the "static" form.
+        tree: size of the drafted tree.
+        embed_rows: `[draft_vocab, hidden]`, rows `drafter.draft_ids` of the target's embedding table.
+        head_rows: `[draft_vocab, hidden]`, the same rows of the target's LM head; pass `embed_rows` again
+            where the two are tied, and the graph holds one table.
+    """
     drafting = TreeDrafting(drafter, tree, embed_rows, head_rows)
-    graph = DraftGraph(drafting, cache_form, capacity).eval()
-    dtype = {"fp32": torch.float32, "fp16": torch.float16}[precision]
-    if precision != "fp32":
-        graph = copy.deepcopy(graph).to(dtype)
-    batch, rows = (1 if cache_form == "shared" else 2), 3
-    embeddings, features = torch.zeros(2, batch, rows, config.hidden_size, dtype=dtype)
-    past = [
-        torch.zeros(batch, config.num_kv_heads, capacity, config.head_dim, dtype=dtype)
-        for _ in range(2 * drafting.used)
-    ]
-    args = (embeddings, features, torch.ones(batch, dtype=torch.int64), torch.zeros(batch, dtype=torch.int64), past)
-    b = {} if cache_form == "shared" else {0: "batch"}
-    c = {2: "capacity"} if cache_form == "shared" else {}
-    dynamic = ({**b, 1: "rows"}, {**b, 1: "rows"}, b, b, [{**b, **c}] * len(past))
-    with torch.no_grad():
-        program = torch.onnx.export(
-            graph,
-            args,
-            dynamic_shapes=dynamic,
-            opset_version=OPSET,
-            input_names=[s.name for s in contract.inputs],
-            output_names=[s.name for s in contract.outputs],
-            custom_translation_table=TRANSLATIONS,
-            verbose=False,
-        )
-    assert program is not None
-    program.save(path, external_data=True)
+    if precision == "fp16":
+        drafting = copy.deepcopy(drafting).half()
+    graph = DraftGraph(drafting, cache_form, capacity)
+    static = {"shared": {"batch": 1}, "static": {"capacity": capacity}}[cache_form]
+    export_graph(graph, draft_contract(drafter.config, tree, precision), path, static)

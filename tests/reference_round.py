@@ -29,7 +29,12 @@ class Beam:
 
 
 def reference_round(
-    drafter: Drafter, tree: TreeShape, embed_rows: Tensor, head_rows: Tensor, embeddings: Tensor, features: Tensor
+    drafter: Drafter,
+    tree: TreeShape,
+    embed_rows: Tensor,
+    head_rows: Tensor,
+    embeddings: Tensor,
+    features: Tensor,
 ) -> tuple[list[int], list[int], list[float]]:
     """Return tokens, parents and scores of the tree after `embeddings`, `features` `[L, hidden]`."""
     k = tree.top_k
@@ -41,7 +46,9 @@ def reference_round(
 
     best, feedback = draft(1, prefix)
     candidates = [Candidate(score, token, -1) for score, token in best]
-    beams = [Beam(i, c.score, [drafter.fusion(embed_rows[c.token], feedback)]) for i, c in enumerate(candidates)]
+    beams = [
+        Beam(i, c.score, [drafter.fusion(embed_rows[c.token], feedback)]) for i, c in enumerate(candidates)
+    ]
     for level in range(1, tree.depth):
         first = len(candidates)
         feedbacks = []
