@@ -1,15 +1,13 @@
 """Prompts of a benchmark, as ids, from files that no drafter was trained on."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
-from poss_export.errors import InputError
+from poss_export.prompts import read_prompts
 from poss_export.text import Text
 
 DEMO = Path(__file__).parent / "prompts/demo.jsonl"
@@ -50,11 +48,7 @@ def load(text: Text, prompts: Sequence[Path], limit: int | None) -> list[Questio
 
 
 def _from_lines(path: Path, text: Text) -> Iterator[Question]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        values: dict[str, Any] = json.loads(line)
-        prompt = values.get("prompt") or next(iter(values.get("turns", [])), None)
-        if not prompt:
-            raise InputError(f"{path}, line {number}: no prompt; each line needs 'prompt' or 'turns'")
+    for number, prompt in enumerate(read_prompts(path), start=1):
         yield Question(f"{path.name}:{number}", text.encode_chat([{"role": "user", "content": prompt}]))
 
 

@@ -65,7 +65,7 @@ def load_drafter(spec: str) -> DrafterCheckpoint:
     )
 
 
-def save_drafter(folder: Path, drafter: Drafter, target_sha256: str, dtype: torch.dtype) -> None:
+def save_drafter(folder: Path, drafter: Drafter, target_sha256: str | None, dtype: torch.dtype) -> None:
     """Write config.json and model.safetensors; matrices in `dtype`."""
     from safetensors.torch import save_file
 
