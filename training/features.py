@@ -13,21 +13,24 @@ from torch import Tensor
 from poss_export.targets.decoder import Decoder, causal_attend
 from poss_export.training.dialogues import Dialogues
 
-TOP_TARGETS = 64  # of the target's next-token distribution; over 8,192 ids they keep 98 % of the mass
+TOP_TARGETS = 64  # of the target's next-token distribution; they keep about 98 % of the mass
 
 
 @dataclass(frozen=True)
 class TargetView:
     """Per token i of the dialogues, in their order.
 
-    features: bfloat16 `[tokens, hidden]`; top_ids: int32 `[tokens, TOP_TARGETS]`, draft ids of the
-    likeliest next tokens; top_probabilities: bfloat16, same shape, over the whole vocabulary (their sum
-    is what the draft vocabulary can catch).
+    features: bfloat16 `[tokens, hidden]`; top_ids: int32 `[tokens, TOP_TARGETS]`, the likeliest next
+    tokens; top_probabilities: bfloat16, same shape.
     """
 
     features: Tensor
     top_ids: Tensor
     top_probabilities: Tensor
+
+    def __add__(self, other: "TargetView") -> "TargetView":
+        """Return the view of these dialogues followed by the others."""
+        return TargetView(*map(torch.cat, zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 def batches_by_length(dialogues: Dialogues, order: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
@@ -61,7 +64,6 @@ def padded(dialogues: Dialogues, batch: np.ndarray) -> tuple[Tensor, Tensor]:
 def view_dialogues(
     decoder: Decoder,
     dialogues: Dialogues,
-    draft_ids: Tensor,
     *,
     batch_tokens: int = 4096,
     progress: Callable[[int], None] = lambda tokens: None,
@@ -69,15 +71,13 @@ def view_dialogues(
     """Run the target over all dialogues; `progress` is told how many tokens were done."""
     count, config = len(dialogues.ids), decoder.config
     device, dtype = decoder.embed_tokens.device, decoder.embed_tokens.dtype
+    top = min(TOP_TARGETS, config.vocab_size)
     view = TargetView(
         features=torch.empty(count, config.hidden_size, dtype=torch.bfloat16),
-        top_ids=torch.empty(count, TOP_TARGETS, dtype=torch.int32),
-        top_probabilities=torch.empty(count, TOP_TARGETS, dtype=torch.bfloat16),
+        top_ids=torch.empty(count, top, dtype=torch.int32),
+        top_probabilities=torch.empty(count, top, dtype=torch.bfloat16),
     )
-    top = min(TOP_TARGETS, len(draft_ids))
-    view.top_ids.zero_()
-    view.top_probabilities.zero_()
-    ids, draft_ids = torch.from_numpy(dialogues.ids), draft_ids.to(device)
+    ids = torch.from_numpy(dialogues.ids)
     for batch in batches_by_length(dialogues, np.arange(len(dialogues)), batch_tokens):
         indices, valid = padded(dialogues, batch)
         attend = causal_attend(config, indices.shape[1], dtype, device)
@@ -86,9 +86,9 @@ def view_dialogues(
         view.features[flat] = features.to("cpu", torch.bfloat16)
         for rows, part in zip(flat.split(1024), features.split(1024), strict=True):
             logits = decoder.head(part[None])[0].float()
-            kept = logits[:, draft_ids] - logits.logsumexp(-1, keepdim=True)
-            log_probabilities, top_ids = kept.topk(top)
-            view.top_ids[rows, :top] = top_ids.to("cpu", torch.int32)
-            view.top_probabilities[rows, :top] = log_probabilities.exp().to("cpu", torch.bfloat16)
+            best, top_ids = logits.topk(top)
+            probabilities = (best - logits.logsumexp(-1, keepdim=True)).exp()
+            view.top_ids[rows] = top_ids.to("cpu", torch.int32)
+            view.top_probabilities[rows] = probabilities.to("cpu", torch.bfloat16)
         progress(len(flat))
     return view

@@ -10,10 +10,8 @@ def token_loss(logits: Tensor, top_ids: Tensor, top_probabilities: Tensor) -> Te
     logits: `[rows, draft_vocab]`; top_ids, top_probabilities: `[rows, top]`. Where the target's mass lies
     outside the draft vocabulary, a row counts less: nothing that the drafter can propose is right there.
     """
-    logits = logits.float()
-    chosen = logits.gather(1, top_ids.long())
-    surprise = logits.logsumexp(-1, keepdim=True) - chosen
-    return (top_probabilities.float() * surprise).sum(-1).mean()
+    chosen = logits.float().log_softmax(-1).gather(1, top_ids)
+    return -(top_probabilities.float() * chosen).sum(-1).mean()
 
 
 def feature_loss(feedback: Tensor, features: Tensor) -> Tensor:

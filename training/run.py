@@ -4,7 +4,7 @@ OUT/.training/   dialogues.npz, view-*.safetensors, state.pt: kept until the run
 OUT/             training.jsonl (log), then config.json, model.safetensors and training.json
 """
 
-import time
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from poss_export.training.trainer import Corpus, Progress, Trainer, write_log
 from poss_export.training.vocabulary import choose_vocabulary, coverage
 
 EVALUATED_DEPTH = 6
+LOG_EVERY = 250  # optimiser steps
 
 # report(activity, done, total, note) after every piece of work.
 Report = Callable[[str, int, int, str], None]
@@ -59,17 +60,22 @@ def train(target: Target, options: TrainOptions, out: Path, report: Report) -> d
     work.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoder = target.load_decoder().to(device, matmul_dtype(device))
-    dialogues = _dialogues(target, decoder, options, work, report)
+    parts = _dialogues(target, decoder, options, work, report)
+    dialogues = sum(parts[1:], start=parts[0])
+    views = [_view(decoder, part, work, report) for part in parts]
+    view = sum(views[1:], start=views[0])
     draft_ids = torch.from_numpy(
         choose_vocabulary(dialogues, target.config.vocab_size, options.draft_vocab_size)
     )
-    view = _view(decoder, dialogues, draft_ids, work, report)
+    draft_index = torch.full((target.config.vocab_size,), -1)
+    draft_index[draft_ids] = torch.arange(len(draft_ids))
     drafter, spread = _new_drafter(target.config, decoder, view, draft_ids, options)
     corpus = Corpus(
         dialogues=dialogues,
         view=view,
         embeddings=decoder.embed_tokens.float() / spread,
         head=decoder.lm_head[draft_ids.to(device)],
+        draft_index=draft_index,
         device=device,
         dtype=matmul_dtype(device),
     )
@@ -99,10 +105,9 @@ def matmul_dtype(device: torch.device) -> torch.dtype:
 
 def _dialogues(
     target: Target, decoder: Decoder, options: TrainOptions, work: Path, report: Report
-) -> Dialogues:
+) -> list[Dialogues]:
     if options.dialogues:
-        parts = [Dialogues.load(path) for path in options.dialogues]
-        return sum(parts[1:], start=parts[0])
+        return [Dialogues.load(path) for path in options.dialogues]
     path = work / "dialogues.npz"
     if not path.exists():
         written = 0
@@ -120,15 +125,14 @@ def _dialogues(
             prompts=options.prompts,
             progress=progress,
         ).save(path)
-    return Dialogues.load(path)
+    return [Dialogues.load(path)]
 
 
-def _view(
-    decoder: Decoder, dialogues: Dialogues, draft_ids: Tensor, work: Path, report: Report
-) -> TargetView:
+def _view(decoder: Decoder, dialogues: Dialogues, work: Path, report: Report) -> TargetView:
     from safetensors.torch import load_file, save_file
 
-    path = work / f"view-{len(dialogues.ids)}-{len(draft_ids)}.safetensors"
+    digest = hashlib.sha256(dialogues.ids.tobytes()).hexdigest()[:16]
+    path = work / f"view-{digest}.safetensors"
     if not path.exists():
         done = 0
 
@@ -137,7 +141,7 @@ def _view(
             done += tokens
             report("features", done, len(dialogues.ids), "tokens")
 
-        view = view_dialogues(decoder, dialogues, draft_ids, progress=progress)
+        view = view_dialogues(decoder, dialogues, progress=progress)
         save_file(vars(view), path.with_suffix(".partial"))
         path.with_suffix(".partial").replace(path)
     return TargetView(**load_file(path))
@@ -156,16 +160,10 @@ def _new_drafter(
 
 
 def _run(trainer: Trainer, budget: int, log: Path, report: Report) -> None:
-    done = sum(stage.share for stage in trainer.stages[: trainer.progress.stage]) * budget
-    last, stage = time.monotonic(), trainer.progress.stage
-
     def step(progress: Progress, losses: dict[str, float]) -> None:
-        nonlocal done, last, stage
-        if progress.stage != stage:
-            stage, done = progress.stage, sum(s.share for s in trainer.stages[: progress.stage]) * budget
-        report("training", int(done + progress.row_steps), budget, f"loss {losses['token_loss']:.3f}")
-        if progress.step % 500 == 0 or time.monotonic() - last > 300:
-            last = time.monotonic()
+        before = sum(stage.share for stage in trainer.stages[: progress.stage]) * budget
+        report("training", int(before + progress.row_steps), budget, f"loss {losses['token_loss']:.3f}")
+        if progress.step % LOG_EVERY == 1:
             acceptance = trainer.evaluate(EVALUATED_DEPTH, most=100)
             write_log(log, {**asdict(progress), **losses, **asdict(acceptance)})
 

@@ -31,13 +31,15 @@ SAVE_EVERY_SECONDS = 60.0
 class Corpus:
     """Everything that training reads: dialogues, the target's view of them, and the target's tables.
 
-    embeddings: `[vocab, hidden]` at unit spread; head: `[draft_vocab, hidden]`.
+    embeddings: `[vocab, hidden]` at unit spread; head: `[draft_vocab, hidden]`; draft_index: int64
+    `[vocab]`, a token's draft id, or -1 where the drafter cannot propose it.
     """
 
     dialogues: Dialogues
     view: TargetView
     embeddings: Tensor
     head: Tensor
+    draft_index: Tensor
     device: torch.device
     dtype: torch.dtype  # of matmuls: bfloat16 where the hardware multiplies it fast
 
@@ -54,6 +56,12 @@ class Corpus:
             rows=rows.to(self.device),
         )
         return loaded, following[rows]
+
+    def targets(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return draft ids and probabilities of the target's likeliest next tokens after tokens `outputs`."""
+        draft_ids = self.draft_index[self.view.top_ids[outputs].long()]
+        probabilities = self.view.top_probabilities[outputs] * (draft_ids >= 0)
+        return draft_ids.clamp(min=0).to(self.device), probabilities.to(self.device)
 
 
 @dataclass
@@ -140,8 +148,7 @@ class Trainer:
         noise = torch.Generator().manual_seed(int(key.generate_state(1)[0]))
         jitter = torch.rand(batch.features.shape, generator=noise).to(corpus.device) * 2 - 1
         noisy = Batch(batch.embeddings, batch.features + FEATURE_NOISE * jitter, batch.rows)
-        top_ids = corpus.view.top_ids[outputs].to(corpus.device)
-        top_probabilities = corpus.view.top_probabilities[outputs].to(corpus.device)
+        top_ids, top_probabilities = corpus.targets(outputs)
         wanted = corpus.view.features[outputs].to(corpus.device)
         token = feature = torch.zeros((), device=corpus.device)
         with torch.autocast(corpus.device.type, corpus.dtype, enabled=corpus.dtype != torch.float32):
@@ -168,18 +175,17 @@ class Trainer:
         """Return acceptance by depth on at most `most` held-out dialogues."""
         counter = AcceptanceCounter(steps)
         held_out = np.flatnonzero(self.corpus.dialogues.validation)[:most]
-        draft_ids = self.drafter.draft_ids.cpu()
-        ids = torch.from_numpy(self.corpus.dialogues.ids)
+        truth_of = self.corpus.draft_index[torch.from_numpy(self.corpus.dialogues.ids)]
         for indices in batches_by_length(self.corpus.dialogues, held_out, BATCH_TOKENS):
             batch, outputs = self.corpus.load(indices)
-            rows, truth = batch.rows.cpu(), ids[outputs + 1]
+            rows, truth = batch.rows.cpu(), truth_of[outputs + 1]
             right = torch.zeros(steps, *rows.shape, dtype=torch.bool)
             with torch.autocast(
                 batch.rows.device.type, self.corpus.dtype, enabled=self.corpus.dtype != torch.float32
             ):
                 for step, (predict, _) in enumerate(unroll(self.drafter, batch, steps)):
                     guess = (predict @ self.corpus.head.T).argmax(-1).cpu()
-                    right[step][rows] = draft_ids[guess] == truth
+                    right[step][rows] = guess == truth
             counter.add(right, rows)
         return counter.result()
 

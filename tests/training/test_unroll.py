@@ -45,7 +45,10 @@ class PlainDrafting:
     def _feedback(self, row: int, step: int) -> Tensor:
         specialist = self.drafter.specialist(step + 1)
         x = torch.stack(
-            [self.drafter.fusion(self.embeddings[c], self._feature(c, c - row + step)) for c in range(row + 1)]
+            [
+                self.drafter.fusion(self.embeddings[c], self._feature(c, c - row + step))
+                for c in range(row + 1)
+            ]
         )
         key, value = specialist.key_value(x)
         key = rotate(key.view(-1, KV_HEADS, HEAD_DIM), self.cos[: row + 1, None], self.sin[: row + 1, None])
@@ -60,7 +63,7 @@ class PlainDrafting:
         return feedback
 
     def _feature(self, column: int, drafted: int) -> Tensor:
-        """The feature at a column that lies `drafted` steps deep: the target's, or row column-1's feedback."""
+        """The feature `drafted` steps deep at a column: the target's, or the feedback of the row before."""
         return self.features[column] if drafted <= 0 else self.feedback(column - 1, drafted - 1)
 
 
