@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from poss_export.config import DrafterConfig, TargetConfig, TreeShape
+
 CAPACITY = 48
 _SIZES = {
     "vocab_size": 96,
@@ -80,6 +82,58 @@ def target_graph(
         return path
 
     return export
+
+
+@pytest.fixture(scope="session")
+def random_drafter() -> Callable[..., Any]:
+    """Return random_drafter(target_config, specialists): PosS-2, or EAGLE with one specialist."""
+
+    def make(target: TargetConfig, specialists: int) -> Any:
+        import torch
+
+        from poss_export.drafters.model import Drafter
+
+        config = DrafterConfig(
+            hidden_size=target.hidden_size,
+            intermediate_size=80,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=16,
+            rms_norm_eps=1e-5,
+            vocab_size=target.vocab_size,
+            draft_vocab_size=60,
+            num_specialists=specialists,
+            positions_per_specialist=None if specialists == 1 else 2,
+        )
+        generator = torch.Generator().manual_seed(1)
+        drafter = Drafter(config).eval().requires_grad_(False)
+        for weight in drafter.parameters():
+            weight.normal_(float(weight.dim() == 1), 0.3, generator=generator)
+        ids = torch.randperm(target.vocab_size, generator=generator)[:60]
+        drafter.draft_ids.copy_(ids.sort().values)
+        return drafter
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tiny_folder: Callable[[str], Path],
+    random_drafter: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Return a bundle of a tiny target and a random drafter; to change it, copy it."""
+    from poss_export.drafters.checkpoint import DrafterCheckpoint
+    from poss_export.exporters.build import build_bundle, plan_build
+    from poss_export.targets.checkpoint import open_target
+
+    target = open_target(str(tiny_folder("llama")))
+    drafter = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), None)
+    shape: dict[str, Any] = {"capacity": CAPACITY, "precision": "fp32", "cache_form": "shared"}
+    plan = plan_build(target, drafter, tree=TreeShape(depth=4, top_k=3, nodes=8), **shape)
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    build_bundle(plan, folder, argv=["test"], force=False, report=lambda _: None)
+    return folder
 
 
 class CachedTarget:

@@ -6,8 +6,9 @@ import pytest
 from numpy.typing import NDArray
 
 from poss_export.runtime.sampling import Sampling, draw, warp
+from poss_export.runtime.session import TargetOutput
 from poss_export.runtime.tree import DraftTree
-from poss_export.runtime.verify import Verdict, verify_greedy, verify_sampled
+from poss_export.runtime.verify import Verdict, verifier, verify_greedy, verify_sampled
 
 Grow = Callable[[], tuple[list[int], list[int]]]
 Trees = Callable[[int, int, int], Grow]
@@ -67,6 +68,15 @@ def test_equals_the_path_based_definition(trees: Trees, temperature: float) -> N
         assert verdict == expected
         lengths[len(verdict.path)] += 1
     assert len(lengths) > 3  # short and long paths both occurred
+
+
+def test_greedy_reads_no_logits() -> None:
+    def refuse() -> NDArray[np.float32]:
+        raise AssertionError("a transfer of the logits")
+
+    output = TargetOutput(np.array([[7, 5, 1]]), np.zeros((1, 3, 2)), refuse)
+    tree = DraftTree.with_root(0, (7, 5), (0, 1), (0, 0))
+    assert verifier(Sampling(top_p=0.5))(tree, output) == Verdict([0, 1, 2], 1)
 
 
 def test_certain_child_refused_by_rounding_is_accepted() -> None:

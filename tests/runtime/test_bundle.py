@@ -1,0 +1,164 @@
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poss_export.errors import BackendError, BundleError, InputError
+from poss_export.manifest import Manifest, describe_files, read_manifest, write_manifest
+from poss_export.runtime.bundle import open_bundle
+from poss_export.runtime.sampling import Sampling
+
+PROMPT = "<5>"
+Change = Callable[..., Path]
+
+
+@pytest.fixture
+def changed(tiny_bundle: Path, tmp_path: Path) -> Change:
+    """Return changed(edit): a copy of the tiny bundle whose manifest, still valid, is edit(manifest)."""
+
+    def make(edit: Callable[[Manifest], Manifest] = lambda manifest: manifest) -> Path:
+        folder = tmp_path / "bundle"
+        if not folder.exists():
+            shutil.copytree(tiny_bundle, folder)
+        manifest = edit(read_manifest(tiny_bundle))
+        names = [name for name in manifest.files if (folder / name).exists()]
+        write_manifest(folder, replace(manifest, files=describe_files(folder, names)))
+        return folder
+
+    return make
+
+
+def test_answers_are_the_targets(tiny_bundle: Path) -> None:
+    with open_bundle(tiny_bundle, threads=1) as bundle:
+        plain = bundle.generate(PROMPT, raw=True, target_only=True, max_new_tokens=99)
+        drafted = bundle.generate(PROMPT, raw=True, max_new_tokens=99)
+        stream = bundle.stream(PROMPT, raw=True, max_new_tokens=99)
+        assert "".join(stream) == drafted.text == plain.text
+    assert drafted.token_ids == plain.token_ids == stream.result.token_ids
+    assert drafted.finish_reason == plain.finish_reason
+    assert drafted.rounds <= plain.rounds
+    assert 0 < drafted.draft_seconds < drafted.seconds
+    json.dumps(drafted.to_dict())
+
+
+def test_sampling_through_the_bundle(tiny_bundle: Path) -> None:
+    with open_bundle(tiny_bundle, threads=1) as bundle:
+        answers = [
+            bundle.generate(PROMPT, raw=True, sampling=Sampling(1.5, seed=seed)).token_ids
+            for seed in (1, 1, 2)
+        ]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_a_bundle_can_be_entered_again(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle, threads=1)
+    with bundle:
+        first = bundle.generate(PROMPT, raw=True, max_new_tokens=5)
+    with bundle:
+        assert bundle.generate(PROMPT, raw=True, max_new_tokens=5).token_ids == first.token_ids
+
+
+def test_bundle_without_drafter(changed: Change) -> None:
+    folder = changed(lambda manifest: replace(manifest, drafter=None))
+    with open_bundle(folder, threads=1) as bundle:
+        with pytest.raises(InputError, match="has no drafter; use target-only decoding"):
+            bundle.stream(PROMPT, raw=True)
+        assert bundle.generate(PROMPT, raw=True, target_only=True).tau == 1.0
+
+
+def test_runs_without_torch_transformers_and_onnx(tiny_bundle: Path) -> None:
+    """As in a deployment: loading any of them, even lazily, would fail here."""
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys(["torch", "transformers", "onnx", "onnxscript", "gguf", "safetensors"]))
+from poss_export.runtime.bundle import open_bundle
+from poss_export.runtime.sampling import Sampling
+with open_bundle({str(tiny_bundle)!r}, threads=1) as bundle:
+    for sampling in (Sampling(), Sampling(1.0, top_k=5, top_p=0.9)):
+        print(bundle.generate("<5>", raw=True, sampling=sampling, max_new_tokens=8).tokens)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == ("8\n8\n", "")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda m: replace(m, target=replace(m.target, config=replace(m.target.config, vocab_size=100))),
+            r"embedding shape in the manifest: \(96, 64\), but the target needs \(100, 64\)",
+        ),
+        (
+            lambda m: replace(m, target=replace(m.target, config=replace(m.target.config, num_layers=3))),
+            r"target\.onnx: input 'past_key_values\.2\.key' is missing",
+        ),
+        (
+            lambda m: replace(
+                m, drafter=replace(m.drafter, config=replace(m.drafter.config, hidden_size=32))
+            ),
+            "drafter hidden size in the manifest: 32, but the target needs 64",
+        ),
+        (
+            lambda m: replace(m, drafter=replace(m.drafter, config=replace(m.drafter.config, vocab_size=9))),
+            "drafter vocabulary in the manifest: 9, but the target needs 96",
+        ),
+        (
+            lambda m: replace(m, drafter=replace(m.drafter, tree=replace(m.drafter.tree, nodes=9))),
+            r"draft\.onnx: output 'tree_tokens' is int64 \[.*, 8\], expected int64 \[1, 9\]",
+        ),
+        (lambda m: replace(m, precision="fp16"), "embedding dtype in the manifest: float32"),
+        (
+            lambda m: replace(m, text=replace(m.text, stop_ids=(96,))),
+            "reach token 96, the target has 96 tokens",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit(changed: Change, edit: Any, message: str) -> None:
+    with pytest.raises(BundleError, match=message), open_bundle(changed(edit), threads=1):
+        pass
+
+
+def test_missing_graph(changed: Change) -> None:
+    folder = changed()
+    (folder / "draft.onnx").unlink()
+    with pytest.raises(BundleError, match=r"draft\.onnx' is missing"):
+        open_bundle(folder)
+    with pytest.raises(BundleError, match="files in the manifest"):
+        open_bundle(changed())  # a manifest that does not know of it either
+
+
+def test_damaged_tokenizer(changed: Change) -> None:
+    folder = changed()
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"), open_bundle(changed()):
+        pass
+
+
+def test_failed_loading_frees_what_was_loaded(changed: Change) -> None:
+    folder = changed()
+    (folder / "draft.onnx").write_bytes(b"not a graph")
+    bundle = open_bundle(changed())
+    with pytest.raises(BackendError, match=r"refuses .*draft\.onnx"), bundle:
+        pass
+    assert not hasattr(bundle.target, "_session")
+
+
+def test_cuda_needs_static_caches(tiny_bundle: Path, changed: Change) -> None:
+    with pytest.raises(BackendError, match="has shared caches, which only the CPU provider runs"):
+        open_bundle(tiny_bundle, provider="cuda")
+    static = changed(lambda manifest: replace(manifest, cache_form="static"))
+    with pytest.raises(BackendError, match="has no CUDA provider"), open_bundle(static, provider="cuda"):
+        pass
+
+
+def test_bad_requests(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match="threads is 0"):
+        open_bundle(tiny_bundle, threads=0)
+    with pytest.raises(InputError, match="the prompt is empty"):
+        open_bundle(tiny_bundle).stream("")

@@ -1,0 +1,117 @@
+"""The losslessness of whole engines: whatever the drafter and its tree, the target's own tokens come out."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+import pytest
+
+from poss_export.config import TreeShape
+from poss_export.contract import draft_contract, target_contract
+from poss_export.runtime.loop import speculate
+from poss_export.runtime.ort import OrtDraftSession, OrtOptions, OrtTargetSession
+from poss_export.runtime.sampling import Sampling
+from poss_export.runtime.verify import verifier
+from poss_export.targets.checkpoint import open_target
+
+CAPACITY = 48  # of the tiny graphs
+ONE_THREAD = OrtOptions(threads=1)
+PROMPTS = [[5], [17, 80, 3, 44], np.random.default_rng(0).integers(96, size=21).tolist()]
+
+Sessions = tuple[OrtTargetSession, OrtDraftSession]
+
+
+@pytest.fixture(scope="session")
+def open_sessions(
+    tiny_folder: Any, target_graph: Any, random_drafter: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str, TreeShape, int], Sessions]]:
+    """Return open(cache_form, tree, specialists): sessions of a tiny target and a random drafter for it."""
+    with ExitStack() as stack:
+
+        @cache
+        def open_(form: Any, tree: TreeShape, specialists: int) -> Sessions:
+            from poss_export.exporters.drafter import export_drafter
+
+            target = open_target(str(tiny_folder("llama")))
+            decoder, drafter = target.load_decoder(), random_drafter(target.config, specialists)
+            graph = tmp_path_factory.mktemp("draft") / "draft.onnx"
+            rows = decoder.embed_tokens[drafter.draft_ids]
+            shape: Any = {"cache_form": form, "precision": "fp32", "capacity": CAPACITY}
+            export_drafter(drafter, graph, tree=tree, embed_rows=rows, head_rows=rows, **shape)
+            contract = target_contract(target.config, "fp32")
+            draft = draft_contract(drafter.config, tree, "fp32")
+            table = decoder.embed_tokens.numpy()
+            return (
+                stack.enter_context(
+                    OrtTargetSession(target_graph("llama", form), contract, CAPACITY, ONE_THREAD)
+                ),
+                stack.enter_context(OrtDraftSession(graph, draft, CAPACITY, ONE_THREAD, table)),
+            )
+
+        yield open_
+
+
+def emitted(sessions: Sessions, prompt: list[int], sampling: Sampling, drafts: bool) -> list[list[int]]:
+    target, drafter = sessions
+    target.reset()
+    drafter.reset()
+    rounds = speculate(target, drafter if drafts else None, prompt, verifier(sampling), chunk=8)
+    return list(rounds)
+
+
+POSS = TreeShape(depth=5, top_k=3, nodes=16)
+
+
+@pytest.mark.parametrize(
+    ("form", "tree", "specialists"),
+    [
+        ("shared", TreeShape(depth=1, top_k=1, nodes=1), 1),
+        ("shared", TreeShape(depth=4, top_k=1, nodes=4), 2),
+        ("shared", TreeShape(depth=1, top_k=40, nodes=40), 1),  # mostly cut at this capacity
+        ("shared", POSS, 3),
+        ("static", POSS, 3),
+    ],
+    ids=["one", "chain", "wide", "tree", "tree-static"],
+)
+def test_greedy_tokens_are_the_targets(
+    open_sessions: Any, form: str, tree: TreeShape, specialists: int
+) -> None:
+    sessions = open_sessions(form, tree, specialists)
+    accepted = 0
+    for prompt in PROMPTS:
+        plain = list(chain.from_iterable(emitted(sessions, prompt, Sampling(), drafts=False)))
+        rounds = emitted(sessions, prompt, Sampling(), drafts=True)
+        assert list(chain.from_iterable(rounds)) == plain
+        assert len(plain) == CAPACITY - len(prompt) + 1  # to the last row
+        accepted += sum(len(tokens) - 1 for tokens in rounds)
+    if tree.nodes >= 8:
+        assert accepted > 0  # a random drafter hits too; without hits nothing was shown
+
+
+def test_drafter_reads_each_row_once(open_sessions: Any) -> None:
+    """After any rounds its caches hold what a fresh drafter computes from the committed tokens alone."""
+    target, drafter = open_sessions("shared", POSS, 3)
+    target.reset()
+    drafter.reset()
+    rounds = speculate(target, drafter, PROMPTS[2], verifier(Sampling(2.0, seed=3)), chunk=8)
+    tokens = [*PROMPTS[2], *chain.from_iterable(islice(rounds, 9))]
+    rows = int(drafter.lengths[0])
+    assert rows > len(PROMPTS[2])
+    caches = drafter._caches.block[..., :rows, :].copy()
+
+    target.reset()
+    drafter.reset()
+    n = np.arange(rows)[None]
+    output = target.forward(np.array([tokens[:rows]]), n, np.tri(rows, dtype=bool)[None], n)
+    drafter.propose(np.array([tokens[1 : rows + 1]]), output.features)
+    np.testing.assert_allclose(drafter._caches.block[..., :rows, :], caches, rtol=1e-3, atol=1e-3)
+
+
+def test_sampling_with_a_seed_repeats(open_sessions: Any) -> None:
+    sessions = open_sessions("shared", POSS, 3)
+    sampling = Sampling(1.0, top_p=0.9, seed=5)
+    one, two = (emitted(sessions, PROMPTS[1], sampling, drafts=True) for _ in range(2))
+    assert one == two

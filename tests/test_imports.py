@@ -1,0 +1,79 @@
+"""Which folder may import which, and what costs nothing to import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SPINE = ROOT / "src/poss_export"
+
+# Beside itself and the spine. `exporters` run what they exported to check it; `runtime` knows no exporter.
+MAY_IMPORT: dict[str, set[str]] = {
+    "targets": set(),
+    "drafters": {"targets"},
+    "runtime": set(),
+    "exporters": {"targets", "drafters", "runtime"},
+    "calibration": {"targets", "drafters"},
+    "training": {"targets", "drafters"},
+}
+HEAVY = ["torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tensorrt", "safetensors", "gguf"]
+
+
+def imported(file: Path) -> set[str]:
+    """Return the modules that a file imports, anywhere in it."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return plain | {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
+
+
+def ours(module: str) -> str | None:
+    """Return the folder, or the module of the spine, that `module` of this package belongs to."""
+    package, _, rest = module.partition(".")
+    return rest.partition(".")[0] if package == "poss_export" and rest else None
+
+
+def files(folder: Path) -> list[Path]:
+    found = sorted(folder.rglob("*.py"))
+    assert found, folder
+    return found
+
+
+def test_every_folder_has_a_rule() -> None:
+    folders = {link.name for link in SPINE.iterdir() if link.is_symlink()}
+    assert folders == MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_folders_import_what_they_may(folder: str) -> None:
+    allowed = {folder, *MAY_IMPORT[folder], *(file.stem for file in SPINE.glob("*.py"))} - {"cli"}
+    for file in files(ROOT / folder):
+        others = {ours(module) for module in imported(file)} - {None}
+        assert others <= allowed, file
+
+
+def test_the_spine_imports_no_folder() -> None:
+    """All but the command line, which brings the folders together inside its commands."""
+    for file in SPINE.glob("*.py"):
+        if file.stem != "cli":
+            assert not {ours(module) for module in imported(file)} & (MAY_IMPORT.keys() | {"cli"}), file
+
+
+@pytest.mark.parametrize("folder", ["runtime", "calibration"])
+def test_deployed_code_names_no_training_library(folder: str) -> None:
+    for file in files(ROOT / folder):
+        names = {module.partition(".")[0] for module in imported(file)}
+        assert not names & ({*HEAVY} - {"onnxruntime"}), file
+
+
+def test_importing_is_cheap() -> None:
+    """The spine, the command line and the runtime load none of the heavy libraries."""
+    modules = [f"poss_export.{file.stem}" for file in SPINE.glob("*.py") if file.stem != "__init__"]
+    modules += [f"poss_export.runtime.{file.stem}" for file in files(ROOT / "runtime")]
+    modules = [module.removesuffix(".__init__") for module in modules]
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(result.stdout.split()) & {*HEAVY, "tokenizers", "jinja2"}
