@@ -209,6 +209,7 @@ def _specs(nodes: Sequence["onnxruntime.NodeArg"]) -> list[TensorSpec]:
 
 def _load(graph: Path, options: OrtOptions) -> "onnxruntime.InferenceSession":
     """Return the loaded graph; every failure of ONNX Runtime becomes a BackendError."""
+    _require_one_build()
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -234,18 +235,21 @@ def _load(graph: Path, options: OrtOptions) -> "onnxruntime.InferenceSession":
     return session
 
 
-def _require_cuda(available: Sequence[str]) -> None:
-    """Raise BackendError where ONNX Runtime has no CUDA provider, with the reason."""
-    builds = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
-    if len(builds) == 2:
+def _require_one_build() -> None:
+    """Raise BackendError where two builds of ONNX Runtime overwrite each other (docs/decisions/0002)."""
+    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
         raise BackendError(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
-            "uninstall both, then install onnxruntime-gpu alone"
+            "pip uninstall both, then install the one that is wanted"
         )
+
+
+def _require_cuda(available: Sequence[str]) -> None:
+    """Raise BackendError where this ONNX Runtime has no CUDA provider."""
     if "CUDAExecutionProvider" not in available:
         raise BackendError(
-            f"this ONNX Runtime ({builds[0] if builds else 'own build'}) has no CUDA provider, only "
-            f"{', '.join(available)}; install poss-export[gpu] in a fresh environment, or use the CPU"
+            f"this ONNX Runtime has no CUDA provider, only {', '.join(available)}: in a fresh environment "
+            "run POSS_EXPORT_ONNXRUNTIME=gpu pip install poss-export, or use the CPU"
         )
 
 
