@@ -211,7 +211,7 @@ def test_bad_threads(threads: int) -> None:
 def test_cuda_is_refused_where_there_is_none(make_session: MakeSession) -> None:
     session = make_session("static")
     session.options = OrtOptions("cuda")
-    with pytest.raises(BackendError, match="no CUDA provider, only .*POSS_EXPORT_ONNXRUNTIME=gpu"), session:
+    with pytest.raises(BackendError, match=r"no CUDA provider, only .*POSS_EXPORT_ONNXRUNTIME=gpu"), session:
         pass
 
 
