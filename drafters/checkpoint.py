@@ -32,11 +32,24 @@ class DrafterCheckpoint:
     drafter: Drafter
     target_sha256: str | None
 
+    @property
+    def parameters(self) -> int:
+        """Number of weights, without the target's tables."""
+        return sum(weight.numel() for weight in self.drafter.parameters())
+
 
 def shipped_drafters() -> list[str]:
     """Return the names of the drafters that come with the package."""
     demo = resources.files("poss_export") / "demo"
     return sorted(entry.name for entry in demo.iterdir() if entry.is_dir()) if demo.is_dir() else []
+
+
+def is_drafter(spec: str) -> bool:
+    """Whether `spec` is a shipped drafter, or a folder whose config.json is a drafter's."""
+    config = Path(spec) / "config.json"
+    return spec in shipped_drafters() or (
+        config.is_file() and "positions_per_specialist" in config.read_text()
+    )
 
 
 def load_drafter(spec: str) -> DrafterCheckpoint:

@@ -20,16 +20,9 @@ import torch
 from poss_export.config import CacheForm, Precision, TreeShape
 from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
 from poss_export.drafters.checkpoint import DrafterCheckpoint, check_pair
-from poss_export.drafters.drafting import TreeDrafting
 from poss_export.errors import InputError
 from poss_export.exporters.drafter import export_drafter
-from poss_export.exporters.parity import (
-    PROBE,
-    draft_parity,
-    refuse_difference,
-    target_parity,
-    target_reference,
-)
+from poss_export.exporters.parity import ROWS, compare, make_reference, require_parity
 from poss_export.exporters.target import export_target
 from poss_export.manifest import (
     DRAFT_GRAPH,
@@ -42,8 +35,9 @@ from poss_export.manifest import (
     describe_files,
     write_manifest,
 )
+from poss_export.runtime.bundle import Bundle
+from poss_export.runtime.ort import OrtOptions
 from poss_export.targets.checkpoint import Target
-from poss_export.targets.decoder import Decoder
 
 Report = Callable[[str], None]  # told what begins
 
@@ -62,12 +56,6 @@ class Plan:
     cache_form: CacheForm
 
     @property
-    def target_parameters(self) -> int:
-        """Weights of the target; a tied table counts once."""
-        with torch.device("meta"):
-            return _count(Decoder(self.target.config))
-
-    @property
     def draft_parameters(self) -> int:
         """Weights in the draft graph: the specialists that the tree uses, and rows of the target's tables."""
         if self.drafter is None:
@@ -82,11 +70,11 @@ class Plan:
         item = np.dtype(FLOAT[self.precision]).itemsize
         target = target_contract(self.target.config, self.precision)
         files = {
-            f"{TARGET_GRAPH}.data": item * self.target_parameters,
+            f"{TARGET_GRAPH}.data": item * self.target.parameters,
             TOKENIZER: len(self.target.text.tokenizer_json.encode()),
         }
         values: dict[str, Any] = {
-            "target": {"name": self.target.name, "parameters": self.target_parameters},
+            "target": {"name": self.target.name, "parameters": self.target.parameters},
             "drafter": None,
             "precision": self.precision,
             "cache_form": self.cache_form,
@@ -123,9 +111,9 @@ def plan_build(
     """
     longest = target.config.max_positions
     capacity = min(_COMMON_CAPACITY, longest) if capacity is None else capacity
-    if not PROBE <= capacity <= longest:
+    if not ROWS <= capacity <= longest:
         raise InputError(
-            f"capacity is {capacity} tokens; a bundle of this target can have {PROBE} to {longest}: "
+            f"capacity is {capacity} tokens; a bundle of this target can have {ROWS} to {longest}: "
             "choose a capacity in that range"
         )
     if drafter is not None:
@@ -166,21 +154,20 @@ def _fill(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Mani
     }
     report(f"loading {plan.target.name}")
     decoder = plan.target.load_decoder()
-    reference = target_reference(decoder)
-    drafting = None if plan.drafter is None else draft_round(plan.drafter, decoder, plan.tree)
+    reference = make_reference(decoder, plan.drafter, plan.tree)
     report(f"exporting {TARGET_GRAPH}")
     embedding = export_target(decoder, folder / TARGET_GRAPH, **shape)
-    del decoder  # from here on only the rows in `drafting` are needed
+    del decoder  # from here on the rows in the reference are enough
     drafter = None
-    if plan.drafter is not None and drafting is not None:
+    if plan.drafter is not None and reference.drafting is not None:
         report(f"exporting {DRAFT_GRAPH}")
         model = plan.drafter.drafter
         export_drafter(
             model,
             folder / DRAFT_GRAPH,
             tree=plan.tree,
-            embed_rows=drafting.embed_rows,
-            head_rows=drafting.head_rows,
+            embed_rows=reference.drafting.embed_rows,
+            head_rows=reference.drafting.head_rows,
             **shape,
         )
         drafter = DrafterEntry(plan.drafter.name, plan.drafter.sha256, model.config, plan.tree)
@@ -197,22 +184,13 @@ def _fill(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Mani
         **shape,
     )
     report("checking parity with PyTorch")
-    manifest.parity.update(target_parity(folder, manifest, reference))
-    if drafting is not None:
-        manifest.parity.update(draft_parity(folder, manifest, reference, drafting))
-    refuse_difference(manifest.parity, plan.precision)
+    with Bundle(folder, manifest, OrtOptions()) as bundle:
+        manifest.parity.update(compare(bundle, reference))
+    require_parity(manifest.parity, plan.precision)
     report("writing the manifest")
     manifest.files.update(describe_files(folder, [path.name for path in folder.iterdir()]))
     write_manifest(folder, manifest)
     return manifest
-
-
-def draft_round(checkpoint: DrafterCheckpoint, decoder: Decoder, tree: TreeShape) -> TreeDrafting:
-    """Return the drafter's round; of the target it keeps the rows of the draft vocabulary only."""
-    ids = checkpoint.drafter.draft_ids
-    embed_rows = decoder.embed_tokens[ids]
-    head_rows = embed_rows if decoder.config.tied_embeddings else decoder.lm_head[ids]
-    return TreeDrafting(checkpoint.drafter, tree, embed_rows, head_rows).eval().requires_grad_(False)
 
 
 @contextmanager

@@ -1,136 +1,185 @@
 """Parity: what a bundle's graphs compute in ONNX Runtime against what PyTorch computes.
 
 PyTorch reads whole sequences without a cache; the graphs read the same tokens the way the loop does:
-in chunks, as a tree, and behind rows that a commit moved. A figure is the largest difference over the
-largest value of PyTorch's result.
+in chunks, as a tree, and behind rows that a commit moved.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from poss_export.config import Precision
-from poss_export.contract import draft_contract, target_contract
+from poss_export.config import Precision, TreeShape
+from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter
 from poss_export.drafters.drafting import TreeDrafting
-from poss_export.errors import ParityError
+from poss_export.errors import InputError, ParityError, PossExportError
 from poss_export.exporters.drafter import DraftGraph
-from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, Manifest
-from poss_export.runtime.ort import OrtDraftSession, OrtOptions, OrtTargetSession
+from poss_export.manifest import DrafterEntry, Manifest, TargetEntry
+from poss_export.runtime.bundle import Bundle
+from poss_export.runtime.cache_laws import append, run_tree
+from poss_export.runtime.checks import NO_DRAFTER, Check
+from poss_export.runtime.differences import SCORE_TOLERANCE, TOLERANCE, difference, tree_difference
 from poss_export.runtime.session import DraftSession, TargetSession
 from poss_export.runtime.tree import DraftTree
+from poss_export.targets.checkpoint import Target, open_target
 from poss_export.targets.decoder import Decoder, causal_attend
 
-TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-2}
-
 PREFIX, BRANCH = 24, 4  # tokens that the two sequences share, and have of their own
-PROBE = PREFIX + 2 * BRANCH  # cache rows that the check needs
+ROWS = PREFIX + 2 * BRANCH  # that a cache must hold for the check
+
+FEATURES, LOGITS, SCORES = "target_features", "target_logits", "draft_scores"
 
 Floats = NDArray[np.float32]
+Checkpoint = TypeVar("Checkpoint", Target, DrafterCheckpoint)
 
 
 @dataclass(frozen=True)
-class TargetReference:
-    """PyTorch's results for two sequences that part after `PREFIX` tokens.
+class Reference:
+    """PyTorch's results for two sequences that part after `PREFIX` tokens, and the drafter's round.
 
     ids: int64 `[2, tokens]`. features: `[2, tokens, hidden]`. logits: `[2, tokens, vocab]`.
-    embeddings: `[2, tokens, hidden]`, of `ids`.
+    embeddings: `[2, tokens, hidden]`, of `ids`. Of the target's tables, `drafting` has the rows of its
+    draft vocabulary.
     """
 
     ids: NDArray[np.int64]
     features: Floats
     logits: Floats
     embeddings: Floats
+    drafting: TreeDrafting | None
 
 
 @torch.no_grad()
-def target_reference(decoder: Decoder) -> TargetReference:
-    """Run the decoder on two sequences of random tokens."""
-    ids = torch.randint(
-        decoder.config.vocab_size, (2, PREFIX + BRANCH), generator=torch.Generator().manual_seed(0)
-    )
+def make_reference(decoder: Decoder, drafter: DrafterCheckpoint | None, tree: TreeShape) -> Reference:
+    """Run the decoder on random tokens; keep nothing of it that the drafter does not need."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(decoder.config.vocab_size, (2, PREFIX + BRANCH), generator=generator)
     ids[1, :PREFIX] = ids[0, :PREFIX]
     features = decoder.hidden(ids, causal_attend(decoder.config, ids.shape[1], torch.float32))
-    results = (features, decoder.head(features), decoder.embed_tokens[ids])
-    return TargetReference(ids.numpy(), *(result.numpy() for result in results))
+    logits, embeddings = decoder.head(features), decoder.embed_tokens[ids]
+    drafting = None
+    if drafter is not None:
+        rows = drafter.drafter.draft_ids
+        embed_rows = decoder.embed_tokens[rows]
+        head_rows = embed_rows if decoder.config.tied_embeddings else decoder.lm_head[rows]
+        drafting = TreeDrafting(drafter.drafter, tree, embed_rows, head_rows).eval().requires_grad_(False)
+    return Reference(ids.numpy(), features.numpy(), logits.numpy(), embeddings.numpy(), drafting)
 
 
-def target_parity(bundle: Path, manifest: Manifest, reference: TargetReference) -> dict[str, float]:
-    """Return the figures of the target graph of the bundle in folder `bundle`."""
-    contract = target_contract(manifest.target.config, manifest.precision)
-    session = OrtTargetSession(bundle / TARGET_GRAPH, contract, manifest.capacity, OrtOptions())
-    with session:
-        return _compare_target(session, reference)
+def compare(bundle: Bundle, reference: Reference) -> dict[str, float]:
+    """Return the difference of each result of the graphs; `bundle` is entered."""
+    figures = _compare_target(bundle.target, reference)
+    if bundle.drafter is not None and reference.drafting is not None:
+        figures |= _compare_draft(bundle.drafter, reference, reference.drafting)
+    return figures
 
 
-def draft_parity(
-    bundle: Path, manifest: Manifest, reference: TargetReference, drafting: TreeDrafting
-) -> dict[str, float]:
-    """Return the figures of the draft graph of the bundle in folder `bundle`, made of float32 `drafting`."""
-    contract = draft_contract(drafting.config, drafting.tree, manifest.precision)
-    table = manifest.target.embedding.open(bundle)
-    session = OrtDraftSession(bundle / DRAFT_GRAPH, contract, manifest.capacity, OrtOptions(), table)
-    with session:
-        return _compare_draft(session, reference, drafting)
+def require_parity(figures: Mapping[str, float], precision: Precision) -> None:
+    """Raise ParityError where a difference is not allowed."""
+    for name, value in figures.items():
+        if not value <= (allowed := _allowed(name, precision)):
+            raise ParityError(
+                f"{name} of the graph differ from PyTorch's by {value:.1e}, allowed is {allowed:.0e}: "
+                "the export is wrong; please report this with the checkpoint's config.json"
+            )
 
 
-def refuse_difference(figures: Mapping[str, float], precision: Precision) -> None:
-    """Raise ParityError where a figure is over the tolerance, or is no number."""
-    tolerance = TOLERANCE[precision]
-    if wrong := [f"{name} {value:.1e}" for name, value in figures.items() if not value <= tolerance]:
-        raise ParityError(
-            f"the graph differs from PyTorch by more than {tolerance:.0e}: {', '.join(wrong)}; no bundle is "
-            "written: please report this with the target's configuration"
+def check_parity(bundle: Bundle, reference: Reference) -> list[Check]:
+    """Return a check for each result of the graphs; `bundle` is entered."""
+    precision = bundle.manifest.precision
+    return [
+        Check(
+            _title(name),
+            value <= (allowed := _allowed(name, precision)),
+            f"difference {value:.1e}, allowed {allowed:.0e}",
         )
+        for name, value in compare(bundle, reference).items()
+    ]
 
 
-def _compare_target(session: TargetSession, reference: TargetReference) -> dict[str, float]:
+def find_reference(
+    manifest: Manifest, target: str | None, drafter: str | None
+) -> tuple[Reference | None, list[Check]]:
+    """Return PyTorch's results for the checkpoints a bundle was made from, and the checks to be skipped.
+
+    Checkpoints are named as for a build; None takes the name in the manifest.
+
+    Raises:
+        PossExportError: a checkpoint that is named here cannot be opened, or is another one.
+    """
+    skipped = []
+    opened, reason = _find(open_target, target, manifest.target, "--target")
+    if opened is None:
+        return None, [Check(_title(name), None, reason) for name in (FEATURES, LOGITS, SCORES)]
+    checkpoint = None
+    if manifest.drafter is not None:
+        checkpoint, reason = _find(load_drafter, drafter, manifest.drafter, "--drafter")
+    if checkpoint is None:
+        skipped.append(Check(_title(SCORES), None, reason or NO_DRAFTER))
+    tree = TreeShape() if manifest.drafter is None else manifest.drafter.tree
+    return make_reference(opened.load_decoder(), checkpoint, tree), skipped
+
+
+def _find(
+    opener: Callable[[str], Checkpoint], spec: str | None, entry: TargetEntry | DrafterEntry, option: str
+) -> tuple[Checkpoint | None, str]:
+    """Return the checkpoint that `entry` records, or None and why it cannot be had."""
+    name = entry.name if spec is None else spec
+    try:
+        found = opener(name)
+        if found.sha256 != entry.sha256:
+            raise InputError(f"{name!r} is not the checkpoint that this bundle was made from")
+    except PossExportError:
+        if spec is not None:
+            raise
+        return None, f"{name!r} is not at hand, name its place with {option}"
+    return found, ""
+
+
+def _title(figure: str) -> str:
+    return f"parity: {figure.replace('_', ' ')}"
+
+
+def _allowed(figure: str, precision: Precision) -> float:
+    return (SCORE_TOLERANCE if figure == SCORES else TOLERANCE)[precision]
+
+
+def _compare_target(session: TargetSession, reference: Reference) -> dict[str, float]:
     left, right = reference.ids
-    tree = _two_branches(int(left[PREFIX - 1]), left[PREFIX:], right[PREFIX:])
-    left_nodes, right_nodes = [0, *range(1, len(tree), 2)], [0, *range(2, len(tree), 2)]
-    features = np.zeros_like(reference.features)
-    logits = np.zeros_like(reference.logits)
-
-    def forward(tree: DraftTree, rows: slice | list[int], branches: Mapping[int, list[int]]) -> None:
-        """Run `tree` and note the results of each branch's nodes at `rows` of the branch."""
-        nodes = np.arange(len(tree))[None]
-        output = session.forward(tree.tokens[None], tree.depths[None], tree.mask[None], nodes)
-        for branch, path in branches.items():
-            features[branch, rows], logits[branch, rows] = output.features[0, path], output.logits[0, path]
-
-    for start, end in ((0, PREFIX // 2), (PREFIX // 2, PREFIX - 1)):
-        chain = _chain(left[start:end])
-        path = list(range(len(chain)))
-        forward(chain, slice(start, end), {0: path, 1: path})
-        session.commit([path])
-    forward(tree, slice(PREFIX - 1, None), {0: left_nodes, 1: right_nodes})
-    session.commit([right_nodes[:-1]])  # moves rows; what reads them now must not notice
-    forward(_chain(right[-1:]), slice(-1, None), {1: [0]})
+    half, last = PREFIX // 2, PREFIX - 1
+    features, logits = np.zeros_like(reference.features), np.zeros_like(reference.logits)
+    session.reset()
+    for rows in (slice(0, half), slice(half, last)):
+        output = append(session, left[rows])
+        features[:, rows], logits[:, rows] = output.features, output.logits
+    output = run_tree(session, _two_branches(left[last:], right[last:]))
+    paths = np.arange(1, 2 * BRANCH + 1).reshape(BRANCH, 2).T  # nodes of each branch
+    paths = np.concatenate(([[0], [0]], paths), axis=1)
+    features[:, last:], logits[:, last:] = output.features[0, paths], output.logits[0, paths]
+    session.commit([paths[1, :-1].tolist()])  # moves rows, which the last token must not notice
+    output = append(session, right[-1:])
+    features[1, -1], logits[1, -1] = output.features[0, 0], output.logits[0, 0]
     return {
-        "target_features": _difference(features, reference.features),
-        "target_logits": _difference(logits, reference.logits),
+        FEATURES: difference(features, reference.features),
+        LOGITS: difference(logits, reference.logits),
     }
 
 
 @torch.no_grad()
-def _compare_draft(
-    session: DraftSession, reference: TargetReference, drafting: TreeDrafting
-) -> dict[str, float]:
-    config = drafting.config
-    graph = DraftGraph(drafting, "static", PREFIX + BRANCH)
-    caches = [
-        torch.zeros(1, config.num_kv_heads, PREFIX + BRANCH, config.head_dim)
-        for _ in range(2 * len(drafting.specialists))
-    ]
+def _compare_draft(session: DraftSession, reference: Reference, drafting: TreeDrafting) -> dict[str, float]:
+    config, rows = drafting.config, PREFIX + BRANCH
+    graph = DraftGraph(drafting, "static", rows)
+    shape = (1, config.num_kv_heads, rows, config.head_dim)
+    caches = [torch.zeros(shape) for _ in range(2 * len(drafting.specialists))]
     errors = []
-    for start, end in ((0, PREFIX), (PREFIX, PREFIX + BRANCH - 1)):  # a prompt, then accepted rows
+    session.reset()
+    for start, end in ((0, PREFIX), (PREFIX, rows - 1)):  # a prompt, then accepted rows
         new, following = slice(start, end), slice(start + 1, end + 1)
         features = reference.features[:1, new]
-        (tree,) = session.propose(reference.ids[:1, following], features)
+        (found,) = session.propose(reference.ids[:1, following], features)
         tokens, parents, scores, *caches = graph(
             torch.from_numpy(reference.embeddings[:1, following]),
             torch.from_numpy(features),
@@ -138,52 +187,13 @@ def _compare_draft(
             torch.tensor([start]),
             *caches,
         )
-        expected = _paths(*(_numpy(x) for x in (tokens, parents, scores)))
-        found = _paths(tree.tokens[1:], tree.parents[1:], tree.scores[1:])
-        errors.append(_tree_difference(found, expected))
-    return {"draft_scores": max(errors)}
+        drawn = (result[0].numpy() for result in (tokens, parents, scores))
+        errors.append(tree_difference(found, DraftTree.with_root(int(found.tokens[0]), *drawn)))
+    return {SCORES: max(errors)}
 
 
-Paths = dict[tuple[int, ...], float]
-
-
-def _paths(tokens: NDArray[np.int64], parents: NDArray[np.int64], scores: Floats) -> Paths:
-    """Return the score of every node by the tokens that lead to it."""
-    paths: list[tuple[int, ...]] = [()]
-    for token, parent in zip(tokens.tolist(), parents.tolist(), strict=True):
-        paths.append((*paths[parent], token))
-    return dict(zip(paths[1:], scores.tolist(), strict=True))
-
-
-def _tree_difference(found: Paths, expected: Paths) -> float:
-    """Return the largest difference of scores; a node of one tree only counts as the other's last one.
-
-    So trees may differ in nodes between which rounding decides, and in no others.
-    """
-    last_found, last_expected = min(found.values()), min(expected.values())
-    pairs = [
-        (found.get(path, last_found), expected.get(path, last_expected))
-        for path in found.keys() | expected.keys()
-    ]
-    return _difference(*np.array(pairs).T)
-
-
-def _difference(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
-
-
-def _chain(tokens: NDArray[np.int64]) -> DraftTree:
-    return DraftTree.with_root(
-        int(tokens[0]), tokens[1:], np.arange(len(tokens) - 1), np.zeros(len(tokens) - 1)
-    )
-
-
-def _two_branches(root: int, left: NDArray[np.int64], right: NDArray[np.int64]) -> DraftTree:
-    """Return root, left[0], right[0], left[1], right[1], ...: every node's parent is two before it."""
-    tokens = np.stack((left, right), axis=1).flatten()
+def _two_branches(left: NDArray[np.int64], right: NDArray[np.int64]) -> DraftTree:
+    """Return the tree of two paths with one root, their nodes in turn: a parent is two nodes before."""
+    tokens = np.stack((left, right), axis=1).flatten()[2:]
     parents = np.maximum(np.arange(len(tokens)) - 1, 0)
-    return DraftTree.with_root(root, tokens, parents, np.zeros(len(tokens)))
-
-
-def _numpy(batch: Tensor) -> NDArray[np.generic]:
-    return batch[0].numpy()
+    return DraftTree.with_root(int(left[0]), tokens, parents, np.zeros(len(tokens), np.float32))

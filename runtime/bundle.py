@@ -92,21 +92,37 @@ class Bundle:
         Raises:
             InputError: a value cannot be used, or there is no drafter to use.
         """
-        if not prompt:
-            raise InputError("the prompt is empty; say something to answer")
         if self.drafter is None and not target_only:
             raise InputError(f"{str(self.folder)!r} has no drafter; use target-only decoding")
-        chat = [{"role": "user", "content": prompt}]
-        ids = self.text.encode(prompt) if raw else self.text.encode_chat(chat)
+        vocab_size = self.manifest.target.config.vocab_size
+        if (
+            highest := max(ids, default=0)
+        ) >= vocab_size:  # tokenizers may know tokens that the target does not
+            raise InputError(
+                f"the prompt holds token {highest}, the target has {vocab_size} tokens; "
+                "leave that special token out of the prompt"
+            )
         return Stream(
             self.target,
             None if target_only else self.drafter,
             self.text,
             prompt,
-            ids,
+            self.encode(prompt, raw=raw),
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             stop=stop,
+        )
+
+    def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
+        """Return the ids of what the user says, in the chat template unless `raw`.
+
+        Raises:
+            InputError: the prompt is empty, or the target has no chat template.
+        """
+        if not prompt:
+            raise InputError("the prompt is empty; say something to answer")
+        return (
+            self.text.encode(prompt) if raw else self.text.encode_chat([{"role": "user", "content": prompt}])
         )
 
     def generate(self, prompt: str, **request: Unpack[Request]) -> Generation:
@@ -115,7 +131,12 @@ class Bundle:
 
     def _check_tokenizer(self) -> None:
         try:
-            highest = max([self.text.tokenizer.get_vocab_size() - 1, *self.manifest.text.stop_ids])
+            highest = max(
+                [
+                    self.text.tokenizer.get_vocab_size(with_added_tokens=False) - 1,
+                    *self.manifest.text.stop_ids,
+                ]
+            )
         except Exception as error:  # tokenizers raises nothing narrower
             raise BundleError(f"{TOKENIZER} cannot be read ({error}); rebuild the bundle") from error
         if highest >= (vocab_size := self.manifest.target.config.vocab_size):

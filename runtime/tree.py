@@ -1,5 +1,6 @@
 """The draft tree: tokens that the target verifies in one pass."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -41,6 +42,12 @@ class DraftTree:
             np.concatenate(([0], parents)).astype(np.int64),
             np.concatenate(([0.0], scores)).astype(np.float32),
         )
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int] | NDArray[np.int64]) -> "DraftTree":
+        """Return a tree of one path; its first token is the root."""
+        rest = np.asarray(tokens[1:], dtype=np.int64)
+        return cls.with_root(int(tokens[0]), rest, np.arange(len(rest)), np.zeros(len(rest), np.float32))
 
     def __len__(self) -> int:
         """Return the number of nodes, the root included."""

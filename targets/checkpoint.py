@@ -7,6 +7,8 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from poss_export.config import TargetConfig
 from poss_export.errors import InputError
 from poss_export.targets import gguf, hf
@@ -25,6 +27,12 @@ class Target:
     text: Text
     weight_files: tuple[Path, ...]
     load_decoder: Callable[[], Decoder]  # float32, on the CPU, in eval mode, without gradients
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights; a tied table counts once."""
+        with torch.device("meta"):
+            return sum(weight.numel() for weight in Decoder(self.config).parameters())
 
     @cached_property
     def sha256(self) -> str:

@@ -5,7 +5,8 @@ Results go to stdout, everything else to stderr. Heavy libraries are imported in
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,10 @@ from poss_export.errors import InputError, PossExportError
 
 if TYPE_CHECKING:
     from poss_export.exporters.build import Plan
-    from poss_export.runtime.bundle import Bundle
+    from poss_export.runtime.checks import Check
     from poss_export.runtime.generation import Generation, Stream
+
+_LONG = 200  # characters of a fact; a table shows no more
 
 
 class Commands(click.Group):
@@ -62,7 +65,7 @@ def main() -> None:
     default="shared",
     help="shared: ONNX Runtime on the CPU; static: standard operators, for GPUs.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the plan as JSON and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the plan with its sizes, write nothing.")
 @click.option("--force", is_flag=True, help="Replace the bundle that is there.")
 def build(
     target: str,
@@ -97,7 +100,7 @@ def build(
     )
     _warn_of_other_target(plan)
     if dry_run:
-        click.echo(json.dumps(plan.to_dict(), indent=2))
+        _print_facts(plan.to_dict())
         return
     argv = ["poss-export", *sys.argv[1:]]
     manifest = build_bundle(plan, bundle, argv=argv, force=force, report=_log)
@@ -166,6 +169,148 @@ def generate(
             answers.append(_show(stream, as_json))
     if len(answers) > 1:
         _log(f"{len(answers)} answers: {_summary(answers)}")
+
+
+@main.command()
+@click.argument("thing", metavar="BUNDLE|DRAFTER|TARGET")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def inspect(thing: str, as_json: bool) -> None:
+    """Print what a bundle, a drafter or a target is."""
+    facts = _facts(thing)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        _print_facts(facts)
+
+
+def _facts(thing: str) -> dict[str, Any]:
+    from poss_export.manifest import MANIFEST, read_manifest
+
+    if (Path(thing) / MANIFEST).is_file():
+        return {"kind": "bundle", **read_manifest(Path(thing)).to_dict()}
+    from poss_export.drafters.checkpoint import is_drafter, load_drafter
+    from poss_export.targets.checkpoint import open_target
+
+    if is_drafter(thing):
+        drafter = load_drafter(thing)
+        return {
+            "kind": "drafter",
+            "name": drafter.name,
+            "sha256": drafter.sha256,
+            "target_sha256": drafter.target_sha256,
+            "parameters": drafter.parameters,
+            "config": drafter.drafter.config.to_dict(),
+        }
+    target = open_target(thing)
+    return {
+        "kind": "target",
+        "name": target.name,
+        "sha256": target.sha256,
+        "parameters": target.parameters,
+        "config": target.config.to_dict(),
+        "weight_files": [str(path) for path in target.weight_files],
+    }
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--target", help="Where the bundle's target is; left out: its name in the manifest.")
+@click.option("--drafter", help="Where the bundle's drafter is; left out: its name in the manifest.")
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    show_default="a few built in",
+    help="JSON Lines of `prompt`, or of `turns` (the first is asked).",
+)
+@click.option("--num-prompts", type=click.IntRange(1), help="Compare so many answers; left out: all.")
+@click.option("--max-new-tokens", default=64, help="Longest answer, in tokens.")
+@click.option("--draws", type=click.IntRange(1), default=8000, help="Samples for the distribution test.")
+@click.option("--threads", type=int, show_default="ONNX Runtime's choice", help="CPU threads.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a check.")
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    bundle: Path,
+    target: str | None,
+    drafter: str | None,
+    prompts: Path | None,
+    num_prompts: int | None,
+    max_new_tokens: int,
+    draws: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Check that BUNDLE is whole, computes what PyTorch does, and loses nothing by speculating.
+
+    Exits with 1 if a check fails. Checks of parity with PyTorch need the `export` extra and the
+    checkpoints; without them they are skipped.
+    """
+    from poss_export.manifest import read_manifest
+    from poss_export.prompts import read_prompts
+    from poss_export.runtime import checks
+    from poss_export.runtime.bundle import open_bundle
+
+    asked = (read_prompts(prompts) if prompts else checks.PROMPTS)[:num_prompts]
+    manifest = read_manifest(bundle, full=True)
+    made = [checks.Check("files", True, f"{len(manifest.files)} files are as they were built")]
+    reference = None
+    try:
+        from poss_export.exporters import parity
+    except ImportError as error:
+        made.append(checks.Check("parity", None, f"{error}; pip install 'poss-export[export]'"))
+    else:
+        _log("running PyTorch")
+        reference, skipped = parity.find_reference(manifest, target, drafter)
+        made += skipped
+    with open_bundle(bundle, threads=threads) as engines:
+        if reference is not None:
+            made += parity.check_parity(engines, reference)
+        made += checks.check_cache_laws(engines)
+        made.append(checks.check_greedy(engines, asked, max_new_tokens, _log))
+        made.append(checks.check_sampling(engines, asked, draws, _log))
+    _print_checks(made, as_json)
+    ctx.exit(int(any(check.passed is False for check in made)))
+
+
+def _print_checks(checks: Sequence["Check"], as_json: bool) -> None:
+    if as_json:
+        for check in checks:
+            click.echo(json.dumps(asdict(check), ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("check", "result", "detail")
+    results = {True: "passed", False: "FAILED", None: "skipped"}
+    for check in checks:
+        table.add_row(check.name, results[check.passed], check.detail)
+    Console().print(table)
+    for note in (note for check in checks for note in check.notes):
+        click.echo(note)
+
+
+def _print_facts(facts: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _flat(facts):
+        table.add_row(name, escape(value))
+    Console().print(table)
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield nested facts as ("target.config.vocab_size", "49,152")."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            text = f"{value:,}" if type(value) is int else str(value)
+            yield f"{prefix}{name}", text if len(text) < _LONG else f"{text[:_LONG]}..."
 
 
 def _show(stream: "Stream", as_json: bool) -> "Generation":

@@ -1,0 +1,72 @@
+"""Whether sampled tokens have the distribution that they should: Pearson's chi-square."""
+
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poss_export.runtime.sampling import Logits, Sampling, warp
+from poss_export.runtime.tree import DraftTree
+from poss_export.runtime.verify import verify_sampled
+
+_OFTEN = 200  # visits of a node that are worth a test
+_EXPECTED = 5  # draws of a token that make a class of its own
+
+
+def node_chances(
+    tree: DraftTree, logits: Logits, sampling: Sampling, draws: int, seed: int
+) -> dict[int, float]:
+    """Accept the same tree `draws` times; test the tokens that follow each node that was visited often.
+
+    Args:
+        tree: as the drafter drew it.
+        logits: [nodes, vocab], the target's after each node.
+        sampling: not greedy.
+        draws: how often the tree is walked.
+        seed: of the walks.
+
+    Returns:
+        For each such node, `chance` of what followed it. Tokens must follow it as the target would
+        sample them, whether they were accepted or the target's own.
+    """
+    rng = np.random.default_rng(seed)
+    followers: list[Counter[int]] = [Counter() for _ in range(len(tree))]
+    for _ in range(draws):
+        path, bonus = verify_sampled(tree, logits, sampling, rng)
+        for node, token in zip(path, [*tree.tokens[path[1:]].tolist(), bonus], strict=True):
+            followers[node][token] += 1
+    return {
+        node: chance(counts, warp(logits[node], sampling))
+        for node, counts in enumerate(followers)
+        if counts.total() >= min(draws, _OFTEN)
+    }
+
+
+def chance(counts: Counter[int], q: NDArray[np.floating[Any]]) -> float:
+    """Return how probable it is that draws from `q` [vocab] deviate from it as much as `counts` do.
+
+    Tokens that are expected fewer than five times are one class together. The tail of the chi-square
+    distribution is Wilson and Hilferty's approximation.
+    """
+    observed = np.zeros(len(q))
+    observed[list(counts)] = list(counts.values())
+    if observed[q == 0].any():
+        return 0.0
+    expected = q.astype(np.float64) * (counts.total() / q.sum(dtype=np.float64))
+    rare = expected < _EXPECTED
+    if expected[rare].sum() < _EXPECTED and not rare.all():  # too few even together
+        rare[np.where(rare, np.inf, expected).argmin()] = True
+    observed, expected = _pool(observed, rare), _pool(expected, rare)
+    freedom = len(expected) - 1
+    if freedom == 0:
+        return 1.0
+    statistic = float(((observed - expected) ** 2 / expected).sum())
+    spread = 2 / (9 * freedom)
+    z = ((statistic / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
+    return 0.5 * math.erfc(z / math.sqrt(2))
+
+
+def _pool(values: NDArray[np.float64], rare: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return np.append(values[~rare], values[rare].sum())
