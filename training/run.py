@@ -5,6 +5,7 @@ OUT/             training.jsonl (log), then config.json, model.safetensors and t
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +22,11 @@ from poss_export.targets.checkpoint import Target
 from poss_export.targets.decoder import Decoder
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.features import TargetView, view_dialogues
+from poss_export.training.files import append_log, read_log, write_whole
 from poss_export.training.initialise import start_from_target
 from poss_export.training.presets import preset
-from poss_export.training.synthesis import invent_dialogues
-from poss_export.training.trainer import Corpus, Progress, Trainer, write_log
+from poss_export.training.synthesis import answer_prompts, chat_prompts, invent_turns, join_dialogues
+from poss_export.training.trainer import Corpus, Progress, Trainer
 from poss_export.training.vocabulary import choose_vocabulary, coverage
 
 EVALUATED_DEPTH = 6
@@ -106,26 +108,23 @@ def matmul_dtype(device: torch.device) -> torch.dtype:
 def _dialogues(
     target: Target, decoder: Decoder, options: TrainOptions, work: Path, report: Report
 ) -> list[Dialogues]:
+    """Load the dialogues given, or let the target write them; what it has written survives a kill."""
     if options.dialogues:
         return [Dialogues.load(path) for path in options.dialogues]
-    path = work / "dialogues.npz"
-    if not path.exists():
-        written = 0
-
-        def progress(tokens: int) -> None:
-            nonlocal written
-            written += 1
-            report("answers", written, len(options.prompts) or options.invent, f"{tokens} tokens")
-
-        invent_dialogues(
-            decoder,
-            target.text,
-            options.invent,
-            seed=options.seed,
-            prompts=options.prompts,
-            progress=progress,
-        ).save(path)
-    return [Dialogues.load(path)]
+    turns_file, answers_file = work / "turns.json", work / "answers.jsonl"
+    if not turns_file.exists():
+        report("inventing user turns", 0, options.invent, "")
+        turns = list(options.prompts) or invent_turns(decoder, target.text, options.invent, options.seed)
+        write_whole(turns_file, json.dumps(turns))
+    prompts = chat_prompts(target.text, json.loads(turns_file.read_text(encoding="utf-8")))
+    answers = {entry["prompt"]: entry["answer"] for entry in read_log(answers_file)}
+    waiting = [i for i in range(len(prompts)) if i not in answers]
+    asked = [prompts[i] for i in waiting]
+    for index, answer in answer_prompts(decoder, asked, target.text.config.stop_ids):
+        answers[waiting[index]] = answer
+        append_log(answers_file, {"prompt": waiting[index], "answer": answer})
+        report("answers", len(answers), len(prompts), "")
+    return [join_dialogues(prompts, answers)]
 
 
 def _view(decoder: Decoder, dialogues: Dialogues, work: Path, report: Report) -> TargetView:
@@ -165,7 +164,7 @@ def _run(trainer: Trainer, budget: int, log: Path, report: Report) -> None:
         report("training", int(before + progress.row_steps), budget, f"loss {losses['token_loss']:.3f}")
         if progress.step % LOG_EVERY == 1:
             acceptance = trainer.evaluate(EVALUATED_DEPTH, most=100)
-            write_log(log, {**asdict(progress), **losses, **asdict(acceptance)})
+            append_log(log, {**asdict(progress), **losses, **asdict(acceptance)})
 
     trainer.run(step)
 

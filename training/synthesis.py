@@ -3,9 +3,7 @@
 Self-written answers are what the drafter must predict later; published data sets are not.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +16,8 @@ from poss_export.training.dialogues import Dialogues
 
 HOLDOUT = 0.05
 MIN_ANSWER = 12  # tokens; shorter answers hold no drafts worth learning
+LONGEST_PROMPT, LONGEST_TURN, LONGEST_ANSWER = 256, 160, 200  # tokens
+SLOTS = 96  # answers written at a time
 
 # The target finishes these; an empty opener lets it begin as it likes. They steer variety, not content.
 OPENERS = (
@@ -56,59 +56,45 @@ def nucleus(top_p: float, generator: torch.Generator) -> Callable[[Tensor], Tens
     return choose
 
 
-def invent_dialogues(
-    decoder: Decoder,
-    text: Text,
-    count: int,
-    *,
-    seed: int,
-    max_answer: int = 200,
-    slots: int = 96,
-    prompts: Sequence[str] = (),
-    progress: Callable[[int], None] = lambda tokens: None,
-) -> Dialogues:
-    """Return about `count` dialogues: user turns from `prompts`, or invented; answers greedy.
-
-    `progress` is told how many new answer tokens were written.
-    """
+def invent_turns(decoder: Decoder, text: Text, count: int, seed: int) -> list[str]:
+    """Let the target finish `count` user turns that begin with an opener; duplicates are dropped."""
     generator = torch.Generator(decoder.embed_tokens.device).manual_seed(seed)
-    batch = BatchDecoder(decoder, slots, capacity=256 + max_answer)
-    turns = list(prompts) or list(_invent_turns(batch, text, count, generator))
-    asked = [text.encode_chat([{"role": "user", "content": turn}]) for turn in turns]
-    pairs: list[tuple[int, list[int]]] = []
-    for index, answer in batch.run(asked, max_answer, text.config.stop_ids, greedy):
-        progress(len(answer))
-        if len(answer) >= MIN_ANSWER:
-            pairs.append((index, answer))
-    if len(pairs) < 2:
-        raise InputError(f"{len(turns)} prompts gave {len(pairs)} usable answers; ask for more dialogues")
-    return Dialogues.from_answers([(asked[i], answer) for i, answer in sorted(pairs)], HOLDOUT)
-
-
-def _invent_turns(batch: BatchDecoder, text: Text, count: int, generator: torch.Generator) -> list[str]:
-    """Let the target finish user turns that begin with an opener; duplicates are dropped."""
     marker = "\x00"
     frame = text.encode_chat([{"role": "user", "content": marker}])
     head = text.decode_special(frame).split(marker)[0]
     stop = text.config.stop_ids
     openers = [OPENERS[i % len(OPENERS)] for i in range(count)]
     heads = [text.tokenizer.encode(head + opener, add_special_tokens=False).ids for opener in openers]
+    batch = BatchDecoder(decoder, SLOTS, LONGEST_PROMPT + LONGEST_TURN)
     turns: dict[str, None] = {}
-    for index, tokens in batch.run(heads, 160, stop, nucleus(0.95, generator)):
+    for index, tokens in batch.run(heads, LONGEST_TURN, stop, nucleus(0.95, generator)):
         if tokens[-1] in stop:
             turns[(openers[index] + text.decode(tokens)).strip()] = None
     return [turn for turn in turns if turn]
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Read user turns from a JSON-lines file with `prompt` or `turns` (first turn) on each line."""
-    prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            prompts.append(str(entry["prompt"] if "prompt" in entry else entry["turns"][0]))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise InputError(
-                f'{path}, line {number}: expected a JSON object with "prompt" or "turns", found {line[:60]!r}'
-            ) from error
-    return prompts
+def answer_prompts(
+    decoder: Decoder, prompts: Sequence[list[int]], stop_ids: Sequence[int]
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield (prompt index, greedy answer) as answers end."""
+    batch = BatchDecoder(decoder, SLOTS, LONGEST_PROMPT + LONGEST_ANSWER)
+    yield from batch.run(prompts, LONGEST_ANSWER, stop_ids, greedy)
+
+
+def chat_prompts(text: Text, turns: Sequence[str]) -> list[list[int]]:
+    """Return the ids that ask each user turn."""
+    return [text.encode_chat([{"role": "user", "content": turn}]) for turn in turns]
+
+
+def join_dialogues(prompts: Sequence[list[int]], answers: Mapping[int, list[int]]) -> Dialogues:
+    """Return dialogues in prompt order, without answers too short to learn from.
+
+    Raises InputError where fewer than two are left.
+    """
+    pairs = [(prompts[i], answer) for i, answer in sorted(answers.items()) if len(answer) >= MIN_ANSWER]
+    if len(pairs) < 2:
+        raise InputError(
+            f"{len(prompts)} prompts gave {len(pairs)} answers of at least {MIN_ANSWER} tokens; "
+            "give more prompts, or let the target invent more"
+        )
+    return Dialogues.from_answers(pairs, HOLDOUT)

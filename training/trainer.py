@@ -1,12 +1,10 @@
 """The training run: stages of unrolled steps, resumable at any point, the same for the same seed."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -195,9 +193,3 @@ def _schedule(done: float) -> float:
     if done < WARMUP:
         return max(done, 1e-3) / WARMUP
     return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def write_log(path: Path, entry: dict[str, Any]) -> None:
-    """Append one JSON line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")

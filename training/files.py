@@ -1,0 +1,26 @@
+"""Files of a training run: JSON lines that grow, and files that are whole or not there."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def append_log(path: Path, entry: dict[str, Any]) -> None:
+    """Append one JSON line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the entries of a log, none where it is missing; a last line cut short by a kill is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    for line in lines:
+        yield json.loads(line)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one step, so that a killed run leaves no half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
