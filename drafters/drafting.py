@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from poss_export.config import TreeShape
 from poss_export.drafters.model import Drafter
 from poss_export.drafters.specialist import Specialist
+from poss_export.errors import InputError
 
 
 class RoundCaches(Protocol):
@@ -49,8 +50,14 @@ class TreeDrafting(nn.Module):
         """Take a drafter's parts and the `[V, H]` rows of the target's embedding table and LM head.
 
         Pass one tensor as both where the target's tables are tied: it then stays one in the graph.
+        Raises InputError where the draft vocabulary is smaller than the tree's top-k.
         """
         super().__init__()
+        if tree.top_k > drafter.config.draft_vocab_size:
+            raise InputError(
+                f"tree top-k is {tree.top_k}, but the drafter knows {drafter.config.draft_vocab_size} words: "
+                "ask for fewer"
+            )
         self.config, self.tree = drafter.config, tree
         self.fusion = drafter.fusion
         used = drafter.config.specialist(tree.depth) + 1

@@ -91,9 +91,7 @@ class DraftCaches:
         kv_heads, head_dim = key.shape[1], key.shape[3]
         rows = query.shape[1]
         q = self._rotate(split_heads(query, head_dim), [level - 1] * rows)
-        q = (
-            q.unflatten(1, (kv_heads, -1)).flatten(2, 3) * head_dim**-0.5
-        )  # [B, G, heads of a group * rows, D]
+        q = q.unflatten(1, (kv_heads, -1)).flatten(2, 3) * head_dim**-0.5  # [B, G, group heads * rows, D]
         scores = q @ key.mT
         if self.prefix_bias is not None:
             scores = scores + self.prefix_bias
@@ -105,7 +103,8 @@ class DraftCaches:
             weights = torch.cat((q @ tree_key.mT + tree_bias, scores), dim=-1).softmax(-1)
             count = tree_key.shape[2]
             mixed = weights[..., :count] @ tree_value + weights[..., count:] @ value
-        return mixed.unflatten(2, (-1, rows)).permute(0, 3, 1, 2, 4).flatten(2)
+        merged: Tensor = mixed.unflatten(2, (-1, rows)).permute(0, 3, 1, 2, 4).flatten(2)
+        return merged
 
     def _tree_rows(self, specialist: int, key_value: Tensor, level: int, count: int) -> tuple[Tensor, Tensor]:
         """Return rotated keys and values `[B, G, count, D]` of all tree rows, the latest of them new."""
