@@ -23,7 +23,7 @@ from poss_export.drafters.checkpoint import DrafterCheckpoint, check_pair
 from poss_export.errors import InputError
 from poss_export.exporters.drafter import export_drafter
 from poss_export.exporters.parity import ROWS, compare, make_reference, require_parity
-from poss_export.exporters.target import export_target
+from poss_export.exporters.target import check_target, export_target
 from poss_export.manifest import (
     DRAFT_GRAPH,
     MANIFEST,
@@ -107,14 +107,14 @@ def plan_build(
 
     Raises:
         CheckpointError: target and drafter do not belong together.
-        InputError: the capacity is out of range.
+        InputError: the capacity or the cache form does not suit them.
     """
-    longest = target.config.max_positions
-    capacity = min(_COMMON_CAPACITY, longest) if capacity is None else capacity
-    if not ROWS <= capacity <= longest:
+    if capacity is None:
+        capacity = min(_COMMON_CAPACITY, target.config.max_positions)
+    check_target(target.config, cache_form, capacity)
+    if capacity < ROWS:
         raise InputError(
-            f"capacity is {capacity} tokens; a bundle of this target can have {ROWS} to {longest}: "
-            "choose a capacity in that range"
+            f"capacity is {capacity} tokens; a bundle needs at least {ROWS}: choose a larger one"
         )
     if drafter is not None:
         check_pair(target.config, drafter.drafter.config)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from poss_export.config import CacheForm, Precision
+from poss_export.config import CacheForm, Precision, TargetConfig
 from poss_export.contract import target_contract
 from poss_export.errors import InputError
 from poss_export.exporters.caches import CACHE_FORMS
@@ -36,6 +36,20 @@ class TargetGraph(nn.Module):
         return logits, logits.argmax(-1), features, *caches.present
 
 
+def check_target(config: TargetConfig, cache_form: CacheForm, capacity: int) -> None:
+    """Raise InputError where a target cannot be exported with this cache form and capacity."""
+    if not 1 <= capacity <= config.max_positions:
+        raise InputError(
+            f"capacity is {capacity} tokens; this target was made for 1 to {config.max_positions}: "
+            "choose a capacity in that range"
+        )
+    if cache_form == "shared" and config.head_dim % 16:
+        raise InputError(
+            f"heads of size {config.head_dim} do not suit cache form 'shared', whose operator takes "
+            "multiples of 16: use cache form 'static'"
+        )
+
+
 def export_target(
     decoder: Decoder, path: Path, *, cache_form: CacheForm, precision: Precision, capacity: int
 ) -> EmbeddingTable:
@@ -52,20 +66,10 @@ def export_target(
         Where in the weights' file the embedding table lies.
 
     Raises:
-        InputError: `capacity` is below 1 or above what the target was made for, or its heads do not suit
-            the cache form.
+        InputError: as `check_target`.
     """
     config = decoder.config
-    if not 1 <= capacity <= config.max_positions:
-        raise InputError(
-            f"capacity is {capacity} tokens; this target was made for 1 to {config.max_positions}: "
-            "choose a capacity in that range"
-        )
-    if cache_form == "shared" and config.head_dim % 16:
-        raise InputError(
-            f"heads of size {config.head_dim} do not suit cache form 'shared', whose operator takes "
-            "multiples of 16: use cache form 'static'"
-        )
+    check_target(config, cache_form, capacity)
     contract = target_contract(config, precision)
     graph = TargetGraph(_in_precision(decoder, precision), cache_form, capacity)
     export_graph(graph, contract, path, {"capacity": capacity} if cache_form == "static" else {})

@@ -94,14 +94,6 @@ class Bundle:
         """
         if self.drafter is None and not target_only:
             raise InputError(f"{str(self.folder)!r} has no drafter; use target-only decoding")
-        vocab_size = self.manifest.target.config.vocab_size
-        if (
-            highest := max(ids, default=0)
-        ) >= vocab_size:  # tokenizers may know tokens that the target does not
-            raise InputError(
-                f"the prompt holds token {highest}, the target has {vocab_size} tokens; "
-                "leave that special token out of the prompt"
-            )
         return Stream(
             self.target,
             None if target_only else self.drafter,
@@ -117,13 +109,19 @@ class Bundle:
         """Return the ids of what the user says, in the chat template unless `raw`.
 
         Raises:
-            InputError: the prompt is empty, or the target has no chat template.
+            InputError: the prompt is empty or holds an unknown token, or the target has no chat template.
         """
         if not prompt:
             raise InputError("the prompt is empty; say something to answer")
-        return (
-            self.text.encode(prompt) if raw else self.text.encode_chat([{"role": "user", "content": prompt}])
-        )
+        chat = [{"role": "user", "content": prompt}]
+        ids = self.text.encode(prompt) if raw else self.text.encode_chat(chat)
+        # Tokenizers may know tokens that the target does not.
+        if (highest := max(ids, default=0)) >= (vocab_size := self.manifest.target.config.vocab_size):
+            raise InputError(
+                f"the prompt holds token {highest}, the target has {vocab_size} tokens; "
+                "leave that special token out of the prompt"
+            )
+        return ids
 
     def generate(self, prompt: str, **request: Unpack[Request]) -> Generation:
         """Return the whole answer; arguments and errors as in `stream`."""
