@@ -8,7 +8,7 @@ DEMO = out/demo
 # Install, build a bundle from the embedded target and the shipped drafter, generate, compare with target-only.
 demo: $(DEMO)/manifest.json
 	$(BIN)/poss-export generate $(DEMO) --prompts benchmarks/prompts/demo.jsonl --max-new-tokens 64
-	$(BIN)/python -m benchmarks.compare $(DEMO) --only target-only --only speculative
+	$(BIN)/python -m benchmarks.compare $(DEMO) --max-new-tokens 64 --only target-only --only speculative
 
 # The manifest is written last: where it exists, the bundle is complete.
 $(DEMO)/manifest.json: $(VENV)/installed-export

@@ -177,8 +177,8 @@ def open_peers(manifest: Manifest, target: str | None, cache: Path) -> Peers:
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--target", help="Checkpoint of the bundle's target, for the peers.  [default: as recorded]")
 @questions.options
-@click.option("--max-new-tokens", default=128, show_default=True)
-@click.option("--repeats", default=3, show_default=True)
+@click.option("--max-new-tokens", type=click.IntRange(2), default=128, show_default=True)
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--threads", default=environment.cores(), show_default="cores")
 @click.option("--only", multiple=True, type=click.Choice(list(ENGINES)), help="Measure these engines only.")
 @click.option("--cache", default="out/peers", type=click.Path(path_type=Path), help="Where peers' models go.")

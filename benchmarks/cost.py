@@ -17,7 +17,6 @@ from rich.table import Table
 
 from benchmarks import environment, questions
 from benchmarks.questions import Question
-from poss_export.errors import InputError
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.generation import Generation, Stream
 
@@ -46,8 +45,9 @@ def rounds(
 ) -> tuple[list[Generation], list[Generation]]:
     """Return the answers with the drafter, and with the target alone, made in turns."""
     spoken: tuple[list[Generation], list[Generation]] = ([], [])
+    drafters = environment.drafter_of(bundle), None
     for question in asked:
-        for answers, drafter in zip(spoken, (bundle.drafter, None), strict=True):
+        for answers, drafter in zip(spoken, drafters, strict=True):
             stream = Stream(bundle.target, drafter, bundle.text, "", question.ids, max_new_tokens=tokens)
             answers.append(stream.run())
     return spoken
@@ -85,7 +85,7 @@ def round_table(speculative: dict[str, float], plain: dict[str, float]) -> Table
 @click.command(help=__doc__.partition("\n")[0])
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @questions.options
-@click.option("--max-new-tokens", default=64, show_default=True)
+@click.option("--max-new-tokens", type=click.IntRange(2), default=64, show_default=True)
 @click.option("--past", default=128, show_default=True, help="Tokens in the cache while widths are timed.")
 @click.option("--repeats", default=20, show_default=True, help="Calls of each width.")
 @click.option("--threads", default=environment.cores(), show_default="cores")
@@ -105,8 +105,6 @@ def main(
     start = time.perf_counter()
     with open_bundle(bundle, threads=threads) as engines:
         loading = time.perf_counter() - start
-        if engines.drafter is None:
-            raise InputError(f"{bundle} has no drafter, so it has no rounds; build one with --drafter")
         widths = by_width(engines, past, WIDTHS, repeats)
         spoken = rounds(engines, questions.load(engines.text, prompts, limit), max_new_tokens)
     speculative, plain = map(parts, spoken)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import environment
 from benchmarks.peers import Peers
 
 
@@ -71,7 +72,7 @@ def _ours(setup: Setup, target_only: bool) -> Engine:
     from poss_export.runtime.generation import Stream
 
     bundle = open_bundle(setup.model, threads=setup.threads).__enter__()  # until the process ends
-    drafter = None if target_only else bundle.drafter
+    drafter = None if target_only else environment.drafter_of(bundle)
 
     def answer(ids: list[int], max_new_tokens: int) -> Answer:
         stream = Stream(bundle.target, drafter, bundle.text, "", ids, max_new_tokens=max_new_tokens)

@@ -2,17 +2,15 @@
 
     python -m benchmarks.lossless BUNDLE --prompts FILE.jsonl --prompts FILE.jsonl
 
-Exits with 1 on a mismatch. A divergence where the target's two likeliest tokens are closer than
-NEAR_TIE is none: rounding decides there, and it is listed with its gap.
+Exits with 1 on a mismatch. A divergence at a near-tie (`runtime/checks.py`) is none: rounding decides
+between the target's two likeliest tokens there, and it is listed with its gap.
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -20,52 +18,14 @@ from rich.table import Table
 from benchmarks import environment, questions
 from benchmarks.questions import Question
 from poss_export.runtime.bundle import Bundle, open_bundle
-from poss_export.runtime.generation import PREFILL_CHUNK, Generation, Stream
-
-NEAR_TIE = 1e-4  # of logits, in fp32
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """The first token of an answer that differs."""
-
-    source: str
-    position: int  # in the answer
-    gap: float  # between the target's two highest logits there
-
-    @property
-    def near_tie(self) -> bool:
-        """Whether rounding may have decided."""
-        return self.gap < NEAR_TIE
+from poss_export.runtime.checks import Divergence, find_divergence
+from poss_export.runtime.generation import Generation, Stream
 
 
 def answer(bundle: Bundle, question: Question, tokens: int, *, target_only: bool) -> Generation:
     """Return the greedy answer."""
-    drafter = None if target_only else bundle.drafter
+    drafter = None if target_only else environment.drafter_of(bundle)
     return Stream(bundle.target, drafter, bundle.text, "", question.ids, max_new_tokens=tokens).run()
-
-
-def gap(bundle: Bundle, ids: Sequence[int]) -> float:
-    """Return the difference of the target's two highest logits after `ids`."""
-    bundle.target.reset()
-    for start in range(0, len(ids), PREFILL_CHUNK):
-        chunk = np.array([ids[start : start + PREFILL_CHUNK]])
-        n = chunk.shape[1]
-        mask = np.tri(n, dtype=bool)[None]
-        output = bundle.target.forward(chunk, np.arange(n)[None], mask, np.array([[n - 1]]))
-        bundle.target.commit([range(n)])
-    second, first = np.sort(output.logits[0, 0])[-2:].astype(float)
-    return float(first - second)
-
-
-def divergence(bundle: Bundle, question: Question, ours: Generation, plain: Generation) -> Divergence | None:
-    """Return where the answers part, if they do."""
-    if ours.token_ids == plain.token_ids:
-        return None
-    pairs = zip(ours.token_ids, plain.token_ids, strict=False)
-    shorter = min(ours.tokens, plain.tokens)
-    position = next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
-    return Divergence(question.source, position, gap(bundle, [*question.ids, *plain.token_ids[:position]]))
 
 
 def depth_table(answers: dict[str, list[Generation]]) -> Table:
@@ -87,7 +47,7 @@ def depth_table(answers: dict[str, list[Generation]]) -> Table:
 @click.command(help=__doc__.partition("\n")[0])
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @questions.options
-@click.option("--max-new-tokens", default=128, show_default=True)
+@click.option("--max-new-tokens", type=click.IntRange(2), default=128, show_default=True)
 @click.option("--threads", default=environment.cores(), show_default="cores")
 @click.option("--json", "report", type=environment.REPORT, help="Write the figures here.")
 def main(
@@ -101,28 +61,30 @@ def main(
     """Parse, measure, print."""
     machine = environment.record()
     answers: dict[str, list[Generation]] = {}
-    divergences: list[Divergence] = []
-    console = Console()
+    divergences: dict[str, Divergence] = {}
     with open_bundle(bundle, threads=threads) as engines:
         asked = questions.load(engines.text, prompts, limit)
         for question in track(asked, "comparing", console=Console(stderr=True), transient=True):
             ours = answer(engines, question, max_new_tokens, target_only=False)
             plain = answer(engines, question, max_new_tokens, target_only=True)
             answers.setdefault(question.source.rpartition(":")[0], []).append(ours)
-            if found := divergence(engines, question, ours, plain):
-                divergences.append(found)
-    mismatches = [found for found in divergences if not found.near_tie]
-    console.print(depth_table(answers))
-    for found in divergences:
+            found = find_divergence(engines.target, question.ids, ours.token_ids, plain.token_ids)
+            if found is not None:
+                divergences[question.source] = found
+    near_ties = sum(found.near_tie for found in divergences.values())
+    mismatches = len(divergences) - near_ties
+    Console().print(depth_table(answers))
+    for source, found in divergences.items():
         kind = "near-tie" if found.near_tie else "MISMATCH"
-        click.echo(f"{kind}: {found.source}, token {found.position}, gap {found.gap:.2e}")
+        click.echo(f"{kind}: {source}, token {found.position}, gap {found.gap:.2e}")
     click.echo(
         f"{len(asked)} prompts: {len(asked) - len(divergences)} equal, "
-        f"{len(divergences) - len(mismatches)} near-ties, {len(mismatches)} mismatches"
+        f"{near_ties} near-ties, {mismatches} mismatches"
     )
     if report is not None:
+        parted = {source: asdict(found) for source, found in divergences.items()}
         rows = {name: [asdict(a) for a in group] for name, group in answers.items()}
-        environment.write(report, machine, {"divergences": [asdict(d) for d in divergences], "answers": rows})
+        environment.write(report, machine, {"divergences": parted, "answers": rows})
     sys.exit(bool(mismatches))
 
 
