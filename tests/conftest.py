@@ -48,7 +48,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     @cache
     def write(name: str) -> Path:
         import torch
-        from tokenizers import Tokenizer, models
+        from tokenizers import Tokenizer, models, pre_tokenizers
         from transformers import AutoConfig, AutoModelForCausalLM
 
         model_type, special = _TINY[name]
@@ -59,7 +59,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         folder = tmp_path_factory.mktemp(name)
         model.save_pretrained(folder)
         words = {f"<{i}>": i for i in range(_SIZES["vocab_size"])}
-        Tokenizer(models.WordLevel(words, unk_token="<0>")).save(str(folder / "tokenizer.json"))
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="<0>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.save(str(folder / "tokenizer.json"))
         return folder
 
     return write

@@ -5,7 +5,7 @@ Results go to stdout, everything else to stderr. Heavy libraries are imported in
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,17 @@ if TYPE_CHECKING:
     from poss_export.runtime.checks import Check
     from poss_export.runtime.generation import Generation, Stream
 
-_LONG = 200  # characters of a fact; a table shows no more
-
 
 class Commands(click.Group):
-    """A group whose commands end a `PossExportError` with its message and exit code."""
+    """A group whose commands end a `PossExportError` with its message and exit code.
+
+    `context.meta["argv"]` is what was typed.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Note what was typed, before anything is taken from it."""
+        ctx.meta["argv"] = ["poss-export", *args]
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -67,7 +73,9 @@ def main() -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan with its sizes, write nothing.")
 @click.option("--force", is_flag=True, help="Replace the bundle that is there.")
+@click.pass_context
 def build(
+    ctx: click.Context,
     target: str,
     drafter: str | None,
     bundle: Path,
@@ -102,8 +110,7 @@ def build(
     if dry_run:
         _print_facts(plan.to_dict())
         return
-    argv = ["poss-export", *sys.argv[1:]]
-    manifest = build_bundle(plan, bundle, argv=argv, force=force, report=_log)
+    manifest = build_bundle(plan, bundle, argv=ctx.meta["argv"], force=force, report=_log)
     figures = ", ".join(f"{name} {value:.1e}" for name, value in manifest.parity.items())
     click.echo(f"{bundle}: {_megabytes(sum(f.size for f in manifest.files.values()))}, parity {figures}")
 
@@ -176,40 +183,13 @@ def generate(
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def inspect(thing: str, as_json: bool) -> None:
     """Print what a bundle, a drafter or a target is."""
-    facts = _facts(thing)
+    from poss_export.facts import facts_of
+
+    facts = facts_of(thing)
     if as_json:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         _print_facts(facts)
-
-
-def _facts(thing: str) -> dict[str, Any]:
-    from poss_export.manifest import MANIFEST, read_manifest
-
-    if (Path(thing) / MANIFEST).is_file():
-        return {"kind": "bundle", **read_manifest(Path(thing)).to_dict()}
-    from poss_export.drafters.checkpoint import is_drafter, load_drafter
-    from poss_export.targets.checkpoint import open_target
-
-    if is_drafter(thing):
-        drafter = load_drafter(thing)
-        return {
-            "kind": "drafter",
-            "name": drafter.name,
-            "sha256": drafter.sha256,
-            "target_sha256": drafter.target_sha256,
-            "parameters": drafter.parameters,
-            "config": drafter.drafter.config.to_dict(),
-        }
-    target = open_target(thing)
-    return {
-        "kind": "target",
-        "name": target.name,
-        "sha256": target.sha256,
-        "parameters": target.parameters,
-        "config": target.config.to_dict(),
-        "weight_files": [str(path) for path in target.weight_files],
-    }
 
 
 @main.command()
@@ -279,38 +259,20 @@ def _print_checks(checks: Sequence["Check"], as_json: bool) -> None:
             click.echo(json.dumps(asdict(check), ensure_ascii=False))
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("check", "result", "detail")
-    results = {True: "passed", False: "FAILED", None: "skipped"}
-    for check in checks:
-        table.add_row(check.name, results[check.passed], check.detail)
-    Console().print(table)
+    from poss_export.tables import checks_table
+
+    Console().print(checks_table(checks))
     for note in (note for check in checks for note in check.notes):
         click.echo(note)
 
 
 def _print_facts(facts: Mapping[str, Any]) -> None:
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _flat(facts):
-        table.add_row(name, escape(value))
-    Console().print(table)
+    from poss_export.tables import facts_table
 
-
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield nested facts as ("target.config.vocab_size", "49,152")."""
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            text = f"{value:,}" if type(value) is int else str(value)
-            yield f"{prefix}{name}", text if len(text) < _LONG else f"{text[:_LONG]}..."
+    Console().print(facts_table(facts))
 
 
 def _show(stream: "Stream", as_json: bool) -> "Generation":

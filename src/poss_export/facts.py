@@ -1,0 +1,48 @@
+"""What a bundle, a drafter or a target is, as plain JSON values."""
+
+from pathlib import Path
+from typing import Any
+
+from poss_export.manifest import MANIFEST, read_manifest
+
+
+def facts_of(thing: str) -> dict[str, Any]:
+    """Return the facts of a bundle, a drafter or a target, named as for `poss-export build`.
+
+    Raises:
+        PossExportError: it is none of them, or is damaged.
+    """
+    if (Path(thing) / MANIFEST).is_file():
+        return {"kind": "bundle", **read_manifest(Path(thing)).to_dict()}
+    # Checkpoints need PyTorch, bundles do not.
+    from poss_export.drafters.checkpoint import is_drafter
+
+    return _drafter_facts(thing) if is_drafter(thing) else _target_facts(thing)
+
+
+def _drafter_facts(spec: str) -> dict[str, Any]:
+    from poss_export.drafters.checkpoint import load_drafter
+
+    drafter = load_drafter(spec)
+    return {
+        "kind": "drafter",
+        "name": drafter.name,
+        "sha256": drafter.sha256,
+        "target_sha256": drafter.target_sha256,
+        "parameters": drafter.parameters,
+        "config": drafter.drafter.config.to_dict(),
+    }
+
+
+def _target_facts(spec: str) -> dict[str, Any]:
+    from poss_export.targets.checkpoint import open_target
+
+    target = open_target(spec)
+    return {
+        "kind": "target",
+        "name": target.name,
+        "sha256": target.sha256,
+        "parameters": target.parameters,
+        "config": target.config.to_dict(),
+        "weight_files": [str(path) for path in target.weight_files],
+    }

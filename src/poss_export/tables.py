@@ -1,0 +1,42 @@
+"""Tables for people; whoever wants to parse something asks for JSON."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from poss_export.runtime.checks import Check
+
+_LONG = 200  # characters of a fact; a table shows no more
+_RESULTS = {True: "passed", False: "FAILED", None: "skipped"}
+
+
+def facts_table(facts: Mapping[str, Any]) -> Table:
+    """Return a row for every value in nested facts."""
+    table = Table(show_header=False, box=None)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _flat(facts):
+        table.add_row(name, escape(value))
+    return table
+
+
+def checks_table(checks: Sequence["Check"]) -> Table:
+    """Return a row for every check."""
+    table = Table("check", "result", "detail", box=box.SIMPLE)
+    for check in checks:
+        table.add_row(check.name, _RESULTS[check.passed], escape(check.detail))
+    return table
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield nested facts as ("target.config.vocab_size", "49,152")."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            text = f"{value:,}" if type(value) is int else str(value)
+            yield f"{prefix}{name}", text if len(text) <= _LONG else f"{text[:_LONG]}..."
