@@ -85,6 +85,7 @@ def save_drafter(folder: Path, drafter: Drafter, target_sha256: str | None, dtyp
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.to(dtype).contiguous() for name, value in _named_tensors(drafter)}
     tensors["d2t"] = drafter.draft_ids - torch.arange(len(drafter.draft_ids))
+    # config.json comes last: a folder that has it is complete.
     save_file(tensors, folder / "model.safetensors")
     values = {**drafter.config.to_dict(), "target_sha256": target_sha256}
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -55,11 +55,18 @@ class TrainOptions:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; files by their names, prompts by their number."""
+        files = [path.name for path in self.dialogues]
+        return {**asdict(self), "dialogues": files, "prompts": len(self.prompts)}
+
 
 def train(target: Target, options: TrainOptions, out: Path, report: Report) -> dict[str, Any]:
-    """Train a drafter into folder `out`; return the record that is written beside it."""
-    work = out / ".training"
-    work.mkdir(parents=True, exist_ok=True)
+    """Train a drafter into folder `out`, or go on with a run that was killed there; return its record.
+
+    Raises InputError where `out` holds a finished drafter or a run with other options.
+    """
+    work = _claim(out, target, options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoder = target.load_decoder().to(device, matmul_dtype(device))
     parts = _dialogues(target, decoder, options, work, report)
@@ -85,17 +92,44 @@ def train(target: Target, options: TrainOptions, out: Path, report: Report) -> d
     _run(trainer, options.budget, out / "training.jsonl", report)
     acceptance = trainer.evaluate(EVALUATED_DEPTH)
     _fold_embedding_spread(drafter.cpu(), spread)
-    save_drafter(out, drafter, target.sha256, torch.bfloat16)
-    return {
+    record = {
         "target": target.name,
-        "options": {**asdict(options), "dialogues": [path.name for path in options.dialogues]},
+        "options": options.to_dict(),
         "dialogues": len(dialogues),
         "answer_tokens": int(dialogues.answer_mask.sum()),
         "draft_vocabulary_coverage": round(coverage(dialogues, draft_ids.numpy()), 4),
         "parameters": sum(p.numel() for p in drafter.parameters()),
         "training_seconds": round(trainer.progress.seconds),
-        "held_out": {"alpha": [round(a, 3) for a in acceptance.alpha], "chain_tau": acceptance.chain_tau},
+        "held_out": {
+            "alpha": [round(rate, 3) for rate in acceptance.alpha],
+            "chain_tau": round(acceptance.chain_tau, 3),
+        },
     }
+    write_whole(out / "training.json", json.dumps(record, indent=2) + "\n")
+    save_drafter(out, drafter, target.sha256, torch.bfloat16)
+    return record
+
+
+def _claim(out: Path, target: Target, options: TrainOptions) -> Path:
+    """Return the work folder of the run that `out` belongs to, made if it is new."""
+    if (out / "config.json").exists():
+        raise InputError(
+            f"{str(out)!r} already holds a drafter; give another folder, or remove it to train anew"
+        )
+    work = out / ".training"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{str(out)!r} cannot be written ({error}); give another folder") from error
+    run = json.dumps({"target": target.sha256, **options.to_dict()})
+    claim = work / "run.json"
+    if claim.exists() and claim.read_text(encoding="utf-8") != run:
+        raise InputError(
+            f"{str(out)!r} holds an unfinished run with other options: repeat its command, or give "
+            "another folder"
+        )
+    write_whole(claim, run)
+    return work
 
 
 def matmul_dtype(device: torch.device) -> torch.dtype:
