@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from poss_export.config import TargetConfig
 from poss_export.contract import TensorSpec, target_contract
 from poss_export.errors import InputError
-from poss_export.exporters.target import export_target
+from poss_export.exporters.target import TargetGraph, export_target
 from poss_export.targets.checkpoint import open_target
 from poss_export.targets.decoder import Decoder
 
@@ -206,3 +206,19 @@ def test_heads_that_the_shared_form_cannot_serve_are_refused(tmp_path):
             Decoder(config), tmp_path / "t.onnx", cache_form="shared", precision="fp32", capacity=48
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_eager_module_equals_its_graph(tiny_folder, target_graph, cached_target, form):
+    decoder = open_target(str(tiny_folder("qwen2"))).load_decoder()
+    module = TargetGraph(decoder, form, 48)
+    graph = cached_target(target_graph("qwen2", form))
+    caches = [torch.zeros(1, 2, 48, 16) for _ in range(4)]
+    for ids, depths, mask in ((PROMPT, list(range(7)), np.tril(np.ones((7, 7), bool))), (TREE, DEPTHS, MASK)):
+        past = torch.tensor([graph.length])
+        inputs = (torch.tensor([ids]), past + torch.tensor([depths]), torch.tensor(mask)[None], past)
+        with torch.no_grad():
+            logits, _, features, *caches = module(*inputs, torch.arange(len(ids))[None], *caches)
+        assert_same({"logits": logits.numpy(), "features": features.numpy()}, graph(ids, depths, mask))
+    for ours, theirs in zip(caches, graph.caches.values(), strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-5)
