@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from poss_export.errors import BackendError, BundleError, InputError
 from poss_export.manifest import Manifest, describe_files, read_manifest, write_manifest
@@ -155,6 +156,17 @@ def test_cuda_needs_static_caches(tiny_bundle: Path, changed: Change) -> None:
     static = changed(lambda manifest: replace(manifest, cache_form="static"))
     with pytest.raises(BackendError, match="has no CUDA provider"), open_bundle(static, provider="cuda"):
         pass
+
+
+def test_prompt_with_a_token_that_only_the_tokenizer_knows(changed: Change) -> None:
+    folder = changed()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<pad>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with open_bundle(changed(), threads=1) as bundle:
+        assert bundle.generate(PROMPT, raw=True, max_new_tokens=3).tokens == 3
+        with pytest.raises(InputError, match="the prompt holds token 96, the target has 96 tokens"):
+            bundle.stream("<pad>", raw=True)
 
 
 def test_bad_requests(tiny_bundle: Path) -> None:

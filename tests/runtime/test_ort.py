@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
@@ -219,3 +220,21 @@ def test_both_builds_of_onnxruntime_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ort, "version", lambda name: "1.31.0")
     with pytest.raises(BackendError, match="are both installed and overwrite each other"):
         ort._require_one_build()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="no CUDA provider here"
+)
+def test_cuda_equals_the_cpu(make_session: MakeSession) -> None:
+    tree = DraftTree.with_root(7, (11, 22, 33, 44, 55), (0, 0, 1, 2, 2), np.zeros(5))
+    device = make_session("static")
+    device.options = OrtOptions("cuda")
+    with make_session("static") as host, device:
+        for session in (host, device):
+            fresh(session, PROMPT)
+        trees = [run_tree(session, tree) for session in (host, device)]
+        np.testing.assert_allclose(trees[1].logits, trees[0].logits, rtol=1e-3, atol=1e-3)
+        for session in (host, device):
+            session.commit([[0, 2, 4]])
+        np.testing.assert_allclose(read(device, [8]), read(host, [8]), rtol=1e-3, atol=1e-3)
