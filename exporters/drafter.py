@@ -76,7 +76,7 @@ class DraftCaches:
         self.prefix, self.prefix_bias = self.present, None
         if self.form == "shared":
             length = cast(int, self.length.item())
-            torch._check(length <= self.past[0].shape[2])
+            torch._check(length <= self.past[0].shape[2])  # or tracing would ask which is smaller
             self.prefix = [cache[:, :, :length] for cache in self.present]
         else:
             unused = torch.arange(self.past[0].shape[2]) >= self.length[:, None]
