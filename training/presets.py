@@ -10,13 +10,14 @@ from poss_export.errors import InputError
 class Stage:
     """Part of a training run with one unroll length.
 
-    share: of the row-step budget (a row unrolled j steps counts j); weights: of the two losses.
+    share: of the row-step budget (a row unrolled j steps counts j); weights: of the two losses, as
+    EAGLE gives them where they are left out.
     """
 
     steps: int
     share: float
     learning_rate: float
-    token_weight: float = 1.0
+    token_weight: float = 0.1
     feature_weight: float = 1.0
 
 
@@ -45,20 +46,24 @@ class Preset:
         )
 
 
-def _unrolled(steps: int) -> tuple[Stage, ...]:
-    # One step first, for most of the budget: unrolling a drafter that cannot yet draft one token wastes it.
-    return (
-        Stage(steps=1, share=0.4, learning_rate=1e-3),
-        Stage(steps=steps, share=0.6, learning_rate=6e-4, feature_weight=0.3),
-    )
+# One step first: unrolling a drafter that cannot yet draft one token wastes the rows. All presets share
+# this stage, so that those trained with one seed and budget start their second stage from equal weights.
+_FIRST = Stage(steps=1, share=0.45, learning_rate=1e-3)
+
+
+def _stages(steps: int) -> tuple[Stage, ...]:
+    # A single step is judged by the feature it hands on; unrolled steps feel a bad feature themselves,
+    # so that the tokens can count more.
+    token_weight = 0.1 if steps == 1 else 1.0
+    return (_FIRST, Stage(steps, share=0.55, learning_rate=6e-4, token_weight=token_weight))
 
 
 PRESETS = {
-    "eagle": Preset(1, None, (Stage(steps=1, share=1.0, learning_rate=1e-3),)),
-    "hass": Preset(1, None, _unrolled(3)),
-    "poss-1": Preset(6, 1, _unrolled(6)),
-    "poss-2": Preset(3, 2, _unrolled(6)),
-    "poss-3": Preset(2, 3, _unrolled(6)),
+    "eagle": Preset(1, None, _stages(1)),
+    "hass": Preset(1, None, _stages(3)),
+    "poss-1": Preset(6, 1, _stages(6)),
+    "poss-2": Preset(3, 2, _stages(6)),
+    "poss-3": Preset(2, 3, _stages(6)),
 }
 
 

@@ -23,7 +23,7 @@ from poss_export.targets.decoder import Decoder
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.features import TargetView, view_dialogues
 from poss_export.training.files import append_log, read_log, write_whole
-from poss_export.training.initialise import start_from_target
+from poss_export.training.initialise import initialise
 from poss_export.training.presets import preset
 from poss_export.training.synthesis import answer_prompts, chat_prompts, invent_turns, join_dialogues
 from poss_export.training.trainer import Corpus, Progress, Trainer
@@ -188,7 +188,7 @@ def _new_drafter(
     drafter.draft_ids.copy_(draft_ids)
     spread = float(decoder.embed_tokens.float().std())
     feature_spread = float(view.features[:100_000].float().square().mean().sqrt())
-    start_from_target(drafter, decoder, feature_spread, options.seed)
+    initialise(drafter, feature_spread, options.seed)
     return drafter, spread
 
 

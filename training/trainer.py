@@ -18,7 +18,7 @@ from poss_export.training.losses import feature_loss, token_loss
 from poss_export.training.presets import Stage
 from poss_export.training.unroll import Batch, unroll
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 768  # larger batches learn less from the same rows
 FEATURE_NOISE = 0.1  # uniform half-width added to the target's features; their spread is near 2
 WARMUP, FINAL_RATE = 0.02, 0.05  # share of a stage; share of its learning rate at the end
 CLIP_NORM = 1.0
