@@ -30,7 +30,7 @@ from poss_export.training.trainer import Corpus, Progress, Trainer
 from poss_export.training.vocabulary import choose_vocabulary, coverage
 
 EVALUATED_DEPTH = 6
-LOG_EVERY = 250  # optimiser steps
+LOG_EVERY = 1000  # optimiser steps
 
 # report(activity, done, total, note) after every piece of work.
 Report = Callable[[str, int, int, str], None]

@@ -5,7 +5,9 @@ Results go to stdout, everything else to stderr. Heavy libraries are imported in
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +16,11 @@ import click
 
 from poss_export.config import CacheForm, Precision, TreeShape
 from poss_export.errors import InputError, PossExportError
+from poss_export.training.presets import PRESETS
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from poss_export.exporters.build import Plan
     from poss_export.runtime.checks import Check
     from poss_export.runtime.generation import Generation, Stream
@@ -308,3 +313,93 @@ def _log(line: str) -> None:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.0f} MB"
+
+
+@main.command()
+@click.argument("target")
+@click.option("--preset", type=click.Choice(list(PRESETS)), required=True, help="Kind of drafter.")
+@click.option("-o", "--output", "drafter", metavar="DRAFTER", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--dialogues",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Train on dialogues that the target wrote earlier (.npz); repeatable.",
+)
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="JSON Lines of user turns to answer, in place of invented ones.",
+)
+@click.option("--invent", default=3000, help="User turns that the target invents.")
+@click.option("--budget", default=20_000_000, help="Scored rows times unrolled steps to train on.")
+@click.option("--draft-vocab", default=8192, help="Tokens that the drafter can propose.")
+@click.option("--seed", default=0, help="Repeats a run on the same machine.")
+@click.option("--threads", type=int, show_default="PyTorch's choice", help="CPU threads.")
+def train(
+    target: str,
+    preset: str,
+    drafter: Path,
+    dialogues: tuple[Path, ...],
+    prompts: Path | None,
+    invent: int,
+    budget: int,
+    draft_vocab: int,
+    seed: int,
+    threads: int | None,
+) -> None:
+    """Train a drafter for TARGET on answers that TARGET writes itself; DRAFTER is a new folder.
+
+    A run that was killed goes on where it stood when the same command is given again.
+    """
+    import torch
+
+    from poss_export.prompts import read_prompts
+    from poss_export.targets.checkpoint import open_target
+    from poss_export.training import run
+
+    options = run.TrainOptions(
+        preset=preset,
+        dialogues=dialogues,
+        prompts=() if prompts is None else tuple(read_prompts(prompts)),
+        invent=invent,
+        budget=budget,
+        draft_vocab_size=draft_vocab,
+        seed=seed,
+    )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with _progress() as report:
+        record = run.train(open_target(target), options, drafter, report)
+    held_out = record["held_out"]
+    click.echo(f"{drafter}: acceptance by depth {held_out['alpha']}, chain tau {held_out['chain_tau']}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int, str], None]]:
+    """Yield a report that draws one bar an activity on a terminal, and a line a minute elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=console)
+    tasks: dict[str, TaskID] = {}
+    last = 0.0
+
+    def report(activity: str, done: int, total: int, note: str) -> None:
+        nonlocal last
+        if console.is_terminal:
+            if activity not in tasks:
+                tasks[activity] = bars.add_task(activity, total=total, note=note)
+            bars.update(tasks[activity], completed=done, total=total, note=note)
+        elif time.monotonic() - last > 60 or done >= total:
+            last = time.monotonic()
+            _log(f"{activity} {done}/{total} {note}")
+
+    if not console.is_terminal:
+        yield report
+        return
+    with bars:
+        yield report

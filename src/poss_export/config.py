@@ -44,6 +44,7 @@ class TargetConfig:
     qk_norm: bool = False
 
     def __post_init__(self) -> None:
+        """Check the values."""
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
                 f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
@@ -85,6 +86,7 @@ class DrafterConfig:
     positions_per_specialist: int | None = None
 
     def __post_init__(self) -> None:
+        """Check the values."""
         for name, expected in (("fusion", "linear"), ("alignment", "joint"), ("drafting", "tree")):
             if (value := getattr(self, name)) != expected:
                 raise CheckpointError(f"drafter {name} {value!r} is unknown; this version knows: {expected}")
@@ -124,6 +126,7 @@ class TreeShape:
     nodes: int = 10
 
     def __post_init__(self) -> None:
+        """Check the values."""
         for name in ("depth", "top_k", "nodes"):
             if getattr(self, name) < 1:
                 raise InputError(f"tree {name} is {getattr(self, name)}; it must be at least 1")
