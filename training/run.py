@@ -195,7 +195,8 @@ def _new_drafter(
 def _run(trainer: Trainer, budget: int, log: Path, report: Report) -> None:
     def step(progress: Progress, losses: dict[str, float]) -> None:
         before = sum(stage.share for stage in trainer.stages[: progress.stage]) * budget
-        report("training", int(before + progress.row_steps), budget, f"loss {losses['token_loss']:.3f}")
+        done = min(budget, int(before + progress.row_steps))  # the last batch may go beyond it
+        report("training", done, budget, f"loss {losses['token_loss']:.3f}")
         if progress.step % LOG_EVERY == 1:
             acceptance = trainer.evaluate(EVALUATED_DEPTH, most=100)
             append_log(log, {**asdict(progress), **losses, **asdict(acceptance)})

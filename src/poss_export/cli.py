@@ -369,6 +369,8 @@ def train(
         seed=seed,
     )
     if threads is not None:
+        if threads < 1:
+            raise InputError(f"threads is {threads}; it must be at least 1")
         torch.set_num_threads(threads)
     with _progress() as report:
         record = run.train(open_target(target), options, drafter, report)
