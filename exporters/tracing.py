@@ -40,6 +40,9 @@ def export_graph(module: nn.Module, contract: GraphContract, path: Path, static:
         )
     assert program is not None
     program.save(path, external_data=True)
+    # The exporter's rewrite rules remember their last graph, and would keep its weights alive with it.
+    for weight in program.model.graph.initializers.values():
+        weight.const_value = None
 
 
 def _dynamic_axes(spec: TensorSpec, static: Mapping[str, int]) -> dict[int, str]:

@@ -1,10 +1,12 @@
 """Builds of tiny bundles: what they leave behind, whatever happens."""
 
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,17 @@ def test_a_wrong_graph_is_no_bundle(
     ):
         run_build(make_plan(drafter=graph == "draft"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_keeps_no_weights(tiny_folder: Any, tmp_path: Path) -> None:
+    """A build loads its engines while PyTorch's copy of the weights would still be there."""
+    decoder = open_target(str(tiny_folder("llama"))).load_decoder()
+    weight = weakref.ref(decoder.layers[0].qkv.weight)
+    shape: Any = {"cache_form": "shared", "precision": "fp32", "capacity": CAPACITY}
+    build.export_target(decoder, tmp_path / "target.onnx", **shape)
+    del decoder
+    gc.collect()
+    assert weight() is None
 
 
 def test_a_full_disk_leaves_nothing(
