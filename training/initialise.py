@@ -19,8 +19,8 @@ def initialise(drafter: Drafter, feature_spread: float, seed: int) -> None:
         if weight.dim() == 2:
             weight.normal_(0, weight.shape[0] ** -0.5, generator=generator)
             if name.endswith(("q.weight", "kv.weight")):
-                weight /= feature_spread
+                weight.div_(feature_spread)
             elif name.endswith(("output.weight", "down.weight")):
-                weight *= RESIDUAL_SCALE
+                weight.mul_(RESIDUAL_SCALE)
         else:
             weight.fill_(float(name.endswith("norm.weight")))  # biases start at zero
