@@ -126,7 +126,7 @@ def test_an_export_keeps_no_weights(tiny_folder: Any, tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing(
     make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(*_: Any) -> None:
+    def write(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(build, "export_target", write)
