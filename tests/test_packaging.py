@@ -139,3 +139,10 @@ def test_constraints_pin_every_direct_requirement(wheel: Path) -> None:
         requirement = Requirement(line)
         if requirement.name != "poss-export":
             assert requirement.specifier.contains(pins[requirement.name]), line
+
+
+def test_a_wheel_holds_the_demo_drafters(wheel: Path) -> None:
+    expected = {str(path.relative_to(SPINE)) for path in (SPINE / "demo").glob("*/*") if path.is_file()}
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name.removeprefix("poss_export/") for name in archive.namelist()}
+    assert {"demo/poss-2/config.json", "demo/poss-2/model.safetensors"} <= expected <= names
