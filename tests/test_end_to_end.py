@@ -8,7 +8,6 @@ import pytest
 from click.testing import CliRunner
 
 from poss_export.cli import main
-from poss_export.drafters.checkpoint import shipped_drafters
 
 DRAFTER = "poss-2"
 PROMPTS = ["What is the capital of France?", "Explain why bread rises."]
@@ -21,7 +20,6 @@ def run(*arguments: object) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(DRAFTER not in shipped_drafters(), reason=f"this checkout ships no {DRAFTER} drafter")
 def test_the_embedded_model_speculates_losslessly(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     run("build", "smollm2-135m", "--drafter", DRAFTER, "-o", bundle, "--capacity", 512)

@@ -123,7 +123,7 @@ class TreeShape:
 
     depth: int = 5
     top_k: int = 4
-    nodes: int = 10
+    nodes: int = 11
 
     def __post_init__(self) -> None:
         """Check the values."""
