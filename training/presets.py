@@ -1,6 +1,6 @@
 """What each preset trains: the drafter's choices and the stages of its training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from poss_export.config import DrafterConfig, RopeConfig, TargetConfig
 from poss_export.errors import InputError
@@ -29,6 +29,12 @@ class Preset:
     positions_per_specialist: int | None
     stages: tuple[Stage, ...]
 
+    @property
+    def later_stages(self) -> tuple[Stage, ...]:
+        """The stages after the first, with the whole budget."""
+        left = sum(stage.share for stage in self.stages[1:])
+        return tuple(replace(stage, share=stage.share / left) for stage in self.stages[1:])
+
     def drafter_config(self, target: TargetConfig, draft_vocab_size: int) -> DrafterConfig:
         """Return the drafter's facts; its layers are shaped like the target's."""
         return DrafterConfig(
@@ -55,7 +61,7 @@ def _stages(steps: int) -> tuple[Stage, ...]:
     # A single step is judged by the feature it hands on; unrolled steps feel a bad feature themselves,
     # so that the tokens can count more.
     token_weight = 0.1 if steps == 1 else 1.0
-    return (_FIRST, Stage(steps, share=0.55, learning_rate=6e-4, token_weight=token_weight))
+    return (_FIRST, Stage(steps, share=0.55, learning_rate=3e-4, token_weight=token_weight))
 
 
 PRESETS = {

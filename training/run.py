@@ -7,15 +7,14 @@ OUT/             training.jsonl (log), then config.json, model.safetensors and t
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from poss_export.config import TargetConfig
-from poss_export.drafters.checkpoint import save_drafter
+from poss_export.drafters.checkpoint import load_drafter, save_drafter
 from poss_export.drafters.model import Drafter
 from poss_export.errors import InputError
 from poss_export.targets.checkpoint import Target
@@ -43,6 +42,7 @@ class TrainOptions:
     preset: str
     dialogues: tuple[Path, ...] = ()  # ready .npz files; empty: the target invents `invent` dialogues
     prompts: tuple[str, ...] = ()  # user turns to answer instead of invented ones
+    start: str | None = None  # a trained one-specialist drafter that replaces the first stage
     invent: int = 3000
     budget: int = 20_000_000  # row-steps: scored rows times unrolled steps
     draft_vocab_size: int = 8192
@@ -73,12 +73,14 @@ def train(target: Target, options: TrainOptions, out: Path, report: Report) -> d
     dialogues = sum(parts[1:], start=parts[0])
     views = [_view(decoder, part, work, report) for part in parts]
     view = sum(views[1:], start=views[0])
-    draft_ids = torch.from_numpy(
-        choose_vocabulary(dialogues, target.config.vocab_size, options.draft_vocab_size)
-    )
+    spread = float(decoder.embed_tokens.float().std())
+    if options.start is None:
+        drafter, stages = _new_drafter(target.config, dialogues, view, options), preset(options.preset).stages
+    else:
+        drafter, stages = _started_drafter(options, spread), preset(options.preset).later_stages
+    draft_ids = drafter.draft_ids.clone()
     draft_index = torch.full((target.config.vocab_size,), -1)
     draft_index[draft_ids] = torch.arange(len(draft_ids))
-    drafter, spread = _new_drafter(target.config, decoder, view, draft_ids, options)
     corpus = Corpus(
         dialogues=dialogues,
         view=view,
@@ -88,10 +90,10 @@ def train(target: Target, options: TrainOptions, out: Path, report: Report) -> d
         device=device,
         dtype=matmul_dtype(device),
     )
-    trainer = Trainer(drafter, corpus, preset(options.preset).stages, options.budget, options.seed, work)
+    trainer = Trainer(drafter, corpus, stages, options.budget, options.seed, work)
     _run(trainer, options.budget, out / "training.jsonl", report)
     acceptance = trainer.evaluate(EVALUATED_DEPTH)
-    _fold_embedding_spread(drafter.cpu(), spread)
+    _scale_embedding_rows(drafter.cpu(), 1 / spread)
     record = {
         "target": target.name,
         "options": options.to_dict(),
@@ -181,15 +183,40 @@ def _view(decoder: Decoder, dialogues: Dialogues, work: Path, report: Report) ->
 
 
 def _new_drafter(
-    config: TargetConfig, decoder: Decoder, view: TargetView, draft_ids: Tensor, options: TrainOptions
-) -> tuple[Drafter, float]:
-    """Return an initialised drafter and the spread (standard deviation) of the embedding table."""
+    config: TargetConfig, dialogues: Dialogues, view: TargetView, options: TrainOptions
+) -> Drafter:
+    """Return a drafter with random weights and a draft vocabulary chosen from the dialogues."""
     drafter = Drafter(preset(options.preset).drafter_config(config, options.draft_vocab_size))
-    drafter.draft_ids.copy_(draft_ids)
-    spread = float(decoder.embed_tokens.float().std())
+    ids = choose_vocabulary(dialogues, config.vocab_size, options.draft_vocab_size)
+    drafter.draft_ids.copy_(torch.from_numpy(ids))
     feature_spread = float(view.features[:100_000].float().square().mean().sqrt())
     initialise(drafter, feature_spread, options.seed)
-    return drafter, spread
+    return drafter
+
+
+def _started_drafter(options: TrainOptions, spread: float) -> Drafter:
+    """Return the preset's drafter with every specialist a copy of the trained one (PosS)."""
+    assert options.start is not None
+    trained = load_drafter(options.start).drafter
+    wanted = preset(options.preset)
+    if trained.config.num_specialists != 1:
+        raise InputError(
+            f"{options.start} has {trained.config.num_specialists} specialists; training starts from a "
+            "drafter with one: train it with --preset eagle"
+        )
+    drafter = Drafter(
+        replace(
+            trained.config,
+            num_specialists=wanted.num_specialists,
+            positions_per_specialist=wanted.positions_per_specialist,
+        )
+    )
+    drafter.draft_ids.copy_(trained.draft_ids)
+    drafter.fusion.load_state_dict(trained.fusion.state_dict())
+    for specialist in drafter.specialists:
+        specialist.load_state_dict(trained.specialists[0].state_dict())
+    _scale_embedding_rows(drafter, spread)
+    return drafter
 
 
 def _run(trainer: Trainer, budget: int, log: Path, report: Report) -> None:
@@ -204,7 +231,7 @@ def _run(trainer: Trainer, budget: int, log: Path, report: Report) -> None:
     trainer.run(step)
 
 
-def _fold_embedding_spread(drafter: Drafter, spread: float) -> None:
-    """Training reads embeddings at unit spread; afterwards the fusion reads the table as it is."""
+def _scale_embedding_rows(drafter: Drafter, factor: float) -> None:
+    """Training reads embeddings at unit spread, the finished fusion reads the table as it is."""
     with torch.no_grad():
-        drafter.fusion.fc.weight[: drafter.config.hidden_size] /= spread
+        drafter.fusion.fc.weight[: drafter.config.hidden_size] *= factor

@@ -107,7 +107,7 @@ class Trainer:
                 report(self.progress, losses)
                 if time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
                     self.save()
-            if self.progress.stage == 0:
+            if stage.steps == 1:
                 self._copy_first_specialist()
             self.progress = Progress(stage=self.progress.stage + 1, seconds=self.progress.seconds)
             self.optimizer.state.clear()

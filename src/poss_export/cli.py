@@ -332,6 +332,11 @@ def _megabytes(size: int) -> str:
     type=click.Path(path_type=Path),
     help="JSON Lines of user turns to answer, in place of invented ones.",
 )
+@click.option(
+    "--start",
+    metavar="DRAFTER",
+    help="Trained EAGLE drafter to start from, in place of the first stage.",
+)
 @click.option("--invent", default=3000, help="User turns that the target invents.")
 @click.option("--budget", default=20_000_000, help="Scored rows times unrolled steps to train on.")
 @click.option("--draft-vocab", default=8192, help="Tokens that the drafter can propose.")
@@ -343,6 +348,7 @@ def train(
     drafter: Path,
     dialogues: tuple[Path, ...],
     prompts: Path | None,
+    start: str | None,
     invent: int,
     budget: int,
     draft_vocab: int,
@@ -363,6 +369,7 @@ def train(
         preset=preset,
         dialogues=dialogues,
         prompts=() if prompts is None else tuple(read_prompts(prompts)),
+        start=start,
         invent=invent,
         budget=budget,
         draft_vocab_size=draft_vocab,

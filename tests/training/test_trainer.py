@@ -119,3 +119,19 @@ def test_bad_options_are_refused_before_any_work() -> None:
         TrainOptions(preset="poss-9")
     with pytest.raises(InputError, match="budget is 0; it must be at least 1"):
         TrainOptions(preset="eagle", budget=0)
+
+
+def test_a_trained_drafter_replaces_the_first_stage(target: Target, dialogues: Path, tmp_path: Path) -> None:
+    train(target, options(dialogues, preset="eagle"), tmp_path / "eagle", silent)
+    chosen = options(dialogues, budget=1, start=str(tmp_path / "eagle"))
+    train(target, chosen, tmp_path / "poss-2", silent)
+    start, begun = (load_drafter(str(tmp_path / name)).drafter for name in ("eagle", "poss-2"))
+    assert torch.equal(start.draft_ids, begun.draft_ids)
+    assert begun.config.num_specialists == 3
+    first = start.specialists[0].state_dict()
+    for specialist in begun.specialists:  # after one step at the learning rate of a warm-up's beginning
+        for name, weight in specialist.state_dict().items():
+            torch.testing.assert_close(weight, first[name], atol=0.01, rtol=0.01)
+
+    with pytest.raises(InputError, match="has 3 specialists; training starts from a drafter with one"):
+        train(target, options(dialogues, start=str(tmp_path / "poss-2")), tmp_path / "again", silent)
