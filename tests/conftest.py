@@ -1,5 +1,6 @@
 """Tiny targets, and graphs made of them once per run. Heavy libraries are imported where they are used."""
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,9 @@ import numpy as np
 import pytest
 
 from poss_export.config import DrafterConfig, TargetConfig, TreeShape
+
+# PyTorch reads it when it is first imported: tiny models are fastest on one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CAPACITY = 48
 _SIZES = {
