@@ -24,6 +24,6 @@ setup(
         "numpy>=1.26",
         ONNXRUNTIME[build],
         "rich>=13.7",
-        "tokenizers>=0.20",
+        "tokenizers>=0.22",
     ]
 )
