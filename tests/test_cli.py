@@ -377,3 +377,23 @@ def test_spoilt_bundles_are_refused(command: str, copy: Path, tmp_path: Path) ->
 
 def test_inspect_refuses_what_is_nothing(tmp_path: Path) -> None:
     assert "neither a folder nor a .gguf file" in refused("inspect", tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("build", "smollm2-135m", "-o", "bundle"),
+        ("train", "smollm2-135m", "--preset", "eagle", "-o", "drafter"),
+        ("inspect", "smollm2-135m"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_deployment_says_which_extra_is_missing(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    program = "import sys; sys.modules['torch'] = None; from poss_export.cli import main; main()"
+    command = [sys.executable, "-c", program, *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: this command needs torch, which is not installed: pip install 'poss-export[export]'\n"
+    )
+    assert not list(tmp_path.iterdir())

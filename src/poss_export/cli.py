@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from poss_export.runtime.generation import Generation, Stream
 
 
+# What the `export` extra brings; a deployment has none of it.
+EXPORT_LIBRARIES = ("gguf", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch")
+
+
 class Commands(click.Group):
     """A group whose commands end a `PossExportError` with its message and exit code.
 
@@ -44,6 +48,15 @@ class Commands(click.Group):
         except PossExportError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            if error.name not in EXPORT_LIBRARIES:
+                raise
+            click.echo(
+                f"error: this command needs {error.name}, which is not installed: "
+                "pip install 'poss-export[export]'",
+                err=True,
+            )
+            ctx.exit(1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
