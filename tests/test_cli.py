@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from poss_export.cli import main
+from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import save_drafter
 from poss_export.manifest import describe_files, read_manifest, write_manifest
 from poss_export.targets.checkpoint import open_target
@@ -103,7 +104,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(target: Path, drafter: Pat
     result = done("build", target, "--drafter", drafter, "-o", tmp_path / "new/bundle", "--dry-run")
     assert not list(tmp_path.iterdir())
     rows = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
-    assert rows["drafter.tree.nodes"].strip() == "10"
+    assert rows["drafter.tree.nodes"].strip() == str(TreeShape().nodes)
     assert rows["capacity"].strip() == "128"  # this target's longest context
     assert rows["cache_bytes.target"].strip() == f"{2 * 2 * 2 * 128 * 16 * 4:,}"  # K, V; layers, heads, ...
 
