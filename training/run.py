@@ -1,6 +1,6 @@
 """`poss-export train`: from a target to a drafter folder, in steps that each resume.
 
-OUT/.training/   dialogues.npz, view-*.safetensors, state.pt: kept until the run is finished
+OUT/.training/   turns.json, answers.jsonl, view-*.safetensors, state.pt: what a killed run goes on from
 OUT/             training.jsonl (log), then config.json, model.safetensors and training.json
 """
 
