@@ -136,7 +136,7 @@ def _claim(out: Path, target: Target, options: TrainOptions) -> Path:
 
 def matmul_dtype(device: torch.device) -> torch.dtype:
     """Return bfloat16 where the device multiplies it in hardware, else float32."""
-    if device.type == "cuda" or torch.cpu._is_amx_tile_supported():
+    if device.type == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return torch.float32
 
