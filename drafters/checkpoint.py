@@ -6,7 +6,6 @@ tools can read what we write; `d2t` maps draft ids to target ids as EAGLE-3 does
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from poss_export.config import DrafterConfig, TargetConfig
+from poss_export.drafters.layout import named_tensors
 from poss_export.drafters.model import Drafter
 from poss_export.errors import CheckpointError, InputError
 
@@ -83,7 +83,7 @@ def save_drafter(folder: Path, drafter: Drafter, target_sha256: str | None, dtyp
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.to(dtype).contiguous() for name, value in _named_tensors(drafter)}
+    tensors = {name: value.to(dtype).contiguous() for name, value in named_tensors(drafter)}
     tensors["d2t"] = drafter.draft_ids - torch.arange(len(drafter.draft_ids))
     # config.json comes last: a folder that has it is complete.
     save_file(tensors, folder / "model.safetensors")
@@ -102,28 +102,9 @@ def check_pair(target: TargetConfig, drafter: DrafterConfig) -> None:
             )
 
 
-def _named_tensors(drafter: Drafter) -> Iterator[tuple[str, Tensor]]:
-    """Yield (public name, `[out, in]` view) of every weight."""
-    yield "fc.weight", drafter.fusion.fc.weight.T
-    if drafter.fusion.fc.bias is not None:
-        yield "fc.bias", drafter.fusion.fc.bias
-    for index in range(drafter.config.num_specialists):
-        layer, specialist = f"layers.{index}", drafter.specialists[index]
-        key, value = specialist.kv.weight.T.chunk(2)  # type: ignore[union-attr, operator]
-        gate, up = specialist.alignment.mlp.gate_up.weight.T.chunk(2)  # type: ignore[union-attr, operator]
-        yield f"{layer}.self_attn.q_proj.weight", specialist.q.weight.T  # type: ignore[union-attr, misc]
-        yield f"{layer}.self_attn.k_proj.weight", key
-        yield f"{layer}.self_attn.v_proj.weight", value
-        yield f"{layer}.self_attn.o_proj.weight", specialist.output.weight.T  # type: ignore[union-attr, misc]
-        yield f"{layer}.mlp.gate_proj.weight", gate
-        yield f"{layer}.mlp.up_proj.weight", up
-        yield f"{layer}.mlp.down_proj.weight", specialist.alignment.mlp.down.weight.T  # type: ignore[union-attr, misc]
-        yield f"{layer}.post_attention_layernorm.weight", specialist.alignment.norm.weight  # type: ignore[union-attr, misc]
-
-
 def _fill(drafter: Drafter, tensors: dict[str, Tensor]) -> None:
     """Copy checkpoint tensors into the drafter; the names must match exactly."""
-    slots = dict(_named_tensors(drafter))
+    slots = dict(named_tensors(drafter))
     missing, unknown = sorted({*slots, "d2t"} - set(tensors)), sorted(set(tensors) - {*slots, "d2t"})
     if missing or unknown:
         raise CheckpointError(

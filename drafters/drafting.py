@@ -1,12 +1,14 @@
-"""Tree drafting: a whole round, level by level, as one tensor-only module.
+"""Drafting: a whole round as one tensor-only module, whatever the drafter.
 
 Only values depend on data: beam, candidates and tree have fixed sizes, so a trace of the round is
 one graph. The round knows nothing of cache buffers; whoever calls it hands in `RoundCaches`.
 
-Letters: B batch, R new rows, k beam width, H hidden size, V draft vocabulary, L rows of target
-features that the drafter has seen, new ones included.
+Letters: B batch, R new rows, k ranks of a level, H hidden size, V draft vocabulary, L rows of target
+features that the drafter has seen, new ones included, n drafted rows that a cache was given this round.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -15,67 +17,74 @@ from torch.nn import functional as F
 
 from poss_export.config import TreeShape
 from poss_export.drafters.model import Drafter
-from poss_export.drafters.specialist import Specialist
 from poss_export.errors import InputError
 
 
 class RoundCaches(Protocol):
-    """Keys and values of each used specialist: of the prefix, and of this round's tree rows."""
+    """Keys and values of each shared layer and used specialist: of the prefix, and of drafted rows."""
 
-    def append(self, key_value: Tensor) -> None:
-        """Cache the new prefix rows `[B, R, 2 * used * kv_heads * head_dim]`: all keys, then all values."""
+    past_length: Tensor  # int64 [B], rows before this round's
+    length: Tensor  # int64 [B], L
+
+    def append(self, first: int, key_value: Tensor) -> None:
+        """Write the new prefix rows of the caches from number `first` on.
+
+        key_value: `[B, R, caches * 2 * kv_heads * head_dim]`, not rotated: all keys, then all values.
+        """
 
     def attend(
-        self, specialist: int, query: Tensor, level: int, key_value: Tensor | None, bias: Tensor | None
+        self,
+        cache: int,
+        query: Tensor,
+        positions: Tensor,
+        drafted: tuple[Tensor, Tensor, Tensor] | None = None,
+        seen: Tensor | None = None,
     ) -> Tensor:
-        """Attend to the prefix and, from level 1 on, to tree rows.
+        """Attend to the prefix and to drafted rows.
 
         Args:
-            specialist: whose keys and values to read.
-            query: `[B, M, heads * head_dim]`, not rotated, at position L - 1 + level.
-            level: 0 for the row that drafts from the prefix alone.
-            key_value: `[B, n, 2 * kv_heads * head_dim]`, not rotated: the latest tree rows, which are
-                those that this specialist was not given yet in this round.
-            bias: `[B, k, level * k]`, added to the scores of tree rows.
+            cache: number of the cache to read.
+            query: `[B, M, heads * head_dim]`, not rotated.
+            positions: int64 `[B, M]`, of the query rows.
+            drafted: key and value `[B, m, 2 * kv_heads * head_dim]`, not rotated, of drafted rows that this
+                cache was not given yet in this round; their positions `[B, m]`; a bias `[B, M, n]`, added to
+                the scores of all n drafted rows.
+            seen: int64 `[B, M]`, prefix rows that a query row sees; None: all L.
 
         Returns:
             Mixed values, shaped as `query`.
         """
 
 
-class TreeDrafting(nn.Module):
-    """A round of EAGLE-2 (arXiv 2406.16858) by position specialists (PosS, 2506.03566; EAGLE-2 has one)."""
+class Drafting(nn.Module, ABC):
+    """What every way of drafting has: the drafter's parts, the target's LM head, the choice of nodes."""
 
-    def __init__(self, drafter: Drafter, tree: TreeShape, embed_rows: Tensor, head_rows: Tensor) -> None:
-        """Take a drafter's parts and the `[V, H]` rows of the target's embedding table and LM head.
+    def __init__(self, drafter: Drafter, tree: TreeShape, head_rows: Tensor, beams: list[int]) -> None:
+        """Take a drafter's parts and the `[V, H]` rows of the target's LM head.
 
-        Pass one tensor as both where the target's tables are tied: it then stays one in the graph.
-        Raises InputError where the draft vocabulary is smaller than the tree's top-k.
+        `beams`: how many nodes of each level are expanded, the root first.
         """
         super().__init__()
-        if tree.top_k > drafter.config.draft_vocab_size:
-            raise InputError(
-                f"tree top-k is {tree.top_k}, but the drafter knows {drafter.config.draft_vocab_size} words: "
-                "ask for fewer"
-            )
+        check_tree(drafter, tree)
         self.config, self.tree = drafter.config, tree
         self.fusion = drafter.fusion
-        used = drafter.config.specialist(tree.depth) + 1
-        self.specialists = nn.ModuleList(drafter.specialists[:used])
+        self.specialists = nn.ModuleList(drafter.specialists[: drafter.config.specialist(tree.depth) + 1])
         # Prefix rows need every specialist's key and value: one matmul, then one rotation of all keys.
-        halves = [specialist.kv.weight.chunk(2, dim=1) for specialist in self.specialists]  # type: ignore[union-attr, operator]
-        self.key_value = nn.Buffer(torch.cat([half[i] for i in (0, 1) for half in halves], dim=1))
-        self.embed_rows = nn.Parameter(embed_rows, requires_grad=False)
-        self.head_rows = self.embed_rows
-        if head_rows is not embed_rows:
-            self.head_rows = nn.Parameter(head_rows, requires_grad=False)
+        used = dict.fromkeys(drafter.specialist(position).kv for position in range(1, tree.depth + 1))
+        self.key_value = nn.Buffer(_stacked([kv.weight for kv in used]))
+        biases = [kv.bias for kv in used if kv.bias is not None]
+        self.key_value_bias = nn.Buffer(_stacked(biases)) if biases else None
+        self.head_rows = nn.Parameter(head_rows, requires_grad=False)
         self.draft_ids = nn.Buffer(drafter.draft_ids)
-        # Candidates are k from the root, then k * k of each level, row-major.
-        k = tree.top_k
-        firsts = [0] + [k + level * k * k for level in range(tree.depth - 2)]
-        self.beam_offsets = nn.Buffer(torch.tensor([-1, *(f for f in firsts for _ in range(k))]))
-        self.own = nn.Buffer(torch.zeros(k, k).masked_fill(~torch.eye(k, dtype=torch.bool), float("-inf")))
+        # Candidate c comes from slot c // k: slot 0 is the root, behind it lie the beams of each level. A
+        # beam is numbered among its level's candidates, so the offset makes it a candidate: -1 is the root.
+        self.beams = beams
+        slots = [sum(beams[:level]) for level in range(tree.depth)]
+        levels = range(1, tree.depth)
+        offsets = [tree.top_k * slots[level - 1] for level in levels for _ in range(beams[level])]
+        self.beam_offsets = nn.Buffer(torch.tensor([-1, *offsets]))
 
+    @abstractmethod
     def forward(
         self, embeddings: Tensor, features: Tensor, row_count: Tensor, caches: RoundCaches
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,66 +100,66 @@ class TreeDrafting(nn.Module):
             Target token ids, parent nodes (0 is the root) and float32 cumulative log-probabilities,
             each `[B, nodes]`: column i is node i + 1, and parents come before their children.
         """
-        batch, k = row_count.shape[0], self.tree.top_k
-        prefix = self.fusion(embeddings, features)
-        caches.append(prefix @ self.key_value)
 
-        x = _take(prefix, row_count[:, None] - 1)  # [B, 1, H]; [B, k, H] from level 1 on
-        score = torch.zeros(batch, 1)
-        own = self.own.expand(batch, -1, -1)
-        levels, key_value, bias, previous = list[Tensor](), None, None, -1
-        scores, tokens, beams = list[Tensor](), list[Tensor](), [torch.zeros_like(row_count)[:, None]]
-        for level in range(self.tree.depth):  # drafts position level + 1
-            s = self.config.specialist(level + 1)
-            specialist = self.specialists[s]
-            assert isinstance(specialist, Specialist)
-            if level > 0:
-                levels.append(x)
-                key_value = specialist.kv(x if s == previous else torch.cat(levels, dim=1))
-            previous = s
-            mixed = caches.attend(s, specialist.q(x), level, key_value, bias)
-            predict, feature = specialist.finish(x, mixed)
-
-            gain, children = self._likeliest(predict)  # [B, M, k]
-            total, children = (score[:, :, None] + gain).flatten(1), children.flatten(1)
-            scores.append(total)
-            tokens.append(children)
-            if level + 1 < self.tree.depth:
-                score, beam = _largest(total, k)
-                beams.append(beam)
-                parent = beam // k
-                bias = own if bias is None else torch.cat((_take(bias, parent), own), dim=-1)
-                embedding = F.embedding(children.gather(1, beam), self.embed_rows)
-                x = self.fusion(embedding, _take(feature, parent))
-        return self._select(torch.cat(scores, dim=1), torch.cat(tokens, dim=1), torch.cat(beams, dim=1))
+    def _key_value(self, prefix: Tensor) -> Tensor:
+        """Return what `RoundCaches.append` takes, of all used specialists, of rows `[B, R, H]`."""
+        key_value = prefix @ self.key_value
+        return key_value if self.key_value_bias is None else key_value + self.key_value_bias
 
     def _likeliest(self, predict: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probabilities and draft ids `[B, M, k]` of the best children of rows `[B, M, H]`."""
         logits = F.linear(predict.flatten(0, 1), self.head_rows).float()
-        score, child = _largest(logits.log_softmax(-1), self.tree.top_k)
+        score, child = largest(logits.log_softmax(-1), self.tree.top_k)
         shape = (*predict.shape[:2], self.tree.top_k)
         return score.reshape(shape), child.reshape(shape)
 
-    def _select(self, scores: Tensor, tokens: Tensor, beams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the best candidates in candidate order.
+    def _select(
+        self, scores: list[Tensor], tokens: list[Tensor], beams: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the best candidates in candidate order: target ids, parent nodes (0 the root), scores.
 
-        Candidate c comes from slot c // k: slot 0 is the root, behind it lie k slots for each beam.
+        Each list has a tensor a level: scores and draft ids of its candidates, `[B, width * k]`; which of
+        them were expanded, `[B, width of the next level]`.
         """
-        keep = _largest(scores, self.tree.nodes)[1].sort(dim=-1).values
-        parent = (beams + self.beam_offsets).gather(1, keep // self.tree.top_k)  # as candidate, -1 the root
+        score, token = torch.cat(scores, dim=1), torch.cat(tokens, dim=1)
+        root = torch.zeros_like(token[:, :1])
+        slots = torch.cat((root, *beams), dim=1) + self.beam_offsets  # as candidate, -1 the root
+        keep = largest(score, self.tree.nodes)[1].sort(dim=-1).values
+        parent = slots.gather(1, keep // self.tree.top_k)
         nodes = (keep[:, None] <= parent[:, :, None]).sum(-1)  # the kept up to it, so its node; 0 the root
-        return self.draft_ids.take(tokens.gather(1, keep)), nodes, scores.gather(1, keep)
+        return self.draft_ids.take(token.gather(1, keep)), nodes, score.gather(1, keep)
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
+def check_tree(drafter: Drafter, tree: TreeShape) -> None:
+    """Raise InputError where a drafter cannot draw such a tree."""
+    config = drafter.config
+    if tree.top_k > config.draft_vocab_size:
+        raise InputError(
+            f"tree top-k is {tree.top_k}, but the drafter knows {config.draft_vocab_size} words: "
+            "ask for fewer"
+        )
+    if config.longest_draft is not None and tree.depth > config.longest_draft:
+        raise InputError(
+            f"tree depth is {tree.depth}, but the drafter drafts {config.longest_draft} positions in its one "
+            f"pass: ask for a depth of at most {config.longest_draft}"
+        )
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
     """Return rows `index` [B, M] of `x` [B, N, C], as [B, M, C]."""
     first = torch.arange(x.shape[0])[:, None] * x.shape[1]
     return F.embedding(index + first, x.flatten(0, 1))
 
 
-def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count` largest of the last dimension and their indices; of equal values, the first."""
     if torch.compiler.is_exporting():
         return values.topk(count)  # ONNX TopK puts the first of equal values first; PyTorch's does not
     ordered, index = values.sort(dim=-1, descending=True, stable=True)
     return ordered[..., :count], index[..., :count]
+
+
+def _stacked(projections: Sequence[Tensor]) -> Tensor:
+    """Return projections to key and value, joined along the last dimension: all keys, then all values."""
+    halves = [projection.chunk(2, dim=-1) for projection in projections]
+    return torch.cat([half[i] for i in (0, 1) for half in halves], dim=-1)

@@ -7,7 +7,7 @@ round attends over a cache and the tree, training over several streams of featur
 from torch import Tensor, nn
 
 from poss_export.config import DrafterConfig
-from poss_export.drafters.alignment import JointAlignment
+from poss_export.drafters.alignment import ALIGNMENTS
 from poss_export.targets.decoder import Linear
 
 
@@ -18,10 +18,10 @@ class Specialist(nn.Module):
         """Allocate the layer's matrices."""
         super().__init__()
         hidden, kv_width = config.hidden_size, config.num_kv_heads * config.head_dim
-        self.q = Linear(hidden, config.num_heads * config.head_dim)
-        self.kv = Linear(hidden, 2 * kv_width)
+        self.q = Linear(hidden, config.num_heads * config.head_dim, config.qkv_bias)
+        self.kv = Linear(hidden, 2 * kv_width, config.qkv_bias)
         self.output = Linear(config.num_heads * config.head_dim, hidden)
-        self.alignment = JointAlignment(hidden, config.intermediate_size, config.rms_norm_eps)
+        self.alignment = ALIGNMENTS[config.alignment](config)
 
     def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return key and value, each `[..., kv_heads * head_dim]` and not rotated, of fused rows."""

@@ -20,6 +20,7 @@ import torch
 from poss_export.config import CacheForm, Precision, TreeShape
 from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
 from poss_export.drafters.checkpoint import DrafterCheckpoint, check_pair
+from poss_export.drafters.drafting import check_tree
 from poss_export.errors import InputError
 from poss_export.exporters.drafter import export_drafter
 from poss_export.exporters.parity import ROWS, compare, make_reference, require_parity
@@ -61,9 +62,11 @@ class Plan:
         if self.drafter is None:
             return 0
         config, model = self.drafter.drafter.config, self.drafter.drafter
-        tables = 1 if self.target.config.tied_embeddings else 2
-        used = model.specialists[: config.specialist(self.tree.depth) + 1]
-        return _count(model.fusion) + _count(used) + tables * config.draft_vocab_size * config.hidden_size
+        # Parallel drafting looks up no embedding: its graph holds the LM head's rows only.
+        one_table = self.target.config.tied_embeddings or config.drafting == "parallel"
+        tables = (1 if one_table else 2) * config.draft_vocab_size * config.hidden_size
+        unused = model.specialists[config.specialist(self.tree.depth) + 1 :]
+        return self.drafter.parameters - _count(unused) + tables
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON values; sizes in bytes, those of graphs without their structure."""
@@ -107,7 +110,7 @@ def plan_build(
 
     Raises:
         CheckpointError: target and drafter do not belong together.
-        InputError: the capacity or the cache form does not suit them.
+        InputError: the capacity, the cache form or the tree does not suit them.
     """
     if capacity is None:
         capacity = min(_COMMON_CAPACITY, target.config.max_positions)
@@ -118,6 +121,7 @@ def plan_build(
         )
     if drafter is not None:
         check_pair(target.config, drafter.drafter.config)
+        check_tree(drafter.drafter, tree)
     return Plan(target, drafter, tree, capacity, precision, cache_form)
 
 
@@ -161,16 +165,9 @@ def _fill(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Mani
     drafter = None
     if plan.drafter is not None and reference.drafting is not None:
         report(f"exporting {DRAFT_GRAPH}")
-        model = plan.drafter.drafter
-        export_drafter(
-            model,
-            folder / DRAFT_GRAPH,
-            tree=plan.tree,
-            embed_rows=reference.drafting.embed_rows,
-            head_rows=reference.drafting.head_rows,
-            **shape,
-        )
-        drafter = DrafterEntry(plan.drafter.name, plan.drafter.sha256, model.config, plan.tree)
+        export_drafter(reference.drafting, folder / DRAFT_GRAPH, **shape)
+        config = plan.drafter.drafter.config
+        drafter = DrafterEntry(plan.drafter.name, plan.drafter.sha256, config, plan.tree)
     (folder / TOKENIZER).write_text(plan.target.text.tokenizer_json, encoding="utf-8")
     manifest = Manifest(
         target=TargetEntry(plan.target.name, plan.target.sha256, plan.target.config, embedding),

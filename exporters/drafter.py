@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.ops import rotary_embedding
 
-from poss_export.config import CacheForm, Precision, TreeShape
+from poss_export.config import CacheForm, Precision
 from poss_export.contract import draft_contract
-from poss_export.drafters.drafting import TreeDrafting
-from poss_export.drafters.model import Drafter
+from poss_export.drafters.drafting import Drafting
 from poss_export.exporters.ops import tensor_scatter
 from poss_export.exporters.tracing import export_graph
 from poss_export.targets.decoder import split_heads
@@ -22,12 +21,12 @@ from poss_export.targets.rope import rope_tables
 class DraftGraph(nn.Module):
     """What the draft graph computes; it runs in PyTorch as it does in the graph."""
 
-    def __init__(self, drafting: TreeDrafting, cache_form: CacheForm, capacity: int) -> None:
+    def __init__(self, drafting: Drafting, cache_form: CacheForm, capacity: int) -> None:
         """Wrap a round in caches."""
         super().__init__()
         self.drafting, self.cache_form = drafting, cache_form
         config = drafting.config
-        # Tree rows stand behind the prefix, which may fill the caches.
+        # Drafted rows stand behind the prefix, which may fill the caches.
         tables = rope_tables(config.rope, config.head_dim, capacity + drafting.tree.depth)
         self.cos, self.sin = (nn.Buffer(table.to(drafting.key_value.dtype)) for table in tables)
 
@@ -39,9 +38,9 @@ class DraftGraph(nn.Module):
 
 
 class DraftCaches:
-    """The prefix in the graph's buffers, tree rows beside it.
+    """The prefix in the graph's buffers, drafted rows beside it.
 
-    Attention is written out in two parts, prefix and tree, that meet in the softmax: joined keys and
+    Attention is written out in two parts, prefix and drafted rows, that meet in the softmax: joined keys and
     values would copy the prefix at every level. The `shared` form (batch 1) reads the L used rows of
     a buffer, the `static` form all rows under a mask.
     """
@@ -58,98 +57,94 @@ class DraftCaches:
         self.form, self.past, self.tables = form, past, tables
         self.past_length, self.length = past_length, past_length + row_count
         self.present = list[Tensor]()
-        self.tree = dict[int, tuple[Tensor, Tensor]]()
-
-    def append(self, key_value: Tensor) -> None:
-        """Implement `RoundCaches.append`; padding rows are written too, and overwritten next round."""
-        key, value = split_heads(key_value, self.past[0].shape[-1]).chunk(2, dim=1)
-        key = rotary_embedding(key, *self.tables, self.past_length[:, None] + torch.arange(key.shape[2]))
-        used = len(self.past) // 2
-        new = [
-            half
-            for pair in zip(key.chunk(used, dim=1), value.chunk(used, dim=1), strict=True)
-            for half in pair
-        ]
-        self.present = [
-            tensor_scatter(past, rows, self.past_length) for past, rows in zip(self.past, new, strict=True)
-        ]
-        self.prefix, self.prefix_bias = self.present, None
-        if self.form == "shared":
-            length = cast(int, self.length.item())
-            torch._check(length <= self.past[0].shape[2])  # or tracing would ask which is smaller
-            self.prefix = [cache[:, :, :length] for cache in self.present]
+        self.drafted = dict[int, tuple[Tensor, Tensor]]()
+        capacity = past[0].shape[2]
+        if form == "shared":
+            self.used = cast(int, self.length.item())
+            torch._check(self.used <= capacity)  # or tracing would ask which is smaller
         else:
-            unused = torch.arange(self.past[0].shape[2]) >= self.length[:, None]
-            zero = torch.zeros((), dtype=key.dtype)
-            self.prefix_bias = zero.masked_fill(unused, float("-inf"))[:, None, None]  # [B, 1, 1, T]
+            self.used = capacity
+
+    def append(self, first: int, key_value: Tensor) -> None:
+        """Implement `RoundCaches.append`; padding rows are written too, and overwritten next round."""
+        assert first == len(self.present) // 2, "caches are written in order, as the graph returns them"
+        kv_heads, head_dim = self.past[0].shape[1], self.past[0].shape[3]
+        key, value = split_heads(key_value, head_dim).chunk(2, dim=1)
+        key = rotary_embedding(key, *self.tables, self.past_length[:, None] + torch.arange(key.shape[2]))
+        halves = zip(key.split(kv_heads, dim=1), value.split(kv_heads, dim=1), strict=True)
+        new = [half for pair in halves for half in pair]
+        past = self.past[2 * first : 2 * first + len(new)]
+        self.present += [
+            tensor_scatter(old, rows, self.past_length) for old, rows in zip(past, new, strict=True)
+        ]
 
     def attend(
-        self, specialist: int, query: Tensor, level: int, key_value: Tensor | None, bias: Tensor | None
+        self,
+        cache: int,
+        query: Tensor,
+        positions: Tensor,
+        drafted: tuple[Tensor, Tensor, Tensor] | None = None,
+        seen: Tensor | None = None,
     ) -> Tensor:
         """Implement `RoundCaches.attend`."""
-        key, value = self.prefix[2 * specialist : 2 * specialist + 2]  # [B, G, T, D]
+        # key, value: [B, G, T, D]
+        key, value = (self._used_rows(half) for half in self.present[2 * cache : 2 * cache + 2])
         kv_heads, head_dim = key.shape[1], key.shape[3]
         rows = query.shape[1]
-        q = self._rotate(split_heads(query, head_dim), [level - 1] * rows)
-        q = q.unflatten(1, (kv_heads, -1)).flatten(2, 3) * head_dim**-0.5  # [B, G, group heads * rows, D]
+        group = query.shape[2] // (kv_heads * head_dim)
+        q: Tensor = rotary_embedding(split_heads(query, head_dim), *self.tables, positions)
+        q = q.unflatten(1, (kv_heads, -1)).flatten(2, 3) * head_dim**-0.5  # [B, G, group * rows, D]
         scores = q @ key.mT
-        if self.prefix_bias is not None:
-            scores = scores + self.prefix_bias
-        if key_value is None or bias is None:
+        if seen is not None:
+            scores = scores + self._prefix_bias(seen, key.dtype).repeat(1, group, 1)[:, None]
+        elif self.form == "static":
+            scores = scores + self._prefix_bias(self.length[:, None], key.dtype)[:, None]
+        if drafted is None:
             mixed = scores.softmax(-1) @ value
         else:
-            tree_key, tree_value = self._tree_rows(specialist, key_value, level, bias.shape[-1])
-            tree_bias = bias.repeat(1, q.shape[2] // rows, 1)[:, None]
-            weights = torch.cat((q @ tree_key.mT + tree_bias, scores), dim=-1).softmax(-1)
-            count = tree_key.shape[2]
-            mixed = weights[..., :count] @ tree_value + weights[..., count:] @ value
+            *new, bias = drafted
+            drafted_key, drafted_value = self._drafted_rows(cache, *new)
+            drafted_scores = q @ drafted_key.mT + bias.repeat(1, group, 1)[:, None]
+            weights = torch.cat((drafted_scores, scores), dim=-1).softmax(-1)
+            count = drafted_key.shape[2]
+            mixed = weights[..., :count] @ drafted_value + weights[..., count:] @ value
         merged: Tensor = mixed.unflatten(2, (-1, rows)).permute(0, 3, 1, 2, 4).flatten(2)
         return merged
 
-    def _tree_rows(self, specialist: int, key_value: Tensor, level: int, count: int) -> tuple[Tensor, Tensor]:
-        """Return rotated keys and values `[B, G, count, D]` of all tree rows, the latest of them new."""
-        rows, new = count // level, key_value.shape[1]
-        key, value = split_heads(key_value, self.past[0].shape[-1]).chunk(2, dim=1)
-        key = self._rotate(key, [row // rows for row in range(count - new, count)])
-        if new < count:
-            old_key, old_value = self.tree[specialist]
-            key, value = torch.cat((old_key, key), dim=2), torch.cat((old_value, value), dim=2)
-        self.tree[specialist] = key, value
-        return key, value
+    def _used_rows(self, cache: Tensor) -> Tensor:
+        return cache[:, :, : self.used] if self.form == "shared" else cache
 
-    def _rotate(self, x: Tensor, offsets: list[int]) -> Tensor:
-        """Rotate rows of `x` [B, heads, rows, D] that stand at L + offsets."""
-        rotated: Tensor = rotary_embedding(x, *self.tables, self.length[:, None] + torch.tensor(offsets))
-        return rotated
+    def _prefix_bias(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return 0 for the first `seen` `[B, M]` rows of the prefix and -inf for the others, `[B, M, T]`."""
+        hidden = torch.arange(self.used) >= seen[:, :, None]
+        return torch.zeros((), dtype=dtype).masked_fill(hidden, float("-inf"))
+
+    def _drafted_rows(self, cache: int, key_value: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rotated keys and values `[B, G, n, D]` of all drafted rows, the latest of them new."""
+        key, value = split_heads(key_value, self.past[0].shape[-1]).chunk(2, dim=1)
+        key = rotary_embedding(key, *self.tables, positions)
+        if cache in self.drafted:
+            old_key, old_value = self.drafted[cache]
+            key, value = torch.cat((old_key, key), dim=2), torch.cat((old_value, value), dim=2)
+        self.drafted[cache] = key, value
+        return key, value
 
 
 def export_drafter(
-    drafter: Drafter,
-    path: Path,
-    *,
-    cache_form: CacheForm,
-    precision: Precision,
-    capacity: int,
-    tree: TreeShape,
-    embed_rows: Tensor,
-    head_rows: Tensor,
+    drafting: Drafting, path: Path, *, cache_form: CacheForm, precision: Precision, capacity: int
 ) -> None:
     """Write the draft graph to `path` and its weights to `path` + ".data".
 
     Args:
-        drafter: float32 weights; they are read, not changed.
+        drafting: the round, with float32 weights; they are read, not changed.
         path: the .onnx file to write.
         cache_form: "shared" (ONNX Runtime CPU, batch 1) or "static" (standard operators).
         precision: type of weights, caches and embeddings; scores are float32 always.
         capacity: rows a cache can hold; static dimension of the "static" form.
-        tree: size of the drafted tree.
-        embed_rows: `[draft_vocab, hidden]`, rows `drafter.draft_ids` of the target's embedding table.
-        head_rows: `[draft_vocab, hidden]`, the same rows of the target's LM head; pass `embed_rows` again
-            where the two are tied, and the graph holds one table.
     """
-    drafting = TreeDrafting(drafter, tree, embed_rows, head_rows)
+    config, tree = drafting.config, drafting.tree
     if precision == "fp16":
         drafting = copy.deepcopy(drafting).half()
     graph = DraftGraph(drafting, cache_form, capacity)
     static = {"shared": {"batch": 1}, "static": {"capacity": capacity}}[cache_form]
-    export_graph(graph, draft_contract(drafter.config, tree, precision), path, static)
+    export_graph(graph, draft_contract(config, tree, precision), path, static)

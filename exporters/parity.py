@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from poss_export.config import Precision, TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter
-from poss_export.drafters.drafting import TreeDrafting
+from poss_export.drafters.drafting import Drafting
+from poss_export.drafters.rounds import make_drafting
 from poss_export.errors import InputError, ParityError, PossExportError
 from poss_export.exporters.drafter import DraftGraph
 from poss_export.manifest import DrafterEntry, Manifest, TargetEntry
@@ -49,7 +50,7 @@ class Reference:
     features: Floats
     logits: Floats
     embeddings: Floats
-    drafting: TreeDrafting | None
+    drafting: Drafting | None
 
 
 @torch.no_grad()
@@ -65,7 +66,7 @@ def make_reference(decoder: Decoder, drafter: DrafterCheckpoint | None, tree: Tr
         rows = drafter.drafter.draft_ids
         embed_rows = decoder.embed_tokens[rows]
         head_rows = embed_rows if decoder.config.tied_embeddings else decoder.lm_head[rows]
-        drafting = TreeDrafting(drafter.drafter, tree, embed_rows, head_rows).eval().requires_grad_(False)
+        drafting = make_drafting(drafter.drafter, tree, embed_rows, head_rows).eval().requires_grad_(False)
     return Reference(ids.numpy(), features.numpy(), logits.numpy(), embeddings.numpy(), drafting)
 
 
@@ -169,11 +170,11 @@ def _compare_target(session: TargetSession, reference: Reference) -> dict[str, f
 
 
 @torch.no_grad()
-def _compare_draft(session: DraftSession, reference: Reference, drafting: TreeDrafting) -> dict[str, float]:
+def _compare_draft(session: DraftSession, reference: Reference, drafting: Drafting) -> dict[str, float]:
     config, rows = drafting.config, PREFIX + BRANCH
     graph = DraftGraph(drafting, "static", rows)
     shape = (1, config.num_kv_heads, rows, config.head_dim)
-    caches = [torch.zeros(shape) for _ in range(2 * len(drafting.specialists))]
+    caches = [torch.zeros(shape) for _ in range(2 * config.num_caches(drafting.tree.depth))]
     errors = []
     session.reset()
     for start, end in ((0, PREFIX), (PREFIX, rows - 1)):  # a prompt, then accepted rows

@@ -52,14 +52,14 @@ class RMSNorm(nn.Module):
 class MLP(nn.Module):
     """SwiGLU with gate and up projections in one matrix: one pass over the input, one matmul to launch."""
 
-    def __init__(self, hidden: int, intermediate: int) -> None:
-        """Allocate the two matrices."""
+    def __init__(self, hidden: int, intermediate: int, outputs: int | None = None) -> None:
+        """Allocate the two matrices; `outputs` None is `hidden`."""
         super().__init__()
         self.gate_up = Linear(hidden, 2 * intermediate)
-        self.down = Linear(intermediate, hidden)
+        self.down = Linear(intermediate, outputs or hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[..., hidden]` to `[..., hidden]`."""
+        """Map `[..., hidden]` to `[..., outputs]`."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         down: Tensor = self.down(F.silu(gate) * up)
         return down

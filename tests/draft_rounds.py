@@ -35,10 +35,8 @@ def check_rounds(
     config = drafter.config
     random = torch.Generator().manual_seed(4)
     batch, hidden = len(plan[0][1]), config.hidden_size
-    used = config.specialist(tree.depth) + 1
-    caches = [
-        np.zeros((batch, config.num_kv_heads, CAPACITY, config.head_dim), dtype) for _ in range(2 * used)
-    ]
+    shape = (batch, config.num_kv_heads, CAPACITY, config.head_dim)
+    caches = [np.zeros(shape, dtype) for _ in range(2 * config.num_caches(tree.depth))]
     history = [torch.zeros(2, 0, hidden) for _ in range(batch)]  # embeddings and features of all valid rows
     for rows, counts in plan:
         new = torch.randn(2, batch, rows, hidden, generator=random)

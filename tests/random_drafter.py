@@ -1,5 +1,7 @@
 """Tiny drafters with seeded weights, large enough that every part of them shows in the scores."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,8 +11,8 @@ from poss_export.drafters.model import Drafter
 VOCAB, DRAFT_VOCAB, HIDDEN = 400, 24, 32
 
 
-def random_drafter(specialists: int = 1, positions: int | None = None, bias: bool = False) -> Drafter:
-    """Return a drafter whose draft vocabulary is every fifth id from 3 on."""
+def random_drafter(specialists: int = 1, positions: int | None = None, **choices: Any) -> Drafter:
+    """Return a drafter whose draft vocabulary is every fifth id from 3 on; choices: of `DrafterConfig`."""
     config = DrafterConfig(
         hidden_size=HIDDEN,
         intermediate_size=40,
@@ -21,9 +23,9 @@ def random_drafter(specialists: int = 1, positions: int | None = None, bias: boo
         vocab_size=VOCAB,
         draft_vocab_size=DRAFT_VOCAB,
         rope=RopeConfig(theta=100.0),
-        fusion_bias=bias,
         num_specialists=specialists,
         positions_per_specialist=positions,
+        **choices,
     )
     drafter = Drafter(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(10 * specialists + (positions or 0))

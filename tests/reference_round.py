@@ -1,15 +1,18 @@
 """A draft round in plain PyTorch, written from the papers' definition: no cache, no tree mask, no batch.
 
-Every drafted token is computed from scratch: its path is appended to the whole prefix, and one
-specialist's layer runs over that sequence causally.
+Every drafted token is computed from scratch: its path (or the mask rows before it) is appended to the whole
+prefix, and one specialist's layer runs over that sequence causally.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from poss_export.config import TreeShape
+from poss_export.config import DrafterConfig, TreeShape
 from poss_export.drafters.model import Drafter
 from poss_export.targets.rope import rope_tables
 
@@ -37,6 +40,8 @@ def reference_round(
     features: Tensor,
 ) -> tuple[list[int], list[int], list[float]]:
     """Return tokens, parents and scores of the tree after `embeddings`, `features` `[L, hidden]`."""
+    if drafter.config.drafting == "parallel":
+        return reference_parallel_round(drafter, tree, head_rows, embeddings, features)
     k = tree.top_k
     prefix = list(drafter.fusion(embeddings, features))
 
@@ -69,6 +74,43 @@ def reference_round(
     return tokens, [node[candidates[i].parent] for i in keep], [float(candidates[i].score) for i in keep]
 
 
+def reference_parallel_round(
+    drafter: Drafter, tree: TreeShape, head_rows: Tensor, embeddings: Tensor, features: Tensor
+) -> tuple[list[int], list[int], list[float]]:
+    """Return tokens, parents and scores of the best tuples of ranks, chosen among all of them."""
+    config, masks = drafter.config, drafter.masks
+    assert masks is not None
+    rows = list(drafter.fusion(embeddings, features))
+    best = []  # of each position
+    for position in range(1, tree.depth + 1):
+        if position > 1:
+            embedding = masks.embeddings[0 if config.shared_mask else position - 2]
+            feature = {
+                "learned": masks.feature,
+                "repeat_last": features[-1],
+                "zeros": torch.zeros(config.hidden_size),
+                "none": None,
+            }[config.mask_feature]
+            rows.append(embedding if feature is None else drafter.fusion(embedding, feature))
+        x = torch.stack(rows)
+        for layer in drafter.shared_layers:
+            x = torch.stack([run_one_layer(config, layer, x[: n + 1])[0] for n in range(len(x))])
+        predict, _ = run_layer(drafter, position, x)
+        best.append(first_largest(torch.log_softmax(head_rows @ predict, 0), tree.top_k))
+
+    def score(ranks: Sequence[int]) -> float:
+        return float(sum(position[rank][0] for position, rank in zip(best, ranks, strict=False)))
+
+    depths = range(1, tree.depth + 1)
+    every = [ranks for depth in depths for ranks in product(range(tree.top_k), repeat=depth)]
+    kept = sorted(every, key=lambda ranks: -score(ranks))[: tree.nodes]
+    # By depth, then by how good the parent is, then by rank: the order in which a round finds them.
+    kept.sort(key=lambda ranks: (len(ranks), -score(ranks[:-1]), ranks[-1]))
+    node = {(): 0} | {ranks: i + 1 for i, ranks in enumerate(kept)}
+    tokens = [int(drafter.draft_ids[best[len(ranks) - 1][ranks[-1]][1]]) for ranks in kept]
+    return tokens, [node[ranks[:-1]] for ranks in kept], [score(ranks) for ranks in kept]
+
+
 def first_largest(values: Tensor, count: int) -> list[tuple[Tensor, int]]:
     """Return the largest values with their indices, of equal ones the first."""
     order = sorted(range(len(values)), key=lambda i: (-float(values[i]), i))
@@ -76,9 +118,12 @@ def first_largest(values: Tensor, count: int) -> list[tuple[Tensor, int]]:
 
 
 def run_layer(drafter: Drafter, position: int, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (predict, feedback) of the last of the fused rows `x` [n, hidden]."""
-    config = drafter.config
-    specialist = drafter.specialist(position)
+    """Return (predict, feedback) of the last of the rows `x` [n, hidden]."""
+    return run_one_layer(drafter.config, drafter.specialist(position), x)
+
+
+def run_one_layer(config: DrafterConfig, specialist: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the layer's two outputs for the last of the rows `x` [n, hidden]."""
     cos, sin = rope_tables(config.rope, config.head_dim, len(x))
 
     def heads(flat: Tensor, rotated: bool) -> Tensor:

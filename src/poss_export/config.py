@@ -4,7 +4,7 @@ No torch here: the runtime reads the same facts from a bundle's manifest.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from poss_export.errors import CheckpointError, InputError
 
@@ -61,12 +61,22 @@ class TargetConfig:
         return cls(**{**values, "rope": RopeConfig(**values["rope"])})
 
 
+Fusion = Literal["linear", "gated", "guided"]
+Alignment = Literal["joint", "split"]
+Drafting = Literal["tree", "parallel"]
+MaskFeature = Literal["learned", "repeat_last", "zeros", "none"]
+
+
 @dataclass(frozen=True)
 class DrafterConfig:
     """Facts of a drafter: its four choices (fusion, alignment, specialists, drafting) and its sizes.
 
     `positions_per_specialist` None means that the only specialist drafts every position.
     `vocab_size` is the target's; `draft_vocab_size` ids of it can be proposed.
+
+    For drafting "parallel": `num_masks` rows stand for the positions after the first, each with an embedding
+    of its own unless `shared_mask`, and with the feature that `mask_feature` says. Of the `num_layers` that a
+    row passes, the last is its specialist.
     """
 
     hidden_size: int
@@ -78,29 +88,57 @@ class DrafterConfig:
     vocab_size: int
     draft_vocab_size: int
     rope: RopeConfig = RopeConfig()
-    fusion: Literal["linear"] = "linear"
+    fusion: Fusion = "linear"
     fusion_bias: bool = False
-    alignment: Literal["joint"] = "joint"
-    drafting: Literal["tree"] = "tree"
+    qkv_bias: bool = False
+    alignment: Alignment = "joint"
+    drafting: Drafting = "tree"
     num_specialists: int = 1
     positions_per_specialist: int | None = None
+    num_layers: int = 1
+    num_masks: int = 0
+    shared_mask: bool = False
+    mask_feature: MaskFeature = "learned"
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, expected in (("fusion", "linear"), ("alignment", "joint"), ("drafting", "tree")):
-            if (value := getattr(self, name)) != expected:
-                raise CheckpointError(f"drafter {name} {value!r} is unknown; this version knows: {expected}")
+        for name, kind in _CHOICES.items():
+            if (value := getattr(self, name)) not in get_args(kind):
+                raise CheckpointError(
+                    f"drafter {name} {value!r} is unknown; this version knows: {', '.join(get_args(kind))}"
+                )
         if self.num_specialists > 1 and self.positions_per_specialist is None:
             raise CheckpointError(
                 f"a drafter with {self.num_specialists} specialists needs positions_per_specialist "
                 "(how many draft positions each one serves): add it to the drafter's config.json"
             )
+        for name in ("num_specialists", "num_layers"):
+            if getattr(self, name) < 1:
+                raise CheckpointError(f"drafter {name} is {getattr(self, name)}; it must be at least 1")
+        if self.drafting == "tree" and (self.num_layers, self.num_masks) != (1, 0):
+            raise CheckpointError(
+                f"a drafter with drafting 'tree' has num_layers {self.num_layers} and num_masks "
+                f"{self.num_masks}; only drafting 'parallel' takes more than 1 layer, or masks"
+            )
+        if self.drafting == "parallel" and self.num_masks < 1:
+            raise CheckpointError(
+                f"a drafter with drafting 'parallel' needs num_masks of at least 1, not {self.num_masks}"
+            )
+
+    @property
+    def longest_draft(self) -> int | None:
+        """Draft positions there are: one more than masks; None where a drafter can go on for ever."""
+        return self.num_masks + 1 if self.drafting == "parallel" else None
 
     def specialist(self, position: int) -> int:
         """Return the specialist that drafts `position` (1-based), s(j) = min((j-1) // p, S-1)."""
         if self.positions_per_specialist is None:
             return 0
         return min((position - 1) // self.positions_per_specialist, self.num_specialists - 1)
+
+    def num_caches(self, depth: int) -> int:
+        """Caches for drafts of `depth`: one for each shared layer, then one for each specialist in use."""
+        return self.num_layers + self.specialist(depth)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; `from_dict` reads them back."""
@@ -115,6 +153,9 @@ class DrafterConfig:
             raise CheckpointError(
                 f"drafter configuration: {error}; expected the config.json that `poss-export train` writes"
             ) from error
+
+
+_CHOICES = {"fusion": Fusion, "alignment": Alignment, "drafting": Drafting, "mask_feature": MaskFeature}
 
 
 @dataclass(frozen=True)

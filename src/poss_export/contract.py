@@ -117,7 +117,7 @@ def draft_contract(config: DrafterConfig, tree: TreeShape, precision: Precision)
     not in the graph.
     """
     dtype = FLOAT[precision]
-    caches = (config.specialist(tree.depth) + 1, dtype, config.num_kv_heads, config.head_dim)
+    caches = (config.num_caches(tree.depth), dtype, config.num_kv_heads, config.head_dim)
     return GraphContract(
         inputs=(
             TensorSpec("next_token_embeddings", dtype, ("batch", "rows", config.hidden_size)),

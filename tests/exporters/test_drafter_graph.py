@@ -13,6 +13,7 @@ import torch
 
 from poss_export.config import TreeShape
 from poss_export.contract import TensorSpec, draft_contract
+from poss_export.drafters.rounds import make_drafting
 from poss_export.errors import BundleError, InputError
 from poss_export.exporters.drafter import export_drafter
 from tests.draft_rounds import CAPACITY, ONE_BATCH, TWO_BATCHES, check_rounds
@@ -40,16 +41,9 @@ def draft_graph(tmp_path_factory: pytest.TempPathFactory) -> Export:
         tied: bool = False,
     ) -> Path:
         path = tmp_path_factory.mktemp("draft") / "draft.onnx"
-        export_drafter(
-            random_drafter(specialists, positions),
-            path,
-            cache_form=form,
-            precision=precision,
-            capacity=CAPACITY,
-            tree=tree,
-            embed_rows=EMBED,
-            head_rows=EMBED if tied else HEAD,
-        )
+        drafter, head = random_drafter(specialists, positions), EMBED if tied else HEAD
+        drafting = make_drafting(drafter, tree, EMBED, head)
+        export_drafter(drafting, path, cache_form=form, precision=precision, capacity=CAPACITY)
         return path
 
     return export
@@ -194,17 +188,7 @@ def test_caches_are_written_in_place(draft_graph: Export) -> None:
         assert not np.array_equal(buffer[:, :, 6:9], past[name][:, :, 6:9])
 
 
-def test_more_children_than_draft_words_are_refused(tmp_path: Path) -> None:
+def test_more_children_than_draft_words_are_refused() -> None:
     tree = TreeShape(depth=2, top_k=DRAFT_VOCAB + 1, nodes=5)
     with pytest.raises(InputError, match=f"top-k is {DRAFT_VOCAB + 1}.* {DRAFT_VOCAB} words"):
-        export_drafter(
-            random_drafter(),
-            tmp_path / "draft.onnx",
-            cache_form="shared",
-            precision="fp32",
-            capacity=CAPACITY,
-            tree=tree,
-            embed_rows=EMBED,
-            head_rows=HEAD,
-        )
-    assert not list(tmp_path.iterdir())
+        make_drafting(random_drafter(), tree, EMBED, HEAD)

@@ -33,6 +33,7 @@ def open_sessions(
 
         @cache
         def open_(form: Any, tree: TreeShape, specialists: int) -> Sessions:
+            from poss_export.drafters.rounds import make_drafting
             from poss_export.exporters.drafter import export_drafter
 
             target = open_target(str(tiny_folder("llama")))
@@ -40,7 +41,7 @@ def open_sessions(
             graph = tmp_path_factory.mktemp("draft") / "draft.onnx"
             rows = decoder.embed_tokens[drafter.draft_ids]
             shape: Any = {"cache_form": form, "precision": "fp32", "capacity": CAPACITY}
-            export_drafter(drafter, graph, tree=tree, embed_rows=rows, head_rows=rows, **shape)
+            export_drafter(make_drafting(drafter, tree, rows, rows), graph, **shape)
             contract = target_contract(target.config, "fp32")
             draft = draft_contract(drafter.config, tree, "fp32")
             table = decoder.embed_tokens.numpy()
