@@ -1,8 +1,12 @@
-"""Where training starts."""
+"""Where training starts: at random, or from a drafter that was trained before."""
 
 import torch
+from torch import Tensor, nn
 
+from poss_export.drafters.alignment import JointAlignment, SplitAlignment
+from poss_export.drafters.fusion import LinearFusion
 from poss_export.drafters.model import Drafter
+from poss_export.errors import InputError
 
 RESIDUAL_SCALE = 0.3  # of projections into the residual stream: layers start as small changes of their input
 
@@ -16,11 +20,80 @@ def initialise(drafter: Drafter, feature_spread: float, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     for name, weight in drafter.named_parameters():
-        if weight.dim() == 2:
+        if name == "masks.embeddings":
+            weight.normal_(0, 1, generator=generator)
+        elif weight.dim() == 2:
             weight.normal_(0, weight.shape[0] ** -0.5, generator=generator)
             if name.endswith(("q.weight", "kv.weight")):
                 weight.div_(feature_spread)
             elif name.endswith(("output.weight", "down.weight")):
                 weight.mul_(RESIDUAL_SCALE)
         else:
-            weight.fill_(float(name.endswith("norm.weight")))  # biases start at zero
+            weight.fill_(float(name.endswith("norm.weight")))  # biases and the mask feature start at zero
+
+
+@torch.no_grad()
+def start_from(drafter: Drafter, trained: Drafter) -> None:
+    """Copy what `trained` has; the parts it lacks start without effect, so that both draft alike.
+
+    Every specialist starts as a copy of the only one of `trained`, as PosS does. `drafter` must have been
+    initialised before. Raises InputError where `trained` has parts that `drafter` lacks.
+    """
+    _start_fusion(drafter.fusion, trained.fusion)
+    _check(len(trained.specialists) in (1, len(drafter.specialists)), "specialists")
+    _check(len(trained.shared_layers) in (0, len(drafter.shared_layers)), "layers")
+    for index, specialist in enumerate(drafter.specialists):
+        _start_layer(specialist, trained.specialists[index % len(trained.specialists)])
+    for index, layer in enumerate(drafter.shared_layers):
+        if len(trained.shared_layers):
+            _start_layer(layer, trained.shared_layers[index])
+        else:
+            layer.output.weight.zero_()  # type: ignore[union-attr, operator]
+            layer.alignment.mlp.down.weight.zero_()  # type: ignore[union-attr, operator]
+    if trained.masks is not None:
+        _check(drafter.masks is not None, "drafting")
+        _load(drafter.masks, trained.masks.state_dict())
+
+
+def copy_first_specialist(drafter: Drafter) -> None:
+    """Make every specialist a copy of the first, which trained for all of them (PosS)."""
+    for specialist in drafter.specialists[1:]:
+        specialist.load_state_dict(drafter.specialists[0].state_dict())
+
+
+def _start_fusion(fusion: LinearFusion, trained: LinearFusion) -> None:
+    if type(fusion) is type(trained):
+        _load(fusion, trained.state_dict())
+        return
+    _check(type(trained) is LinearFusion, "fusion")
+    fusion.fc.weight.copy_(trained.fc.weight)
+    if fusion.fc.bias is not None and trained.fc.bias is not None:
+        fusion.fc.bias.copy_(trained.fc.bias)
+    fusion.down.weight.zero_()  # type: ignore[union-attr, operator]
+
+
+def _start_layer(layer: nn.Module, trained: nn.Module) -> None:
+    state: dict[str, Tensor] = trained.state_dict()
+    down = "alignment.mlp.down.weight"
+    if isinstance(layer.alignment, SplitAlignment) and isinstance(trained.alignment, JointAlignment):
+        state[down] = state[down].repeat(1, 2)  # predict and regress begin as the one vector
+    _check(state[down].shape == layer.state_dict()[down].shape, "alignment")
+    _load(layer, state)
+
+
+def _load(module: nn.Module | None, state: dict[str, Tensor]) -> None:
+    """Load weights; a bias that they lack stays at zero."""
+    assert module is not None
+    own = module.state_dict()
+    fits = all(name in own and own[name].shape == weight.shape for name, weight in state.items())
+    fits = fits and all(name in state or name.endswith("bias") for name in own)
+    _check(fits, f"weights in its {type(module).__name__}")
+    module.load_state_dict(state, strict=False)
+
+
+def _check(fits: bool, part: str) -> None:
+    if not fits:
+        raise InputError(
+            f"the drafter to start from has other {part} than the one to train: start from a drafter whose "
+            "parts this one has too, such as eagle"
+        )

@@ -1,4 +1,4 @@
-"""The two losses of a drafter: the token distribution it predicts, and the feature it feeds back."""
+"""The losses of a drafter: the token distribution it predicts, and the feature it feeds back."""
 
 from torch import Tensor
 from torch.nn import functional as F

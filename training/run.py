@@ -1,34 +1,42 @@
 """`poss-export train`: from a target to a drafter folder, in steps that each resume.
 
-OUT/.training/   turns.json, answers.jsonl, view-*.safetensors, state.pt: what a killed run goes on from
-OUT/             training.jsonl (log), then config.json, model.safetensors and training.json
+OUT/.training/   turns.json, answers.jsonl, view-*.safetensors, state.pt: what a killed run goes on from;
+                 gone when the run is finished
+OUT/             dialogues.npz (if the target wrote them), training.jsonl (log), training.json and
+                 training.png (report), then config.json and model.safetensors
 """
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from poss_export.config import TargetConfig
-from poss_export.drafters.checkpoint import load_drafter, save_drafter
+from poss_export.config import DrafterConfig, TargetConfig, TreeShape
+from poss_export.drafters.checkpoint import check_pair, load_drafter, save_drafter
 from poss_export.drafters.model import Drafter
-from poss_export.errors import InputError
+from poss_export.errors import CheckpointError, InputError
 from poss_export.targets.checkpoint import Target
 from poss_export.targets.decoder import Decoder
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.features import TargetView, view_dialogues
 from poss_export.training.files import append_log, read_log, write_whole
-from poss_export.training.initialise import initialise
-from poss_export.training.presets import preset
+from poss_export.training.initialise import initialise, start_from
+from poss_export.training.plot import plot_training
+from poss_export.training.presets import Recipe, Stage, preset
 from poss_export.training.synthesis import answer_prompts, chat_prompts, invent_turns, join_dialogues
 from poss_export.training.trainer import Corpus, Progress, Trainer
+from poss_export.training.tree_tau import tree_taus
 from poss_export.training.vocabulary import choose_vocabulary, coverage
 
+DRAFT_VOCAB_SIZE = 8192
 EVALUATED_DEPTH = 6
+EVALUATED_TREES = tuple(TreeShape(depth=6, top_k=4, nodes=nodes) for nodes in (8, 16, 32))
+LOG = "training.jsonl"
 LOG_EVERY = 1000  # optimiser steps
 
 # report(activity, done, total, note) after every piece of work.
@@ -40,44 +48,61 @@ class TrainOptions:
     """What a run depends on besides the target: equal options on equal hardware give an equal drafter."""
 
     preset: str
+    choices: Mapping[str, Any] = field(default_factory=dict)  # of DrafterConfig, in place of the preset's
+    recipe: Recipe = "small"
+    losses: Mapping[str, Any] = field(default_factory=dict)  # of Stage, in place of the recipe's
     dialogues: tuple[Path, ...] = ()  # ready .npz files; empty: the target invents `invent` dialogues
     prompts: tuple[str, ...] = ()  # user turns to answer instead of invented ones
-    start: str | None = None  # a trained one-specialist drafter that replaces the first stage
+    start: str | None = None  # a trained drafter that replaces the first stage
     invent: int = 3000
     budget: int = 20_000_000  # row-steps: scored rows times unrolled steps
-    draft_vocab_size: int = 8192
+    draft_vocab_size: int | None = None  # None: 8192, or that of `start`
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained before any work is done."""
         preset(self.preset)
         for name in ("invent", "budget", "draft_vocab_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the run."""
+        stages = preset(self.preset).stages(self.recipe, started=self.start is not None)
+        return tuple(replace(stage, **self.losses) for stage in stages)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; files by their names, prompts by their number."""
         files = [path.name for path in self.dialogues]
         return {**asdict(self), "dialogues": files, "prompts": len(self.prompts)}
 
+    def digest(self) -> str:
+        """Return a hash of all that the run depends on, of files and prompts their content."""
+        digest = hashlib.sha256(json.dumps([self.to_dict(), self.prompts]).encode())
+        for path in self.dialogues:
+            digest.update(Dialogues.load(path).ids.tobytes())
+        return digest.hexdigest()
 
-def train(target: Target, options: TrainOptions, out: Path, report: Report) -> dict[str, Any]:
+
+def train(
+    target: Target, options: TrainOptions, out: Path, report: Report, cache: Path | None = None
+) -> dict[str, Any]:
     """Train a drafter into folder `out`, or go on with a run that was killed there; return its record.
 
+    `cache` keeps the target's view of dialogues for other runs on them; None: it goes with the run.
     Raises InputError where `out` holds a finished drafter or a run with other options.
     """
+    config, trained = _plan_drafter(target.config, options)
     work = _claim(out, target, options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoder = target.load_decoder().to(device, matmul_dtype(device))
     parts = _dialogues(target, decoder, options, work, report)
     dialogues = sum(parts[1:], start=parts[0])
-    views = [_view(decoder, part, work, report) for part in parts]
+    views = [_view(target, decoder, part, cache or work, report) for part in parts]
     view = sum(views[1:], start=views[0])
     spread = float(decoder.embed_tokens.float().std())
-    if options.start is None:
-        drafter, stages = _new_drafter(target.config, dialogues, view, options), preset(options.preset).stages
-    else:
-        drafter, stages = _started_drafter(options, spread), preset(options.preset).later_stages
+    drafter = _new_drafter(config, trained, dialogues, view, options.seed, spread)
     draft_ids = drafter.draft_ids.clone()
     draft_index = torch.full((target.config.vocab_size,), -1)
     draft_index[draft_ids] = torch.arange(len(draft_ids))
@@ -90,13 +115,16 @@ def train(target: Target, options: TrainOptions, out: Path, report: Report) -> d
         device=device,
         dtype=matmul_dtype(device),
     )
-    trainer = Trainer(drafter, corpus, stages, options.budget, options.seed, work)
-    _run(trainer, options.budget, out / "training.jsonl", report)
+    trainer = Trainer(drafter, corpus, options.stages, options.budget, options.seed, work)
+    _run(trainer, options.budget, out / LOG, report)
     acceptance = trainer.evaluate(EVALUATED_DEPTH)
-    _scale_embedding_rows(drafter.cpu(), 1 / spread)
+    report("trees on held-out dialogues", 0, 1, "")
+    trees = tree_taus(drafter.cpu().eval(), corpus, EVALUATED_TREES)
+    drafter.scale_embeddings(1 / spread)
     record = {
         "target": target.name,
         "options": options.to_dict(),
+        "stages": [asdict(stage) for stage in options.stages],
         "dialogues": len(dialogues),
         "answer_tokens": int(dialogues.answer_mask.sum()),
         "draft_vocabulary_coverage": round(coverage(dialogues, draft_ids.numpy()), 4),
@@ -105,10 +133,13 @@ def train(target: Target, options: TrainOptions, out: Path, report: Report) -> d
         "held_out": {
             "alpha": [round(rate, 3) for rate in acceptance.alpha],
             "chain_tau": round(acceptance.chain_tau, 3),
+            "tree_tau": {str(tree.nodes): round(tau, 3) for tree, tau in trees.items()},
         },
     }
     write_whole(out / "training.json", json.dumps(record, indent=2) + "\n")
+    plot_training(out / "training.png", record, list(read_log(out / LOG)))
     save_drafter(out, drafter, target.sha256, torch.bfloat16)
+    shutil.rmtree(work)
     return record
 
 
@@ -123,7 +154,7 @@ def _claim(out: Path, target: Target, options: TrainOptions) -> Path:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{str(out)!r} cannot be written ({error}); give another folder") from error
-    run = json.dumps({"target": target.sha256, **options.to_dict()})
+    run = json.dumps({"target": target.sha256, "options": options.digest()})
     claim = work / "run.json"
     if claim.exists() and claim.read_text(encoding="utf-8") != run:
         raise InputError(
@@ -147,6 +178,7 @@ def _dialogues(
     """Load the dialogues given, or let the target write them; what it has written survives a kill."""
     if options.dialogues:
         return [Dialogues.load(path) for path in options.dialogues]
+    written = work.parent / "dialogues.npz"
     turns_file, answers_file = work / "turns.json", work / "answers.jsonl"
     if not turns_file.exists():
         report("inventing user turns", 0, options.invent, "")
@@ -160,15 +192,17 @@ def _dialogues(
         answers[waiting[index]] = answer
         append_log(answers_file, {"prompt": waiting[index], "answer": answer})
         report("answers", len(answers), len(prompts), "")
-    return [join_dialogues(prompts, answers)]
+    join_dialogues(prompts, answers).save(written)
+    return [Dialogues.load(written)]
 
 
-def _view(decoder: Decoder, dialogues: Dialogues, work: Path, report: Report) -> TargetView:
+def _view(target: Target, decoder: Decoder, dialogues: Dialogues, cache: Path, report: Report) -> TargetView:
     from safetensors.torch import load_file, save_file
 
-    digest = hashlib.sha256(dialogues.ids.tobytes()).hexdigest()[:16]
-    path = work / f"view-{digest}.safetensors"
+    digest = hashlib.sha256(target.sha256.encode() + dialogues.ids.tobytes()).hexdigest()[:16]
+    path = cache / f"view-{digest}.safetensors"
     if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
         done = 0
 
         def progress(tokens: int) -> None:
@@ -182,40 +216,47 @@ def _view(decoder: Decoder, dialogues: Dialogues, work: Path, report: Report) ->
     return TargetView(**load_file(path))
 
 
+def _plan_drafter(target: TargetConfig, options: TrainOptions) -> tuple[DrafterConfig, Drafter | None]:
+    """Return the drafter's facts and the drafter to start from; refuse what cannot be trained."""
+    trained, size = None, options.draft_vocab_size
+    if options.start is not None:
+        trained = load_drafter(options.start).drafter
+        check_pair(target, trained.config)
+        if size not in (None, len(trained.draft_ids)):
+            raise InputError(
+                f"draft_vocab_size is {size}, but {options.start} proposes {len(trained.draft_ids)} ids and "
+                "a run keeps those of the drafter it starts from: leave it out"
+            )
+        size = len(trained.draft_ids)
+    size = size or min(DRAFT_VOCAB_SIZE, target.vocab_size)
+    try:
+        config = preset(options.preset).drafter_config(target, size, options.choices)
+    except CheckpointError as error:  # its facts do not come from a checkpoint here
+        raise InputError(str(error)) from error
+    if trained is not None:
+        start_from(Drafter(config), trained)  # raises where the two do not fit
+    return config, trained
+
+
 def _new_drafter(
-    config: TargetConfig, dialogues: Dialogues, view: TargetView, options: TrainOptions
+    config: DrafterConfig,
+    trained: Drafter | None,
+    dialogues: Dialogues,
+    view: TargetView,
+    seed: int,
+    spread: float,
 ) -> Drafter:
-    """Return a drafter with random weights and a draft vocabulary chosen from the dialogues."""
-    drafter = Drafter(preset(options.preset).drafter_config(config, options.draft_vocab_size))
-    ids = choose_vocabulary(dialogues, config.vocab_size, options.draft_vocab_size)
-    drafter.draft_ids.copy_(torch.from_numpy(ids))
+    """Return the drafter to train: random, or grown from the trained one and with its vocabulary."""
+    drafter = Drafter(config)
     feature_spread = float(view.features[:100_000].float().square().mean().sqrt())
-    initialise(drafter, feature_spread, options.seed)
-    return drafter
-
-
-def _started_drafter(options: TrainOptions, spread: float) -> Drafter:
-    """Return the preset's drafter with every specialist a copy of the trained one (PosS)."""
-    assert options.start is not None
-    trained = load_drafter(options.start).drafter
-    wanted = preset(options.preset)
-    if trained.config.num_specialists != 1:
-        raise InputError(
-            f"{options.start} has {trained.config.num_specialists} specialists; training starts from a "
-            "drafter with one: train it with --preset eagle"
-        )
-    drafter = Drafter(
-        replace(
-            trained.config,
-            num_specialists=wanted.num_specialists,
-            positions_per_specialist=wanted.positions_per_specialist,
-        )
-    )
-    drafter.draft_ids.copy_(trained.draft_ids)
-    drafter.fusion.load_state_dict(trained.fusion.state_dict())
-    for specialist in drafter.specialists:
-        specialist.load_state_dict(trained.specialists[0].state_dict())
-    _scale_embedding_rows(drafter, spread)
+    initialise(drafter, feature_spread, seed)
+    if trained is None:
+        ids = choose_vocabulary(dialogues, config.vocab_size, config.draft_vocab_size)
+        drafter.draft_ids.copy_(torch.from_numpy(ids))
+    else:
+        trained.scale_embeddings(spread)
+        start_from(drafter, trained)
+        drafter.draft_ids.copy_(trained.draft_ids)
     return drafter
 
 
@@ -226,12 +267,6 @@ def _run(trainer: Trainer, budget: int, log: Path, report: Report) -> None:
         report("training", done, budget, f"loss {losses['token_loss']:.3f}")
         if progress.step % LOG_EVERY == 1:
             acceptance = trainer.evaluate(EVALUATED_DEPTH, most=100)
-            append_log(log, {**asdict(progress), **losses, **asdict(acceptance)})
+            append_log(log, {"done": done, **asdict(progress), **losses, **asdict(acceptance)})
 
     trainer.run(step)
-
-
-def _scale_embedding_rows(drafter: Drafter, factor: float) -> None:
-    """Training reads embeddings at unit spread, the finished fusion reads the table as it is."""
-    with torch.no_grad():
-        drafter.fusion.fc.weight[: drafter.config.hidden_size] *= factor

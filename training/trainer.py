@@ -14,6 +14,7 @@ from poss_export.drafters.model import Drafter
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.evaluation import Acceptance, AcceptanceCounter
 from poss_export.training.features import TargetView, batches_by_length, padded
+from poss_export.training.initialise import copy_first_specialist
 from poss_export.training.losses import feature_loss, token_loss
 from poss_export.training.presets import Stage
 from poss_export.training.unroll import Batch, unroll
@@ -22,6 +23,7 @@ BATCH_TOKENS = 768  # larger batches learn less from the same rows
 FEATURE_NOISE = 0.1  # uniform half-width added to the target's features; their spread is near 2
 WARMUP, FINAL_RATE = 0.02, 0.05  # share of a stage; share of its learning rate at the end
 CLIP_NORM = 1.0
+TOP = 10  # likeliest tokens of the target that the restricted token loss looks at (HASS)
 SAVE_EVERY_SECONDS = 60.0
 
 
@@ -108,7 +110,7 @@ class Trainer:
                 if time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
                     self.save()
             if stage.steps == 1:
-                self._copy_first_specialist()
+                copy_first_specialist(self.drafter)  # as PosS starts
             self.progress = Progress(stage=self.progress.stage + 1, seconds=self.progress.seconds)
             self.optimizer.state.clear()
             self.save()
@@ -148,12 +150,16 @@ class Trainer:
         noisy = Batch(batch.embeddings, batch.features + FEATURE_NOISE * jitter, batch.rows)
         top_ids, top_probabilities = corpus.targets(outputs)
         wanted = corpus.view.features[outputs].to(corpus.device)
-        token = feature = torch.zeros((), device=corpus.device)
+        token = top = feature = torch.zeros((), device=corpus.device)
         with torch.autocast(corpus.device.type, corpus.dtype, enabled=corpus.dtype != torch.float32):
-            for predict, feedback in unroll(self.drafter, noisy, stage.steps):
-                token = token + token_loss(predict @ corpus.head.T, top_ids, top_probabilities) / stage.steps
-                feature = feature + feature_loss(feedback, wanted) / stage.steps
-        loss = stage.token_weight * token + stage.feature_weight * feature
+            for step, (predict, feedback) in enumerate(unroll(self.drafter, noisy, stage.steps)):
+                logits = predict @ corpus.head.T
+                token = token + token_loss(logits, top_ids, top_probabilities) / stage.steps
+                if stage.top_weight:
+                    top = top + token_loss(logits, top_ids[:, :TOP], top_probabilities[:, :TOP]) / stage.steps
+                if step == 0 or self.drafter.masks is None:  # what a mask row hands on is fed to nobody
+                    feature = feature + feature_loss(feedback, wanted) / stage.steps
+        loss = stage.token_weight * token + stage.top_weight * top + stage.feature_weight * feature
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), CLIP_NORM)
@@ -161,12 +167,6 @@ class Trainer:
         progress.step += 1
         progress.row_steps += len(outputs) * stage.steps
         return {"token_loss": token.item(), "feature_loss": feature.item()}
-
-    def _copy_first_specialist(self) -> None:
-        """After the one-step stage every specialist starts as a copy of the one that was trained (PosS)."""
-        first = self.drafter.specialists[0].state_dict()
-        for specialist in self.drafter.specialists[1:]:
-            specialist.load_state_dict(first)
 
     @torch.inference_mode()
     def evaluate(self, steps: int, most: int = 400) -> Acceptance:

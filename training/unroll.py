@@ -1,7 +1,8 @@
 """The unrolled drafter: training sees the inputs that drafting will see (HASS 2408.15766, PosS 2506.03566).
 
-Stream 0 holds the target's features, stream m features drafted m steps deep. Step j (0-based, draft
-position j + 1) queries with stream j; row c attends
+Stream 0 holds the target's features, stream m features drafted m steps deep, or in parallel drafting mask
+row m (then this is ParallelSpec's group-wise mask, 2410.05589). Step j (0-based, draft position j + 1)
+queries with stream j; row c attends
 
     column     0 ... c-j   c-j+1   c-j+2  ...  c
     of stream      0         1       2    ...  j
@@ -10,14 +11,16 @@ with keys and values of all streams projected by the specialist of position j + 
 masked with -inf (multiplying scores by 0 would leave masked columns in the softmax).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from poss_export.config import DrafterConfig
 from poss_export.drafters.model import Drafter
+from poss_export.drafters.specialist import Specialist
 from poss_export.targets.rope import rope_tables, rotate
 
 
@@ -37,55 +40,88 @@ class Batch:
 def unroll(drafter: Drafter, batch: Batch, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (predict, feedback) of each step, each `[scored rows, hidden]`, rows in row-major order.
 
-    The feedback of row c, detached, is the next stream's feature at column c + 1. Where row c is not
-    scored, the next stream keeps the previous stream's feature: those columns have fewer drafts behind them.
+    Level by level, the feedback of row c, detached, is the next stream's feature at column c + 1. Where row c
+    is not scored, the next stream keeps the previous stream's feature: those columns have fewer drafts behind
+    them. In parallel drafting the streams are mask rows and known beforehand.
     """
-    config, (size, seq, _) = drafter.config, batch.features.shape
-    cos, sin = (t.to(batch.features.device) for t in rope_tables(config.rope, config.head_dim, seq))
-    streams = [batch.features]
-    fused = [drafter.fusion(batch.embeddings, batch.features)]
+    heads = _Heads(drafter.config, batch.features.shape[1], batch.features.device)
+    fused, feature = [drafter.fusion(batch.embeddings, batch.features)], batch.features
+    if drafter.masks is not None:
+        fused = _pass_shared_layers(drafter, heads, fused + _mask_rows(drafter, batch, steps))
+    pairs: list[tuple[Tensor, Tensor]] = []  # of the specialist at hand, of all streams so far
     for step in range(steps):
         specialist = drafter.specialist(step + 1)
-        x = fused[step]
-        query = _heads(specialist.q(x), config.num_kv_heads, config.head_dim, cos, sin)
-        pairs = [specialist.key_value(stream) for stream in fused]
-        keys = [_heads(key, config.num_kv_heads, config.head_dim, cos, sin) for key, _ in pairs]
-        values = [_heads(value, config.num_kv_heads, config.head_dim) for _, value in pairs]
-        mixed = _attend(query, keys, values).permute(0, 3, 1, 2, 4).reshape(size, seq, -1)
-        predict, feedback = specialist.finish(x[batch.rows], mixed[batch.rows])
+        if step > 0 and specialist is not drafter.specialist(step):
+            pairs = []
+        pairs += [heads.key_value(specialist, stream) for stream in fused[len(pairs) : step + 1]]
+        mixed = heads.merge(_attend(heads.split(specialist.q(fused[step]), True), pairs))
+        predict, feedback = specialist.finish(fused[step][batch.rows], mixed[batch.rows])
         yield predict, feedback
-        if step + 1 < steps:
-            drafted = streams[step].clone()
-            drafted[batch.rows] = feedback.detach().to(drafted.dtype)
-            written = F.pad(batch.rows, (1, 0))[:, :seq]
-            shifted = F.pad(drafted, (0, 0, 1, 0))[:, :seq]
-            streams.append(torch.where(written[..., None], shifted, streams[step]))
-            fused.append(drafter.fusion(batch.embeddings, streams[-1]))
+        if drafter.masks is None and step + 1 < steps:
+            feature = _drafted_stream(feature, feedback, batch.rows)
+            fused.append(drafter.fusion(batch.embeddings, feature))
 
 
-def _heads(
-    x: Tensor, kv_heads: int, head_dim: int, cos: Tensor | None = None, sin: Tensor | None = None
-) -> Tensor:
-    """Return `[batch, kv_heads, group, seq, head_dim]`, rotated where tables are given."""
-    x = x.unflatten(-1, (kv_heads, -1, head_dim)).permute(0, 2, 3, 1, 4)
-    return x if cos is None or sin is None else rotate(x, cos, sin).to(x.dtype)
+def _drafted_stream(feature: Tensor, feedback: Tensor, rows: Tensor) -> Tensor:
+    """Return the next stream's features `[batch, seq, hidden]` from this one's and its feedback."""
+    drafted, seq = feature.clone(), feature.shape[1]
+    drafted[rows] = feedback.detach().to(drafted.dtype)
+    written = F.pad(rows, (1, 0))[:, :seq]
+    return torch.where(written[..., None], _shift(drafted, 1), feature)
 
 
-def _attend(query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+def _mask_rows(drafter: Drafter, batch: Batch, steps: int) -> list[Tensor]:
+    """Return fused mask rows 1 .. steps - 1: stream m at column c has its last real row at c - m."""
+    assert drafter.masks is not None
+    return [drafter.masks.row(m, _shift(batch.features, m), drafter.fusion) for m in range(1, steps)]
+
+
+def _pass_shared_layers(drafter: Drafter, heads: "_Heads", streams: list[Tensor]) -> list[Tensor]:
+    """Return the streams after the layers before the specialists; stream m sees the streams up to m."""
+    for layer in drafter.shared_layers:
+        assert isinstance(layer, Specialist)
+        pairs = [heads.key_value(layer, stream) for stream in streams]
+        mixed = [
+            heads.merge(_attend(heads.split(layer.q(stream), True), pairs[: m + 1]))
+            for m, stream in enumerate(streams)
+        ]
+        streams = [layer.finish(*both)[0] for both in zip(streams, mixed, strict=True)]
+    return streams
+
+
+class _Heads:
+    """Splits rows `[batch, seq, ...]` into heads `[batch, kv_heads, group, seq, head_dim]` and back."""
+
+    def __init__(self, config: DrafterConfig, seq: int, device: torch.device) -> None:
+        self.kv_heads, self.head_dim = config.num_kv_heads, config.head_dim
+        self.tables = [table.to(device) for table in rope_tables(config.rope, config.head_dim, seq)]
+
+    def split(self, x: Tensor, rotated: bool) -> Tensor:
+        x = x.unflatten(-1, (self.kv_heads, -1, self.head_dim)).permute(0, 2, 3, 1, 4)
+        return rotate(x, *self.tables).to(x.dtype) if rotated else x
+
+    def key_value(self, layer: Specialist, x: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = layer.key_value(x)
+        return self.split(key, True), self.split(value, False)
+
+    def merge(self, mixed: Tensor) -> Tensor:
+        return mixed.permute(0, 3, 1, 2, 4).flatten(2)
+
+
+def _attend(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Mix values of streams 0..j as the module's picture says; `[batch, kv_heads, group, seq, head_dim]`."""
-    step, seq = len(keys) - 1, query.shape[-2]
+    step, seq = len(pairs) - 1, query.shape[-2]
     query = query * query.shape[-1] ** -0.5
     columns = torch.arange(seq, device=query.device)
     hidden = columns > columns[:, None] - step
-    scores = [(query @ keys[0].transpose(-1, -2)).float().masked_fill(hidden, -torch.inf)]
-    late = [_shift(value, step - m) for m, value in enumerate(values) if m > 0]
-    for m in range(1, step + 1):
-        score = (query * _shift(keys[m], step - m)).sum(-1, keepdim=True).float()
+    scores = [(query @ pairs[0][0].transpose(-1, -2)).float().masked_fill(hidden, -torch.inf)]
+    for m, (key, _) in enumerate(pairs[1:], start=1):
+        score = (query * _shift(key, step - m)).sum(-1, keepdim=True).float()
         scores.append(score.masked_fill((columns < step - m)[:, None], -torch.inf))
     weights = torch.cat(scores, dim=-1).softmax(-1).to(query.dtype)
-    mixed = weights[..., :seq] @ values[0]
-    for m, value in enumerate(late):
-        mixed = mixed + weights[..., seq + m, None] * value
+    mixed = weights[..., :seq] @ pairs[0][1]
+    for m, (_, value) in enumerate(pairs[1:], start=1):
+        mixed = mixed + weights[..., seq + m - 1, None] * _shift(value, step - m)
     return mixed
 
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from poss_export.config import CacheForm, Precision, TreeShape
+from poss_export.config import Alignment, CacheForm, Drafting, Fusion, MaskFeature, Precision, TreeShape
 from poss_export.errors import InputError, PossExportError
-from poss_export.training.presets import PRESETS
+from poss_export.training.presets import PRESETS, Recipe
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # What the `export` extra brings; a deployment has none of it.
 EXPORT_LIBRARIES = ("gguf", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch")
+# Options of `train` that change its stages.
+STAGE_FIELDS = ("steps", "token_weight", "top_weight", "feature_weight", "learning_rate")
 
 
 class Commands(click.Group):
@@ -328,9 +330,23 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.0f} MB"
 
 
+def _choice(name: str, kind: Any, text: str, default: str = "the preset's") -> Callable[..., Any]:
+    """Return an option whose value, left out, is decided elsewhere."""
+    return click.option(f"--{name}", type=kind, show_default=default, help=text)
+
+
 @main.command()
 @click.argument("target")
 @click.option("--preset", type=click.Choice(list(PRESETS)), required=True, help="Kind of drafter.")
+@_choice("fusion", click.Choice(get_args(Fusion)), "How embedding and feature become one vector.")
+@_choice("alignment", click.Choice(get_args(Alignment)), "Whether LM head and feedback share one vector.")
+@_choice("drafting", click.Choice(get_args(Drafting)), "Level by level, or all positions in one pass.")
+@_choice("num-specialists", int, "Layers that share the draft positions.")
+@_choice("positions-per-specialist", int, "Draft positions of each specialist.")
+@_choice("num-layers", int, "Layers that a row passes (parallel drafting).")
+@_choice("num-masks", int, "Mask rows: draft positions after the first (parallel drafting).")
+@_choice("shared-mask", bool, "Whether all mask rows have one embedding (parallel drafting).")
+@_choice("mask-feature", click.Choice(get_args(MaskFeature)), "What mask rows read as their feature.")
 @click.option("-o", "--output", "drafter", metavar="DRAFTER", type=click.Path(path_type=Path), required=True)
 @click.option(
     "--dialogues",
@@ -348,11 +364,32 @@ def _megabytes(size: int) -> str:
 @click.option(
     "--start",
     metavar="DRAFTER",
-    help="Trained EAGLE drafter to start from, in place of the first stage.",
+    help="Trained drafter to start from, in place of the first stage; what it lacks starts without effect.",
 )
+@click.option(
+    "--recipe",
+    type=click.Choice(get_args(Recipe)),
+    default="small",
+    help="Stages, losses and rates: what works best for small targets, or as published.",
+)
+@_choice("token-weight", float, "Of the loss on the target's distribution.", "the recipe's")
+@_choice("top-weight", float, "Of that loss on the ten likeliest tokens only.", "the recipe's")
+@_choice("feature-weight", float, "Of the loss on the feature that is fed back.", "the recipe's")
+@_choice("learning-rate", float, "At the height of each stage.", "the recipe's")
+@_choice("steps", int, "Positions that each row is unrolled for, in every stage.", "the recipe's")
 @click.option("--invent", default=3000, help="User turns that the target invents.")
 @click.option("--budget", default=20_000_000, help="Scored rows times unrolled steps to train on.")
-@click.option("--draft-vocab", default=8192, help="Tokens that the drafter can propose.")
+@click.option(
+    "--draft-vocab",
+    type=int,
+    show_default="8192, or that of --start",
+    help="Tokens that the drafter can propose.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    help="Keep the target's features of the dialogues here, for other runs on them.",
+)
 @click.option("--seed", default=0, help="Repeats a run on the same machine.")
 @click.option("--threads", type=int, show_default="PyTorch's choice", help="CPU threads.")
 def train(
@@ -362,11 +399,14 @@ def train(
     dialogues: tuple[Path, ...],
     prompts: Path | None,
     start: str | None,
+    recipe: Recipe,
     invent: int,
     budget: int,
-    draft_vocab: int,
+    draft_vocab: int | None,
+    cache: Path | None,
     seed: int,
     threads: int | None,
+    **given: Any,
 ) -> None:
     """Train a drafter for TARGET on answers that TARGET writes itself; DRAFTER is a new folder.
 
@@ -378,8 +418,13 @@ def train(
     from poss_export.targets.checkpoint import open_target
     from poss_export.training import run
 
+    given = {name: value for name, value in given.items() if value is not None}
+    losses = {name: given.pop(name) for name in STAGE_FIELDS if name in given}
     options = run.TrainOptions(
         preset=preset,
+        choices=given,
+        recipe=recipe,
+        losses=losses,
         dialogues=dialogues,
         prompts=() if prompts is None else tuple(read_prompts(prompts)),
         start=start,
@@ -393,9 +438,11 @@ def train(
             raise InputError(f"threads is {threads}; it must be at least 1")
         torch.set_num_threads(threads)
     with _progress() as report:
-        record = run.train(open_target(target), options, drafter, report)
+        record = run.train(open_target(target), options, drafter, report, cache)
     held_out = record["held_out"]
-    click.echo(f"{drafter}: acceptance by depth {held_out['alpha']}, chain tau {held_out['chain_tau']}")
+    taus = ", ".join(f"{nodes} nodes {tau}" for nodes, tau in held_out["tree_tau"].items())
+    click.echo(f"{drafter}: acceptance by depth {held_out['alpha']}")
+    click.echo(f"tokens a round: chains {held_out['chain_tau']}, trees of {taus}")
 
 
 @contextmanager

@@ -100,6 +100,7 @@ def test_a_killed_synthesis_keeps_its_answers(
     with (work / "answers.jsonl").open("a") as file:
         file.write('{"prompt": 7, "ans')  # the kill came while a line was written
     first = (work / "answers.jsonl").read_text().splitlines()[:5]
+    turns = json.loads((work / "turns.json").read_text())
     asked: list[int] = []
     answer = run.answer_prompts
 
@@ -109,10 +110,11 @@ def test_a_killed_synthesis_keeps_its_answers(
 
     monkeypatch.setattr(run, "answer_prompts", count)
     train(talkative, options, tmp_path / "killed", lambda *_: None)
-    turns = json.loads((work / "turns.json").read_text())
     assert asked == [len(turns) - len(first)]
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
-    assert weights[0] == weights[1]
+    assert not work.exists()  # only a finished run lets go of it
+    for file in ("dialogues.npz", "model.safetensors"):
+        whole, resumed = ((tmp_path / name / file).read_bytes() for name in ("whole", "killed"))
+        assert whole == resumed
 
 
 def test_dialogues_join_answers_in_prompt_order_and_survive_the_disk(

@@ -1,5 +1,6 @@
 """`poss-export train`, as a user types it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,17 +37,41 @@ def test_it_writes_a_drafter_with_its_record_and_says_what_it_is_worth(
     assert "acceptance by depth [" in result.stdout
     assert "training 500/500" in result.stderr
     assert {path.name for path in out.iterdir()} == {
-        ".training",
         "config.json",
         "model.safetensors",
         "training.json",
         "training.jsonl",
+        "training.png",
     }
     assert load_drafter(str(out)).drafter.config.num_specialists == 6
+    held_out = json.loads((out / "training.json").read_text())["held_out"]
+    assert len(held_out["alpha"]) == 6
+    assert held_out["tree_tau"].keys() == {"8", "16", "32"}
+    assert all(tau >= 1 for tau in held_out["tree_tau"].values())
+
+
+def test_choices_recipe_and_losses_are_the_users(train: Callable[..., Result], tmp_path: Path) -> None:
+    out = tmp_path / "drafter"
+    choices = ("--fusion", "gated", "--drafting", "parallel", "--num-masks", "3", "--shared-mask", "true")
+    losses = ("--recipe", "paper", "--token-weight", "0.5", "--top-weight", "2")
+    result = train("--preset", "poss-2", *choices, *losses, "-o", str(out))
+    assert result.exit_code == 0, result.stderr
+    config = load_drafter(str(out)).drafter.config
+    assert (config.fusion, config.drafting, config.num_masks, config.shared_mask) == (
+        "gated",
+        "parallel",
+        3,
+        True,
+    )
+    assert (config.num_specialists, config.positions_per_specialist) == (3, 2)
+    record = json.loads((out / "training.json").read_text())
+    assert [stage["learning_rate"] for stage in record["stages"]] == [3e-5, 3e-5]
+    assert {(stage["token_weight"], stage["top_weight"]) for stage in record["stages"]} == {(0.5, 2.0)}
+    assert record["held_out"]["tree_tau"] == {}  # four positions are too few for trees of depth 6
 
 
 def test_it_never_overwrites_a_drafter_or_joins_another_run(
-    train: Callable[..., Result], tmp_path: Path
+    train: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "drafter"
     train("--preset", "eagle", "-o", str(out))
@@ -56,8 +81,11 @@ def test_it_never_overwrites_a_drafter_or_joins_another_run(
     assert "already holds a drafter" in result.stderr
     assert (out / "model.safetensors").read_bytes() == before
 
-    (out / "config.json").unlink()  # as a run that was killed before its end
-    result = train("--preset", "eagle", "--seed", "7", "-o", str(out))
+    killed = tmp_path / "killed"
+    with monkeypatch.context() as kill:
+        kill.setattr("poss_export.training.trainer.Trainer.run", lambda *_: 1 / 0)
+        assert train("--preset", "eagle", "-o", str(killed)).exit_code == 1
+    result = train("--preset", "eagle", "--seed", "7", "-o", str(killed))
     assert result.exit_code == 2
     assert "unfinished run with other options" in result.stderr
 
@@ -71,6 +99,8 @@ def test_it_never_overwrites_a_drafter_or_joins_another_run(
         (("--preset", "eagle", "--dialogues", "missing.npz"), "missing.npz: not a dialogues file"),
         (("--preset", "eagle", "--prompts", "missing.jsonl"), "'missing.jsonl' cannot be read"),
         (("--preset", "eagle", "--threads", "0"), "threads is 0; it must be at least 1"),
+        (("--preset", "eagle", "--num-layers", "2"), "only drafting 'parallel' takes more than 1 layer"),
+        (("--preset", "eagle", "--start", "no-drafter"), "'no-drafter' is neither a folder nor"),
     ],
 )
 def test_bad_input_is_one_message(

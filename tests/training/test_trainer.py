@@ -133,5 +133,14 @@ def test_a_trained_drafter_replaces_the_first_stage(target: Target, dialogues: P
         for name, weight in specialist.state_dict().items():
             torch.testing.assert_close(weight, first[name], atol=0.01, rtol=0.01)
 
-    with pytest.raises(InputError, match="has 3 specialists; training starts from a drafter with one"):
-        train(target, options(dialogues, start=str(tmp_path / "poss-2")), tmp_path / "again", silent)
+    train(target, options(dialogues, budget=1, start=str(tmp_path / "poss-2")), tmp_path / "again", silent)
+    again = load_drafter(str(tmp_path / "again")).drafter
+    for one, two in zip(begun.specialists, again.specialists, strict=True):
+        torch.testing.assert_close(one.state_dict(), two.state_dict(), atol=0.01, rtol=0.01)
+
+    begin = options(dialogues, preset="eagle", start=str(tmp_path / "poss-2"))
+    with pytest.raises(InputError, match="other specialists than the one to train"):
+        train(target, begin, tmp_path / "no", silent)
+    begin = options(dialogues, start=str(tmp_path / "eagle"), draft_vocab_size=32)
+    with pytest.raises(InputError, match=r"draft_vocab_size is 32, but .*eagle proposes 64 ids"):
+        train(target, begin, tmp_path / "no-words", silent)

@@ -1,20 +1,23 @@
 """The unroll equals drafting step by step, recomputed from the definition without streams or shifts."""
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from poss_export.config import DrafterConfig
+from poss_export.config import DrafterConfig, TreeShape
 from poss_export.drafters.model import Drafter
+from poss_export.drafters.rounds import make_drafting
+from poss_export.exporters.drafter import DraftGraph
 from poss_export.targets.rope import rope_tables, rotate
 from poss_export.training.unroll import Batch, unroll
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM = 32, 4, 2, 16
 
 
-def random_drafter(specialists: int, positions: int | None) -> Drafter:
+def random_drafter(specialists: int, positions: int | None, **choices: Any) -> Drafter:
     config = DrafterConfig(
         hidden_size=HIDDEN,
         intermediate_size=48,
@@ -26,6 +29,7 @@ def random_drafter(specialists: int, positions: int | None) -> Drafter:
         draft_vocab_size=20,
         num_specialists=specialists,
         positions_per_specialist=positions,
+        **choices,
     )
     drafter = Drafter(config)
     torch.manual_seed(specialists)
@@ -35,14 +39,14 @@ def random_drafter(specialists: int, positions: int | None) -> Drafter:
 
 
 class PlainDrafting:
-    """Feedback of row c when the last `step` of its features were drafted, one row at a time."""
+    """What row c returns when the last `step` of its features were drafted, one row at a time."""
 
     def __init__(self, drafter: Drafter, embeddings: Tensor, features: Tensor) -> None:
         self.drafter, self.embeddings, self.features = drafter, embeddings, features
         self.cos, self.sin = rope_tables(drafter.config.rope, HEAD_DIM, len(features))
-        self.feedback = cache(self._feedback)
+        self.finish = cache(self._finish)
 
-    def _feedback(self, row: int, step: int) -> Tensor:
+    def _finish(self, row: int, step: int) -> tuple[Tensor, Tensor]:
         specialist = self.drafter.specialist(step + 1)
         x = torch.stack(
             [
@@ -59,25 +63,62 @@ class PlainDrafting:
             group = head // (HEADS // KV_HEADS)
             weights = (key[:, group] @ query[head] / HEAD_DIM**0.5).softmax(0)
             mixed.append(weights @ value.view(-1, KV_HEADS, HEAD_DIM)[:, group])
-        _, feedback = specialist.finish(x[row], torch.cat(mixed))
-        return feedback
+        return specialist.finish(x[row], torch.cat(mixed))
 
     def _feature(self, column: int, drafted: int) -> Tensor:
         """The feature `drafted` steps deep at a column: the target's, or the feedback of the row before."""
-        return self.features[column] if drafted <= 0 else self.feedback(column - 1, drafted - 1)
+        return self.features[column] if drafted <= 0 else self.finish(column - 1, drafted - 1)[1]
 
 
+@pytest.mark.parametrize("choices", [{}, {"fusion": "gated", "alignment": "split"}])
 @pytest.mark.parametrize(("specialists", "positions"), [(1, None), (2, 1), (2, 2), (3, 1)])
-def test_unroll_equals_drafting_row_by_row(specialists: int, positions: int | None) -> None:
-    drafter, steps, seq = random_drafter(specialists, positions), 4, 9
+def test_unroll_equals_drafting_row_by_row(
+    specialists: int, positions: int | None, choices: dict[str, Any]
+) -> None:
+    drafter, steps, seq = random_drafter(specialists, positions, **choices), 4, 9
     embeddings, features = torch.randn(2, 1, seq, HIDDEN)
     rows = torch.ones(1, seq, dtype=torch.bool)
     plain = PlainDrafting(drafter, embeddings[0], features[0])
     with torch.no_grad():
         for step, (predict, feedback) in enumerate(unroll(drafter, Batch(embeddings, features, rows), steps)):
-            assert predict is feedback  # joint alignment
+            assert (predict is feedback) == (drafter.config.alignment == "joint")
             for row in range(step, seq):  # a row above `step` would need drafts from before the text
-                torch.testing.assert_close(feedback[row], plain.feedback(row, step), atol=2e-5, rtol=1e-4)
+                expected = plain.finish(row, step)
+                torch.testing.assert_close((predict[row], feedback[row]), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"shared_mask": True, "mask_feature": "repeat_last"},
+        {"num_layers": 3, "mask_feature": "zeros"},
+        {"num_layers": 2, "mask_feature": "none", "alignment": "split"},
+    ],
+)
+@pytest.mark.parametrize(("specialists", "positions"), [(1, None), (2, 2)])
+def test_mask_rows_are_trained_as_they_draft(
+    specialists: int, positions: int | None, choices: dict[str, Any]
+) -> None:
+    """Every group of the unroll = the logits of a whole round behind its last real row."""
+    steps, seq = 4, 7
+    drafter = random_drafter(specialists, positions, drafting="parallel", num_masks=steps - 1, **choices)
+    embeddings, features = torch.randn(2, 1, seq, HIDDEN)
+    batch = Batch(embeddings, features, torch.ones(1, seq, dtype=torch.bool))
+    head = torch.randn(20, HIDDEN)
+    tree = TreeShape(depth=steps, top_k=1, nodes=steps)  # the likeliest of every position
+    graph = DraftGraph(make_drafting(drafter, tree, head, head), "static", capacity=seq)
+    shape = (1, KV_HEADS, seq, HEAD_DIM)
+    caches = [torch.zeros(shape) for _ in range(2 * drafter.config.num_caches(steps))]
+    with torch.no_grad():
+        predicted = [predict for predict, _ in unroll(drafter, batch, steps)]
+        for last in range(seq - steps):
+            new = slice(0, last + 1)
+            _, _, scores, *_ = graph(
+                embeddings[:, new], features[:, new], torch.tensor([last + 1]), torch.tensor([0]), *caches
+            )
+            chain = [(head @ predicted[d][last + d]).log_softmax(0).max() for d in range(steps)]
+            torch.testing.assert_close(scores[0], torch.stack(chain).cumsum(0), atol=2e-5, rtol=1e-4)
 
 
 def test_padding_and_neighbours_change_nothing() -> None:

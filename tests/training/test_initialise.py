@@ -1,0 +1,64 @@
+"""A drafter that starts from a trained one drafts as it does, whatever parts it has besides."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from poss_export.drafters.model import Drafter
+from poss_export.errors import InputError
+from poss_export.training.initialise import initialise, start_from
+from poss_export.training.unroll import Batch, unroll
+from tests.random_drafter import HIDDEN, random_drafter
+
+PARALLEL: dict[str, Any] = {"drafting": "parallel", "num_masks": 3}
+
+
+def outputs(drafter: Drafter, steps: int) -> list[torch.Tensor]:
+    embeddings, features = torch.randn(2, 1, 8, HIDDEN, generator=torch.Generator().manual_seed(5))
+    batch = Batch(embeddings, features, torch.ones(1, 8, dtype=torch.bool))
+    with torch.no_grad():
+        return [x for pair in unroll(drafter, batch, steps) for x in pair]
+
+
+@pytest.mark.parametrize(
+    ("specialists", "choices", "steps"),
+    [
+        (1, {"fusion": "gated", "fusion_bias": True, "alignment": "split"}, 4),
+        (1, {"fusion": "guided", "fusion_bias": True}, 4),
+        (3, {"fusion": "gated", "alignment": "split"}, 4),
+        (3, {**PARALLEL, "num_layers": 3}, 1),  # later positions are mask rows, which it never had
+    ],
+)
+def test_new_parts_start_without_effect(specialists: int, choices: dict[str, Any], steps: int) -> None:
+    trained = random_drafter()
+    drafter = random_drafter(specialists, None if specialists == 1 else 1, **choices)
+    initialise(drafter, feature_spread=2.0, seed=0)
+    start_from(drafter, trained)
+    torch.testing.assert_close(outputs(drafter, steps), outputs(trained, steps))
+
+
+@pytest.mark.parametrize("choices", [{}, {**PARALLEL, "num_layers": 2}, {"fusion": "gated"}])
+def test_a_drafter_of_the_same_parts_is_copied_whole(choices: dict[str, Any]) -> None:
+    trained, drafter = random_drafter(3, 2, **choices), random_drafter(3, 2, **choices)
+    initialise(drafter, feature_spread=2.0, seed=0)
+    start_from(drafter, trained)
+    assert all(torch.equal(a, b) for a, b in zip(drafter.parameters(), trained.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("trained", "part"),
+    [
+        (random_drafter(2, 1), "specialists"),
+        (random_drafter(fusion="gated"), "fusion"),
+        (random_drafter(alignment="split"), "alignment"),
+        (random_drafter(**PARALLEL), "drafting"),
+        (random_drafter(**PARALLEL, num_layers=2), "layers"),
+        (random_drafter(qkv_bias=True), "weights in its Specialist"),
+    ],
+)
+def test_parts_that_would_be_lost_are_refused(trained: Drafter, part: str) -> None:
+    drafter = random_drafter()
+    initialise(drafter, feature_spread=2.0, seed=0)
+    with pytest.raises(InputError, match=f"other {part} than the one to train"):
+        start_from(drafter, trained)
