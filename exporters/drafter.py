@@ -58,12 +58,11 @@ class DraftCaches:
         self.past_length, self.length = past_length, past_length + row_count
         self.present = list[Tensor]()
         self.drafted = dict[int, tuple[Tensor, Tensor]]()
-        capacity = past[0].shape[2]
+        self.used = capacity = past[0].shape[2]
         if form == "shared":
             self.used = cast(int, self.length.item())
-            torch._check(self.used <= capacity)  # or tracing would ask which is smaller
-        else:
-            self.used = capacity
+            torch._check(self.used >= 0)  # or tracing would ask whether it counts from the end,
+            torch._check(self.used <= capacity)  # and which of the two is smaller
 
     def append(self, first: int, key_value: Tensor) -> None:
         """Implement `RoundCaches.append`; padding rows are written too, and overwritten next round."""

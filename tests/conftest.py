@@ -92,9 +92,9 @@ def target_graph(
 
 @pytest.fixture(scope="session")
 def random_drafter() -> Callable[..., Any]:
-    """Return random_drafter(target_config, specialists): PosS-2, or EAGLE with one specialist."""
+    """Return random_drafter(target_config, specialists, **choices): PosS-2, or EAGLE with one specialist."""
 
-    def make(target: TargetConfig, specialists: int) -> Any:
+    def make(target: TargetConfig, specialists: int, **choices: Any) -> Any:
         import torch
 
         from poss_export.drafters.model import Drafter
@@ -110,6 +110,7 @@ def random_drafter() -> Callable[..., Any]:
             draft_vocab_size=60,
             num_specialists=specialists,
             positions_per_specialist=None if specialists == 1 else 2,
+            **choices,
         )
         generator = torch.Generator().manual_seed(1)
         drafter = Drafter(config).eval().requires_grad_(False)

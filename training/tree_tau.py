@@ -54,13 +54,12 @@ class _Walk:
 
     def tau(self) -> float:
         rounds = emitted = 0
-        while len(self.roots):
+        while self._drop_ended():
             tokens, parents = self._draft()
             accepted = self._accepted(tokens, parents)
             rounds += len(accepted)
             emitted += int(torch.minimum(accepted + 1, self.ends - 1 - self.roots).sum())
             self.roots = self.roots + accepted + 1
-            self._leave(self.roots < self.ends - 1)
         return emitted / max(1, rounds)
 
     def _draft(self) -> tuple[Tensor, Tensor]:
@@ -86,9 +85,12 @@ class _Walk:
             node = torch.where(alive, found.int().argmax(1) + 1, node)
         return accepted
 
-    def _leave(self, staying: Tensor) -> None:
-        """Drop the dialogues whose answers have ended."""
+    def _drop_ended(self) -> int:
+        """Drop the dialogues whose answers have ended; return how many are left."""
+        staying = self.roots < self.ends - 1
         self.roots, self.ends, self.read, self.past = (
             x[staying] for x in (self.roots, self.ends, self.read, self.past)
         )
-        self.caches = [cache[staying] for cache in self.caches]
+        if not staying.all():
+            self.caches = [cache[staying] for cache in self.caches]
+        return len(self.roots)

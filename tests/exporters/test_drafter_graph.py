@@ -1,5 +1,6 @@
 """The exported draft graph in ONNX Runtime against the papers' definition."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -22,13 +23,20 @@ from tests.random_drafter import DRAFT_VOCAB, HIDDEN, VOCAB, random_drafter, ran
 TREE = TreeShape(depth=5, top_k=3, nodes=12)
 SHALLOW = TreeShape(depth=3, top_k=3, nodes=9)
 EMBED, HEAD = random_rows(1), random_rows(2)
+FAMILIES: dict[str, dict[str, Any]] = {
+    "poss": {},
+    "fspad": {"fusion": "gated", "fusion_bias": True, "alignment": "split"},
+    "griffin": {"fusion": "guided", "fusion_bias": True, "alignment": "split", "qkv_bias": True},
+    "parallel": {"drafting": "parallel", "num_masks": 4},
+    "deep": {"drafting": "parallel", "num_masks": 6, "num_layers": 2, "mask_feature": "repeat_last"},
+}
 
 Export = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
 def draft_graph(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """Return export(specialists, positions, form, tree, precision="fp32", tied=False)."""
+    """Return export(specialists, positions, form, tree, precision="fp32", tied=False, family="poss")."""
 
     @cache
     def export(
@@ -39,9 +47,11 @@ def draft_graph(tmp_path_factory: pytest.TempPathFactory) -> Export:
         precision: Any = "fp32",
         *,
         tied: bool = False,
+        family: str = "poss",
     ) -> Path:
         path = tmp_path_factory.mktemp("draft") / "draft.onnx"
-        drafter, head = random_drafter(specialists, positions), EMBED if tied else HEAD
+        head = EMBED if tied else HEAD
+        drafter = random_drafter(specialists, positions, **FAMILIES[family])
         drafting = make_drafting(drafter, tree, EMBED, head)
         export_drafter(drafting, path, cache_form=form, precision=precision, capacity=CAPACITY)
         return path
@@ -75,10 +85,37 @@ def test_static_graph_of_two_sequences(draft_graph: Export) -> None:
     check_rounds(run, random_drafter(3, 2), TREE, EMBED, HEAD, TWO_BATCHES)
 
 
-def test_half_precision(draft_graph: Export) -> None:
-    run = runner(draft_graph(3, 2, "shared", SHALLOW, "fp16"))
-    drafter = random_drafter(3, 2)
+@pytest.mark.parametrize(
+    ("family", "specialists", "form", "plan"),
+    [
+        ("fspad", 1, "shared", ONE_BATCH),
+        ("fspad", 3, "static", TWO_BATCHES),
+        ("griffin", 1, "static", TWO_BATCHES),
+        ("parallel", 1, "shared", ONE_BATCH),
+        ("parallel", 3, "static", TWO_BATCHES),
+        ("deep", 1, "shared", ONE_BATCH),
+        ("deep", 3, "static", TWO_BATCHES),
+    ],
+)
+def test_every_family(draft_graph: Export, family: str, specialists: int, form: Any, plan: Any) -> None:
+    positions = None if specialists == 1 else 2
+    run = runner(draft_graph(specialists, positions, form, TREE, family=family))
+    drafter = random_drafter(specialists, positions, **FAMILIES[family])
+    check_rounds(run, drafter, TREE, EMBED, HEAD, plan)
+
+
+@pytest.mark.parametrize("family", ["poss", "deep"])
+def test_half_precision(draft_graph: Export, family: str) -> None:
+    run = runner(draft_graph(3, 2, "shared", SHALLOW, "fp16", family=family))
+    drafter = random_drafter(3, 2, **FAMILIES[family])
     check_rounds(run, drafter, SHALLOW, EMBED, HEAD, ONE_BATCH[:4], tolerance=2e-2, dtype=np.float16)
+
+
+def test_a_parallel_graph_holds_no_embedding(draft_graph: Export) -> None:
+    graph = onnx.load(draft_graph(1, None, "shared", TREE, family="parallel")).graph
+    assert [tuple(tensor.dims) for tensor in graph.initializer].count((DRAFT_VOCAB, HIDDEN)) == 1
+    operators = Counter(node.op_type for node in graph.node)
+    assert (operators["Softmax"], operators["LogSoftmax"]) == (1, 1)  # one pass: attention, and scores
 
 
 @pytest.mark.parametrize("case", ["twins", "equal", "certain"])

@@ -23,21 +23,31 @@ PROMPTS = [[5], [17, 80, 3, 44], np.random.default_rng(0).integers(96, size=21).
 
 Sessions = tuple[OrtTargetSession, OrtDraftSession]
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "poss": {},
+    "fspad": {"fusion": "gated", "alignment": "split"},
+    "parallel": {"drafting": "parallel", "num_masks": 4},
+    "deep": {"drafting": "parallel", "num_masks": 4, "num_layers": 2, "mask_feature": "repeat_last"},
+}
+
 
 @pytest.fixture(scope="session")
 def open_sessions(
     tiny_folder: Any, target_graph: Any, random_drafter: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str, TreeShape, int], Sessions]]:
-    """Return open(cache_form, tree, specialists): sessions of a tiny target and a random drafter for it."""
+    """Return open(cache_form, tree, specialists, family="poss"): a tiny target and a random drafter."""
     with ExitStack() as stack:
 
         @cache
-        def open_(form: Any, tree: TreeShape, specialists: int) -> Sessions:
+        def open_(form: Any, tree: TreeShape, specialists: int, family: str = "poss") -> Sessions:
             from poss_export.drafters.rounds import make_drafting
             from poss_export.exporters.drafter import export_drafter
 
             target = open_target(str(tiny_folder("llama")))
-            decoder, drafter = target.load_decoder(), random_drafter(target.config, specialists)
+            decoder, drafter = (
+                target.load_decoder(),
+                random_drafter(target.config, specialists, **FAMILIES[family]),
+            )
             graph = tmp_path_factory.mktemp("draft") / "draft.onnx"
             rows = decoder.embed_tokens[drafter.draft_ids]
             shape: Any = {"cache_form": form, "precision": "fp32", "capacity": CAPACITY}
@@ -67,20 +77,25 @@ POSS = TreeShape(depth=5, top_k=3, nodes=16)
 
 
 @pytest.mark.parametrize(
-    ("form", "tree", "specialists"),
+    ("form", "tree", "specialists", "family"),
     [
-        ("shared", TreeShape(depth=1, top_k=1, nodes=1), 1),
-        ("shared", TreeShape(depth=4, top_k=1, nodes=4), 2),
-        ("shared", TreeShape(depth=1, top_k=40, nodes=40), 1),  # mostly cut at this capacity
-        ("shared", POSS, 3),
-        ("static", POSS, 3),
+        ("shared", TreeShape(depth=1, top_k=1, nodes=1), 1, "poss"),
+        ("shared", TreeShape(depth=4, top_k=1, nodes=4), 2, "poss"),
+        ("shared", TreeShape(depth=1, top_k=40, nodes=40), 1, "poss"),  # mostly cut at this capacity
+        ("shared", POSS, 3, "poss"),
+        ("static", POSS, 3, "poss"),
+        ("shared", POSS, 1, "fspad"),
+        ("static", POSS, 3, "fspad"),
+        ("shared", POSS, 1, "parallel"),
+        ("shared", POSS, 3, "parallel"),
+        ("static", POSS, 1, "deep"),
+        ("shared", POSS, 3, "deep"),
     ],
-    ids=["one", "chain", "wide", "tree", "tree-static"],
 )
 def test_greedy_tokens_are_the_targets(
-    open_sessions: Any, form: str, tree: TreeShape, specialists: int
+    open_sessions: Any, form: str, tree: TreeShape, specialists: int, family: str
 ) -> None:
-    sessions = open_sessions(form, tree, specialists)
+    sessions = open_sessions(form, tree, specialists, family)
     accepted = 0
     for prompt in PROMPTS:
         plain = list(chain.from_iterable(emitted(sessions, prompt, Sampling(), drafts=False)))
@@ -92,9 +107,10 @@ def test_greedy_tokens_are_the_targets(
         assert accepted > 0  # a random drafter hits too; without hits nothing was shown
 
 
-def test_drafter_reads_each_row_once(open_sessions: Any) -> None:
+@pytest.mark.parametrize(("specialists", "family"), [(3, "poss"), (1, "parallel"), (3, "deep")])
+def test_drafter_reads_each_row_once(open_sessions: Any, specialists: int, family: str) -> None:
     """After any rounds its caches hold what a fresh drafter computes from the committed tokens alone."""
-    target, drafter = open_sessions("shared", POSS, 3)
+    target, drafter = open_sessions("shared", POSS, specialists, family)
     target.reset()
     drafter.reset()
     rounds = speculate(target, drafter, PROMPTS[2], verifier(Sampling(2.0, seed=3)), chunk=8)
