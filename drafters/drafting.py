@@ -155,8 +155,10 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count` largest of the last dimension and their indices; of equal values, the first."""
     if torch.compiler.is_exporting():
         return values.topk(count)  # ONNX TopK puts the first of equal values first; PyTorch's does not
-    ordered, index = values.sort(dim=-1, descending=True, stable=True)
-    return ordered[..., :count], index[..., :count]
+    best, index = values.topk(min(count + 1, values.shape[-1]))
+    if (best[..., 1:] == best[..., :-1]).any():  # only then is the order in doubt, and worth a slow sort
+        best, index = values.sort(dim=-1, descending=True, stable=True)
+    return best[..., :count], index[..., :count]
 
 
 def _stacked(projections: Sequence[Tensor]) -> Tensor:

@@ -37,7 +37,7 @@ DRAFT_VOCAB_SIZE = 8192
 EVALUATED_DEPTH = 6
 EVALUATED_TREES = tuple(TreeShape(depth=6, top_k=4, nodes=nodes) for nodes in (8, 16, 32))
 LOG = "training.jsonl"
-LOG_EVERY = 1000  # optimiser steps
+LOGGED = 10  # points of the learning curves, beside the first
 
 # report(activity, done, total, note) after every piece of work.
 Report = Callable[[str, int, int, str], None]
@@ -261,12 +261,16 @@ def _new_drafter(
 
 
 def _run(trainer: Trainer, budget: int, log: Path, report: Report) -> None:
+    logged = max((entry["done"] for entry in read_log(log)), default=-budget)
+
     def step(progress: Progress, losses: dict[str, float]) -> None:
+        nonlocal logged
         before = sum(stage.share for stage in trainer.stages[: progress.stage]) * budget
         done = min(budget, int(before + progress.row_steps))  # the last batch may go beyond it
         report("training", done, budget, f"loss {losses['token_loss']:.3f}")
-        if progress.step % LOG_EVERY == 1:
-            acceptance = trainer.evaluate(EVALUATED_DEPTH, most=100)
+        if done - logged >= budget / LOGGED:
+            logged = done
+            acceptance = trainer.evaluate(EVALUATED_DEPTH, most=30)
             append_log(log, {"done": done, **asdict(progress), **losses, **asdict(acceptance)})
 
     trainer.run(step)
