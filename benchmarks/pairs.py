@@ -11,7 +11,7 @@ from benchmarks.questions import Question
 from poss_export.config import TreeShape
 from poss_export.contract import draft_contract
 from poss_export.drafters.checkpoint import DrafterCheckpoint
-from poss_export.exporters.build import build_bundle, plan_build
+from poss_export.exporters.build import Plan, build_bundle, plan_build
 from poss_export.exporters.drafter import export_drafter
 from poss_export.exporters.parity import ROWS, compare, make_reference, require_parity
 from poss_export.manifest import DRAFT_GRAPH
@@ -27,12 +27,17 @@ def capacity_for(asked: Sequence[Question], tokens: int, trees: Sequence[TreeSha
     return max(ROWS, max(len(q.ids) for q in asked) + tokens + max(tree.nodes for tree in trees))
 
 
+def plan_pair(target: Target, drafter: DrafterCheckpoint | None, tree: TreeShape, capacity: int) -> Plan:
+    """Return the plan of one build; raises what `plan_build` does."""
+    return plan_build(target, drafter, tree=tree, capacity=capacity, **_FORM)
+
+
 @contextmanager
 def exported(target: Target, capacity: int) -> Iterator[Bundle]:
     """Give a temporary bundle of the target alone, its engine loaded, for `paired`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "target"
-        plan = plan_build(target, None, tree=TreeShape(), capacity=capacity, **_FORM)
+        plan = plan_pair(target, None, TreeShape(), capacity)
         build_bundle(plan, path, argv=(), force=False, report=lambda line: None)
         with open_bundle(path, threads=environment.cores()) as bundle:
             yield bundle
@@ -46,7 +51,7 @@ def paired(bundle: Bundle, target: Target, drafter: DrafterCheckpoint, tree: Tre
         CheckpointError, InputError, ParityError: as a build with this drafter and tree.
     """
     manifest, capacity = bundle.manifest, bundle.manifest.capacity
-    plan = plan_build(target, drafter, tree=tree, capacity=capacity, **_FORM)
+    plan = plan_pair(target, drafter, tree, capacity)
     reference = make_reference(target.load_decoder(), plan.drafter, tree)
     assert reference.drafting is not None
     with tempfile.TemporaryDirectory() as folder:

@@ -35,6 +35,11 @@ def parse_tree(text: str) -> TreeShape:
     return TreeShape(depth, top_k, nodes)
 
 
+def tree_name(tree: TreeShape) -> str:
+    """Return DEPTH,TOP_K,NODES, as `parse_tree` reads it."""
+    return f"{tree.depth},{tree.top_k},{tree.nodes}"
+
+
 def measure(
     bundle: Bundle,
     target: Target,
