@@ -59,8 +59,13 @@ def parts(answers: Sequence[Generation]) -> dict[str, float]:
     whole = 1000 * sum(answer.seconds - answer.prefill_seconds for answer in answers) / count
     target = 1000 * sum(answer.target_seconds for answer in answers) / count
     draft = 1000 * sum(answer.draft_seconds for answer in answers) / count
-    tau = sum(answer.tokens - 1 for answer in answers) / count
-    return {"round": whole, "target": target, "draft": draft, "outside": whole - target - draft, "tau": tau}
+    outside = whole - target - draft
+    return {"round": whole, "target": target, "draft": draft, "outside": outside, "tau": pooled_tau(answers)}
+
+
+def pooled_tau(answers: Sequence[Generation]) -> float:
+    """Return the mean of tokens emitted a round, over all rounds of all answers."""
+    return sum(answer.tokens - 1 for answer in answers) / max(sum(answer.rounds for answer in answers), 1)
 
 
 def width_table(times: dict[int, float]) -> Table:

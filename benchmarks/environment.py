@@ -14,6 +14,7 @@ import click
 from poss_export.errors import InputError, PossExportError
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.session import DraftSession
+from poss_export.training.files import write_whole
 
 REPORT = click.Path(dir_okay=False, writable=True, path_type=Path)
 PACKAGES = (
@@ -44,7 +45,7 @@ def record() -> dict[str, Any]:
 def write(report: Path, machine: dict[str, Any], values: dict[str, Any]) -> None:
     """Write `values` to `report` with the machine and the options of the running command."""
     options = {name: str(value) for name, value in click.get_current_context().params.items()}
-    report.write_text(json.dumps({"environment": machine, "settings": options, **values}) + "\n")
+    write_whole(report, json.dumps({"environment": machine, "settings": options, **values}) + "\n")
 
 
 def drafter_of(bundle: Bundle) -> DraftSession:

@@ -7,6 +7,7 @@ between the target's two likeliest tokens there, and it is listed with its gap.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import environment, questions
+from benchmarks.cost import pooled_tau
 from benchmarks.questions import Question
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.checks import Divergence, find_divergence
@@ -34,14 +36,23 @@ def depth_table(answers: dict[str, list[Generation]]) -> Table:
     columns = ("prompts", "answers", "tokens", "tau", *(f"depth {d + 1}" for d in range(depth)))
     table = Table(*columns, box=None, pad_edge=False)
     for name, group in answers.items():
-        rounds = max(sum(a.rounds for a in group), 1)
+        rounds, *accepted = rounds_by_depth(group, depth)
         tokens = sum(a.tokens for a in group)
-        accepted = [
-            sum(a.accepted_by_depth[d] for a in group if d < len(a.accepted_by_depth)) for d in range(depth)
-        ]
-        shares = (f"{count / rounds:.3f}" for count in accepted)
-        table.add_row(name, str(len(group)), str(tokens), f"{(tokens - len(group)) / rounds:.3f}", *shares)
+        shares = (f"{count / max(rounds, 1):.3f}" for count in accepted)
+        table.add_row(name, str(len(group)), str(tokens), f"{pooled_tau(group):.3f}", *shares)
     return table
+
+
+def rounds_by_depth(answers: Sequence[Generation], depth: int) -> list[int]:
+    """Return how many rounds emitted a drafted token of depth 0 (all rounds), 1, ... up to `depth`."""
+    counts = [(a.rounds, *a.accepted_by_depth) for a in answers]
+    return [sum(count[d] for count in counts if d < len(count)) for d in range(depth + 1)]
+
+
+def divergence_line(place: str, found: Divergence) -> str:
+    """Return what is printed of an answer that differs from target-only."""
+    kind = "near-tie" if found.near_tie else "MISMATCH"
+    return f"{kind}: {place}, token {found.position}, gap {found.gap:.2e}"
 
 
 @click.command(help=__doc__.partition("\n")[0])
@@ -75,8 +86,7 @@ def main(
     mismatches = len(divergences) - near_ties
     Console().print(depth_table(answers))
     for source, found in divergences.items():
-        kind = "near-tie" if found.near_tie else "MISMATCH"
-        click.echo(f"{kind}: {source}, token {found.position}, gap {found.gap:.2e}")
+        click.echo(divergence_line(source, found))
     click.echo(
         f"{len(asked)} prompts: {len(asked) - len(divergences)} equal, "
         f"{near_ties} near-ties, {mismatches} mismatches"

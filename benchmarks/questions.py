@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import click
 import numpy as np
 
+from poss_export.errors import InputError
 from poss_export.prompts import read_prompts
 from poss_export.text import Text
 
@@ -35,16 +37,24 @@ def load(text: Text, prompts: Sequence[Path], limit: int | None) -> list[Questio
     """Return the questions of all files, at most `limit` of them, spread evenly.
 
     Raises:
-        InputError: a line of a file has no prompt.
+        InputError: a file cannot be read, a line has no prompt, or there are no questions at all.
     """
     found = [
         question
         for path in prompts
         for question in (_from_dialogues(path) if path.suffix == ".npz" else _from_lines(path, text))
     ]
-    if limit is None or limit >= len(found):
-        return found
-    return [found[index * len(found) // limit] for index in range(limit)]
+    if not found:
+        names = ", ".join(str(path) for path in prompts)
+        raise InputError(f"there are no prompts in {names}; give files that have some")
+    return spread(found, limit)
+
+
+def spread(asked: list[Question], limit: int | None) -> list[Question]:
+    """Return at most `limit` of the questions, spread evenly."""
+    if limit is None or limit >= len(asked):
+        return asked
+    return [asked[index * len(asked) // limit] for index in range(limit)]
 
 
 def _from_lines(path: Path, text: Text) -> Iterator[Question]:
@@ -57,9 +67,12 @@ def _from_dialogues(path: Path) -> Iterator[Question]:
 
     Arrays: ids `[tokens]`, answer_mask `[tokens]`, offsets `[dialogues + 1]`, validation `[dialogues]`.
     """
-    with np.load(path) as arrays:
-        ids, answer, offsets = arrays["ids"], arrays["answer_mask"], arrays["offsets"]
-        held_out = np.flatnonzero(arrays["validation"])
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            ids, answer, offsets = arrays["ids"], arrays["answer_mask"], arrays["offsets"]
+            held_out = np.flatnonzero(arrays["validation"])
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error}); expected training dialogues") from error
     for index in held_out:
         start, end = offsets[index], offsets[index + 1]
         prompt = ids[start : start + int(answer[start:end].argmax())]

@@ -2,11 +2,11 @@
 
     python -m benchmarks.trees smollm2-135m poss-2 --prompts DIALOGUES.npz --tree 5,4,11 --tree 4,3,5
 
-A tree is DEPTH,TOP_K,NODES. Each shape is a bundle of its own; within it, speculative and target-only
-answers take turns. Choose the shape on prompts that no result is reported on.
+A tree is DEPTH,TOP_K,NODES. The target is exported once, a draft graph for each shape; with each,
+speculative and target-only answers take turns. Choose the shape on prompts that no result is reported on.
 """
 
-import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,13 @@ from rich.table import Table
 
 from benchmarks import environment, questions
 from benchmarks.cost import parts, rounds
+from benchmarks.pairs import capacity_for, exported, paired
+from benchmarks.questions import Question
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter
 from poss_export.errors import InputError
-from poss_export.exporters.build import build_bundle, plan_build
-from poss_export.runtime.bundle import open_bundle
+from poss_export.runtime.bundle import Bundle
 from poss_export.targets.checkpoint import Target, open_target
-
-CAPACITY = 1024  # tokens
 
 
 def parse_tree(text: str) -> TreeShape:
@@ -36,23 +35,22 @@ def parse_tree(text: str) -> TreeShape:
     return TreeShape(depth, top_k, nodes)
 
 
+def tree_name(tree: TreeShape) -> str:
+    """Return DEPTH,TOP_K,NODES, as `parse_tree` reads it."""
+    return f"{tree.depth},{tree.top_k},{tree.nodes}"
+
+
 def measure(
+    bundle: Bundle,
     target: Target,
     drafter: DrafterCheckpoint,
     tree: TreeShape,
-    prompts: tuple[Path, ...],
-    limit: int | None,
+    asked: Sequence[Question],
     tokens: int,
 ) -> dict[str, Any]:
     """Return the figures of one shape; milliseconds, and `ratio` of decoding speeds."""
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = Path(folder) / "bundle"
-        plan = plan_build(
-            target, drafter, tree=tree, capacity=CAPACITY, precision="fp32", cache_form="shared"
-        )
-        build_bundle(plan, bundle, argv=(), force=False, report=lambda line: None)
-        with open_bundle(bundle, threads=environment.cores()) as engines:
-            spoken = rounds(engines, questions.load(engines.text, prompts, limit), tokens)
+    with paired(bundle, target, drafter, tree):
+        spoken = rounds(bundle, asked, tokens)
     speculative, plain = map(parts, spoken)
     ratio = speculative["tau"] * plain["round"] / speculative["round"]
     return {"tree": asdict(tree), **speculative, "plain": plain["round"], "ratio": ratio}
@@ -78,7 +76,9 @@ def main(
     machine = environment.record()
     shapes = [parse_tree(text) for text in trees]
     opened, checkpoint = open_target(target), load_drafter(drafter)
-    found = [measure(opened, checkpoint, shape, prompts, limit, max_new_tokens) for shape in shapes]
+    asked = questions.load(opened.text, prompts, limit)
+    with exported(opened, capacity_for(asked, max_new_tokens, shapes)) as bundle:
+        found = [measure(bundle, opened, checkpoint, shape, asked, max_new_tokens) for shape in shapes]
     table = Table("depth", "top-k", "nodes", "tau", "target ms", "draft ms", "plain ms", "ratio", box=None)
     for figures in found:
         table.add_row(

@@ -40,6 +40,20 @@ def test_a_line_without_a_prompt_is_named(tmp_path: Path) -> None:
         questions.load(TEXT, [file], None)
 
 
+def test_files_without_prompts_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text("")
+    with pytest.raises(InputError, match=r"no prompts in .*q\.jsonl"):
+        questions.load(TEXT, [file], None)
+
+
+def test_damaged_dialogues_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "d.npz"
+    file.write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(InputError, match=r"d\.npz"):
+        questions.load(TEXT, [file], None)
+
+
 def test_only_held_out_dialogues_are_asked(tmp_path: Path) -> None:
     file = tmp_path / "d.npz"
     np.savez(
