@@ -169,6 +169,12 @@ def test_differences_are_relative_to_the_largest_value() -> None:
     assert np.isnan(difference(np.array([np.nan]), np.array([1.0])))
 
 
+def test_zeros_differ_by_what_is_not_zero() -> None:
+    assert difference(np.array([0, 0.5]), np.zeros(2)) == 0.5
+    certain = DraftTree.chain([7, 8, 9])  # every score is 0: the drafter has no doubt
+    assert tree_difference(certain, certain) == 0
+
+
 def test_trees_may_differ_in_what_nearly_ties() -> None:
     def tree(*nodes: tuple[int, int, float]) -> DraftTree:
         tokens, parents, scores = (np.array(column) for column in zip(*nodes, strict=True))
