@@ -16,7 +16,8 @@ class Stage:
 
     share: of the row-step budget (a row unrolled j steps counts j). Weights of the losses, as EAGLE gives
     them where they are left out: of the target's distribution, of the feature fed back, and of the
-    distribution restricted to the target's ten likeliest tokens (HASS).
+    distribution restricted to the target's ten likeliest tokens (HASS). Each step counts `step_decay` times
+    as much as the one before it.
     """
 
     steps: int
@@ -25,6 +26,13 @@ class Stage:
     token_weight: float = 0.1
     feature_weight: float = 1.0
     top_weight: float = 0.0
+    step_decay: float = 1.0
+
+    @property
+    def step_weights(self) -> tuple[float, ...]:
+        """What each step counts; their sum is 1."""
+        weights = [self.step_decay**step for step in range(self.steps)]
+        return tuple(weight / sum(weights) for weight in weights)
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,12 @@ def _small(steps: int) -> tuple[Stage, ...]:
     return (_FIRST, Stage(steps, share=0.55, learning_rate=3e-4, token_weight=1.0))
 
 
-# Features of parallel drafts are fed to nobody; mask rows start from nothing and need the higher rate.
-_SMALL_PARALLEL = (_FIRST, Stage(MASKS + 1, 0.55, learning_rate=6e-4, token_weight=1.0, feature_weight=0.1))
+# Features of parallel drafts are fed to nobody; mask rows start from nothing and need the higher rate. What
+# they cannot know outweighs what the first position learns, unless later steps count less.
+_SMALL_PARALLEL = (
+    _FIRST,
+    Stage(MASKS + 1, 0.55, 6e-4, token_weight=1.0, feature_weight=0.1, step_decay=0.6),
+)
 _EAGLE = Stage(steps=1, share=1.0, learning_rate=3e-5)
 
 
@@ -89,7 +101,7 @@ def _specialists(count: int, positions: int) -> dict[str, Any]:
 
 
 _FSPAD = {"fusion": "gated", "fusion_bias": True, "alignment": "split"}
-_PARALLEL = {"drafting": "parallel", "num_masks": MASKS}
+_PARALLEL = {"drafting": "parallel", "num_masks": MASKS, "mask_feature": "repeat_last"}
 _POSS_2 = _specialists(3, 2)
 
 PRESETS = {
@@ -103,7 +115,9 @@ PRESETS = {
     "parallelspec": Preset(_PARALLEL, _SMALL_PARALLEL, (replace(_EAGLE, steps=MASKS + 1),)),
     # Combinations that nobody has published: their recipes are those of the part that is unrolled.
     "poss-2-fspad": Preset({**_POSS_2, **_FSPAD}, _small(6), (_EAGLE, replace(_EAGLE, steps=6))),
-    "parallel-poss-2": Preset({**_POSS_2, **_PARALLEL}, _SMALL_PARALLEL, (replace(_EAGLE, steps=MASKS + 1),)),
+    "parallel-poss-1": Preset(
+        {**_specialists(2, 1), **_PARALLEL}, _SMALL_PARALLEL, (replace(_EAGLE, steps=MASKS + 1),)
+    ),
 }
 
 

@@ -19,7 +19,7 @@ from poss_export.training.losses import feature_loss, token_loss
 from poss_export.training.presets import Stage
 from poss_export.training.unroll import Batch, unroll
 
-BATCH_TOKENS = 768  # larger batches learn less from the same rows
+BATCH_TOKENS = 384  # larger batches learn less from the same rows
 FEATURE_NOISE = 0.1  # uniform half-width added to the target's features; their spread is near 2
 WARMUP, FINAL_RATE = 0.02, 0.05  # share of a stage; share of its learning rate at the end
 CLIP_NORM = 1.0
@@ -154,11 +154,12 @@ class Trainer:
         with torch.autocast(corpus.device.type, corpus.dtype, enabled=corpus.dtype != torch.float32):
             for step, (predict, feedback) in enumerate(unroll(self.drafter, noisy, stage.steps)):
                 logits = predict @ corpus.head.T
-                token = token + token_loss(logits, top_ids, top_probabilities) / stage.steps
+                weight = stage.step_weights[step]
+                token = token + weight * token_loss(logits, top_ids, top_probabilities)
                 if stage.top_weight:
-                    top = top + token_loss(logits, top_ids[:, :TOP], top_probabilities[:, :TOP]) / stage.steps
+                    top = top + weight * token_loss(logits, top_ids[:, :TOP], top_probabilities[:, :TOP])
                 if step == 0 or self.drafter.masks is None:  # what a mask row hands on is fed to nobody
-                    feature = feature + feature_loss(feedback, wanted) / stage.steps
+                    feature = feature + weight * feature_loss(feedback, wanted)
         loss = stage.token_weight * token + stage.top_weight * top + stage.feature_weight * feature
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

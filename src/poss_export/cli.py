@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # What the `export` extra brings; a deployment has none of it.
 EXPORT_LIBRARIES = ("gguf", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch")
 # Options of `train` that change its stages.
-STAGE_FIELDS = ("steps", "token_weight", "top_weight", "feature_weight", "learning_rate")
+STAGE_FIELDS = ("steps", "step_decay", "token_weight", "top_weight", "feature_weight", "learning_rate")
 
 
 class Commands(click.Group):
@@ -377,6 +377,7 @@ def _choice(name: str, kind: Any, text: str, default: str = "the preset's") -> C
 @_choice("feature-weight", float, "Of the loss on the feature that is fed back.", "the recipe's")
 @_choice("learning-rate", float, "At the height of each stage.", "the recipe's")
 @_choice("steps", int, "Positions that each row is unrolled for, in every stage.", "the recipe's")
+@_choice("step-decay", float, "What a step counts against the one before it.", "the recipe's")
 @click.option("--invent", default=3000, help="User turns that the target invents.")
 @click.option("--budget", default=20_000_000, help="Scored rows times unrolled steps to train on.")
 @click.option(
