@@ -22,6 +22,7 @@ test: $(VENV)/installed-dev
 
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/generate_cli.py > docs/cli.md
+	$(BIN)/python docs/generate_presets.py > docs/presets.md
 
 clean:
 	rm -rf $(VENV) out
