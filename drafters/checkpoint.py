@@ -1,12 +1,12 @@
-"""Drafter checkpoints: a folder with config.json and model.safetensors.
+"""Drafter checkpoints: a folder with config.json and weights, ours or a public release (docs/checkpoints.md).
 
 Tensors carry the names of the public EAGLE and PosS releases (`[out, in]` matrices), so that other
 tools can read what we write; `d2t` maps draft ids to target ids as EAGLE-3 does, by offsets.
 """
 
-import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,34 @@ import torch
 from torch import Tensor
 
 from poss_export.config import DrafterConfig, TargetConfig
+from poss_export.drafters.dialects import OURS, Dialect, recognise
 from poss_export.drafters.layout import named_tensors
 from poss_export.drafters.model import Drafter
+from poss_export.drafters.releases import EMBEDDINGS, HEAD, Release, read_release
 from poss_export.errors import CheckpointError, InputError
+from poss_export.targets.checkpoint import hash_files
+from poss_export.targets.decoder import Decoder
+from poss_export.targets.hf import DERIVED, open_weights, weight_files
+
+_MADE_HERE = Dialect(OURS, "it was made here")
+_BLOCK = 1024  # rows of a table that are compared at once
 
 
 @dataclass(frozen=True)
 class DrafterCheckpoint:
-    """A loaded drafter; `sha256` is that of its weight file.
+    """A loaded drafter; `sha256` is that of its weight files.
 
-    `target_sha256` is that of the target it was trained for (None: not recorded).
+    `target_sha256` is that of the target it was trained for (None: not recorded). `copies`: tables
+    `[vocab, hidden]` that the checkpoint copied from its target, by their names there, mapped from the file
+    and not in memory; `check_tables` compares them.
     """
 
     name: str
     sha256: str
     drafter: Drafter
     target_sha256: str | None
+    dialect: Dialect = _MADE_HERE
+    copies: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -45,17 +57,24 @@ def shipped_drafters() -> list[str]:
 
 
 def is_drafter(spec: str) -> bool:
-    """Whether `spec` is a shipped drafter, or a folder whose config.json is a drafter's."""
-    config = Path(spec) / "config.json"
-    return spec in shipped_drafters() or (
-        config.is_file() and "positions_per_specialist" in config.read_text()
-    )
+    """Whether `spec` is a shipped drafter, or a folder that holds a drafter of any known dialect.
+
+    Raises CheckpointError where there is a config.json whose weights cannot be opened.
+    """
+    if spec in shipped_drafters():
+        return True
+    return (Path(spec) / "config.json").is_file() and recognise(*_open(Path(spec))[:2]) is not None
 
 
-def load_drafter(spec: str) -> DrafterCheckpoint:
-    """Load a shipped drafter by name, or a folder; weights become float32.
+def load_drafter(spec: str, positions_per_specialist: int | None = None) -> DrafterCheckpoint:
+    """Load a shipped drafter by name, or a folder of a supported dialect; weights become float32.
 
-    Raises InputError where there is nothing by that name, CheckpointError where it cannot be used.
+    `positions_per_specialist` is for PosS releases, whose files do not state it; a checkpoint that does
+    must say the same.
+
+    Raises:
+        InputError: there is nothing by that name, or `positions_per_specialist` is needed or wrong.
+        CheckpointError: the checkpoint is damaged, or of a dialect that is not supported.
     """
     folder = Path(spec)
     if spec in shipped_drafters():
@@ -63,18 +82,18 @@ def load_drafter(spec: str) -> DrafterCheckpoint:
     elif not folder.is_dir():
         raise InputError(
             f"drafter {spec!r} is neither a folder nor a shipped drafter ({', '.join(shipped_drafters())}); "
-            "train one with `poss-export train`"
+            "train one with `poss-export train`, or give the folder of a public release"
         )
-    values = _read_config(folder / "config.json")
+    values, tensors, files = _open(folder)
     target_sha256 = values.pop("target_sha256", None)
-    config = DrafterConfig.from_dict(values)
-    drafter = Drafter(config)
-    weights = folder / "model.safetensors"
-    _fill(drafter, _read_tensors(weights))
-    with weights.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    release = read_release(folder, values, tensors, positions_per_specialist)
     return DrafterCheckpoint(
-        folder.resolve().name, sha256, drafter.eval().requires_grad_(False), target_sha256
+        folder.resolve().name,
+        hash_files(files),
+        _fill(release),
+        target_sha256,
+        release.dialect,
+        {name: release.tensors[name] for name in (EMBEDDINGS, HEAD) if name in release.tensors},
     )
 
 
@@ -102,49 +121,78 @@ def check_pair(target: TargetConfig, drafter: DrafterConfig) -> None:
             )
 
 
-def _fill(drafter: Drafter, tensors: dict[str, Tensor]) -> None:
-    """Copy checkpoint tensors into the drafter; the names must match exactly."""
-    slots = dict(named_tensors(drafter))
-    missing, unknown = sorted({*slots, "d2t"} - set(tensors)), sorted(set(tensors) - {*slots, "d2t"})
-    if missing or unknown:
+def check_tables(decoder: Decoder, drafter: DrafterCheckpoint) -> None:
+    """Raise CheckpointError where a table that a drafter copied from its target is not the decoder's.
+
+    They are compared in the copy's type: releases round the target's tables to their own.
+    """
+    tables = {EMBEDDINGS: decoder.embed_tokens, HEAD: decoder.lm_head}
+    for name, copy in drafter.copies.items():
+        differ = [
+            start + row
+            for start in range(0, len(copy), _BLOCK)
+            for row in _unequal(copy[start : start + _BLOCK], tables[name][start : start + _BLOCK])
+        ]
+        if differ:
+            raise CheckpointError(
+                f"{name} of drafter {drafter.name!r} differs from the target's in {len(differ)} of "
+                f"{len(copy)} rows (the first: {differ[0]}): it was trained for another target, or for this "
+                "one before it was tuned or quantised; use the target it was trained for, unquantised"
+            )
+
+
+def _unequal(copy: Tensor, table: Tensor) -> list[int]:
+    """Return the rows in which a copy differs from `table`, rounded to its type."""
+    rows: list[int] = (copy != table.to(copy.dtype)).any(dim=1).nonzero()[:, 0].tolist()
+    return rows
+
+
+@torch.no_grad()
+def _fill(release: Release) -> Drafter:
+    """Return the drafter with float32 weights; the tensors are read here, one at a time."""
+    drafter = Drafter(release.config)
+    for name, slot in named_tensors(drafter):
+        slot.copy_(release.tensors[name])
+    drafter.draft_ids.copy_(_draft_ids(release))
+    return drafter.eval().requires_grad_(False)
+
+
+def _draft_ids(release: Release) -> Tensor:
+    """Return the ascending target ids that can be proposed; `d2t` holds their distances from the draft ids.
+
+    Their order does not matter: only rows of the target's tables are found by them.
+    """
+    vocab, size = release.config.vocab_size, release.config.draft_vocab_size
+    ids = (release.tensors.get("d2t", torch.tensor(0)) + torch.arange(size)).sort().values
+    if int(ids[0]) < 0 or int(ids[-1]) >= vocab or bool((ids.diff() == 0).any()):
         raise CheckpointError(
-            f"drafter tensors do not match its config.json; missing: {', '.join(missing) or 'none'}; "
-            f"unknown: {', '.join(unknown) or 'none'}"
+            f"drafter tensor d2t maps {len(ids)} draft ids to {len(ids.unique())} target ids from "
+            f"{int(ids[0])} to {int(ids[-1])}; expected each once, from 0 to {vocab - 1}: it must hold "
+            "target id minus draft id; fetch the checkpoint again"
         )
-    with torch.no_grad():
-        for name, slot in slots.items():
-            if tensors[name].shape != slot.shape:
-                raise CheckpointError(
-                    f"drafter tensor {name} has shape {list(tensors[name].shape)}, its config.json implies "
-                    f"{list(slot.shape)}"
-                )
-            slot.copy_(tensors[name])
-    ids = tensors["d2t"] + torch.arange(len(tensors["d2t"]))
-    size, vocab = drafter.config.draft_vocab_size, drafter.config.vocab_size
-    if len(ids) != size or int(ids.min()) < 0 or int(ids.max()) >= vocab or bool((ids.diff() <= 0).any()):
-        raise CheckpointError(f"drafter tensor d2t must map {size} draft ids to ascending ids below {vocab}")
-    drafter.draft_ids.copy_(ids)
+    t2d = release.tensors.get("t2d")
+    if t2d is not None and not torch.equal(t2d.nonzero()[:, 0], ids):
+        raise CheckpointError("drafter tensors d2t and t2d name other target ids; fetch the checkpoint again")
+    return ids
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _open(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], tuple[Path, ...]]:
+    """Return config.json, the tensors, mapped but not read, and the files that hold them."""
+    path = folder / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: not readable as JSON ({error}); expected a folder from `poss-export train`"
+            f"{path}: not readable as JSON ({error}); expected a drafter's folder: check the path"
         ) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected a JSON object; fetch the drafter again")
-    return values
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: not readable ({error}); it is missing or truncated: fetch it again"
-        ) from error
+    files = weight_files(folder)
+    opened = open_weights(files)
+    # Some exporters put the drafter inside a model.
+    tensors = {
+        name.removeprefix("model."): read() for name, read in opened.items() if not name.endswith(DERIVED)
+    }
+    if both := [name for name in opened if f"model.{name}" in opened]:
+        raise CheckpointError(f"{folder}: tensors {', '.join(both)} are there twice, also behind 'model.'")
+    return values, tensors, files

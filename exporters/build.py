@@ -19,7 +19,7 @@ import torch
 
 from poss_export.config import CacheForm, Precision, TreeShape
 from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
-from poss_export.drafters.checkpoint import DrafterCheckpoint, check_pair
+from poss_export.drafters.checkpoint import DrafterCheckpoint, check_pair, check_tables
 from poss_export.drafters.drafting import check_tree
 from poss_export.errors import InputError
 from poss_export.exporters.drafter import export_drafter
@@ -90,6 +90,7 @@ class Plan:
             files[f"{DRAFT_GRAPH}.data"] = item * self.draft_parameters
             values["drafter"] = {
                 "name": self.drafter.name,
+                "dialect": self.drafter.dialect.name,
                 "parameters": self.draft_parameters,
                 "tree": asdict(self.tree),
             }
@@ -140,6 +141,7 @@ def build_bundle(plan: Plan, folder: Path, *, argv: Sequence[str], force: bool, 
 
     Raises:
         InputError: `folder` cannot be written, exists, or is no bundle that `force` may replace.
+        CheckpointError: the drafter's copy of a table is not the target's.
         ParityError: a graph does not compute what PyTorch does.
         PossExportError: as `Target.load_decoder` and the exporters raise it.
     """
@@ -158,6 +160,8 @@ def _fill(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Mani
     }
     report(f"loading {plan.target.name}")
     decoder = plan.target.load_decoder()
+    if plan.drafter is not None:
+        check_tables(decoder, plan.drafter)
     reference = make_reference(decoder, plan.drafter, plan.tree)
     report(f"exporting {TARGET_GRAPH}")
     embedding = export_target(decoder, folder / TARGET_GRAPH, **shape)

@@ -6,6 +6,7 @@ in chunks, as a tree, and behind rows that a commit moved.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -117,7 +118,9 @@ def find_reference(
         return None, [Check(_title(name), None, reason) for name in (FEATURES, LOGITS, SCORES)]
     checkpoint = None
     if manifest.drafter is not None:
-        checkpoint, reason = _find(load_drafter, drafter, manifest.drafter, "--drafter")
+        positions = manifest.drafter.config.positions_per_specialist  # not all checkpoints state it
+        load = partial(load_drafter, positions_per_specialist=positions)
+        checkpoint, reason = _find(load, drafter, manifest.drafter, "--drafter")
     if checkpoint is None:
         skipped.append(Check(_title(SCORES), None, reason or NO_DRAFTER))
     tree = TreeShape() if manifest.drafter is None else manifest.drafter.tree

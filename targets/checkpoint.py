@@ -1,7 +1,7 @@
 """Targets by name: the embedded SmolLM2, a Hugging Face folder, or a GGUF file."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -36,13 +36,18 @@ class Target:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the weight files, one after the other in the order of their names."""
-        digest = hashlib.sha256()
-        for path in sorted(self.weight_files):
-            with path.open("rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-        return digest.hexdigest()
+        """Hash of the weight files."""
+        return hash_files(self.weight_files)
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Return the SHA-256 of files, one after the other in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def open_target(spec: str) -> Target:

@@ -4,7 +4,7 @@ No remote code, no pickled objects: `.bin` files are read with `weights_only=Tru
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ Tensors = dict[str, Callable[[], Tensor]]  # by name, read when called
 
 _ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference, each perhaps with an index
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+DERIVED = "rotary_emb.inv_freq"  # old releases saved it; the configuration says the same
 
 
 def read_config(folder: Path) -> TargetConfig:
@@ -60,7 +61,7 @@ def read_config(folder: Path) -> TargetConfig:
         head_dim=fact("head_dim", hidden // heads),
         rms_norm_eps=fact("rms_norm_eps"),
         max_positions=min(fact("max_position_embeddings"), _sliding_window(values)),
-        rope=_rope(values),
+        rope=read_rope(values),
         tied_embeddings=fact("tie_word_embeddings", False),
         qkv_bias=architecture == "qwen2",
         qk_norm=architecture == "qwen3",
@@ -85,10 +86,11 @@ def _sliding_window(values: dict[str, Any]) -> int | float:
     return window if used and window is not None else float("inf")
 
 
-def _rope(values: dict[str, Any]) -> RopeConfig:
+def read_rope(values: Mapping[str, Any]) -> RopeConfig:
+    """Return the rotary embedding of a config.json; raises CheckpointError where it is an unknown one."""
     # transformers 5 writes rope_parameters; older releases wrote rope_theta and rope_scaling.
     facts = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    theta = facts.get("rope_theta", values.get("rope_theta", RopeConfig.theta))
+    theta = facts.get("rope_theta") or values.get("rope_theta") or RopeConfig.theta
     kind = facts.get("rope_type", facts.get("type", "default"))
     if kind == "default":
         return RopeConfig(theta)
@@ -195,7 +197,9 @@ def _open_safetensors(path: Path) -> Tensors:
 
 def _open_bin(path: Path) -> Tensors:
     tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return {name: partial(tensors.get, name) for name in tensors}
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError("it holds other things than tensors by name")
+    return {name: partial(tensors.__getitem__, name) for name in tensors}
 
 
 def read_decoder(config: TargetConfig, tensors: Tensors) -> Decoder:
@@ -203,14 +207,14 @@ def read_decoder(config: TargetConfig, tensors: Tensors) -> Decoder:
 
     def read(name: str) -> Tensor:
         tensor = tensors[name]()
-        if tensor.dtype not in _FLOATS:
+        if tensor.dtype not in FLOATS:
             raise CheckpointError(
                 f"tensor {name!r} is {tensor.dtype}: quantised weights are not supported; "
                 "use the original checkpoint"
             )
         return tensor.float()
 
-    derived = {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
+    derived = {name for name in tensors if name.endswith(DERIVED)}
     if config.tied_embeddings:
         derived.add("lm_head.weight")
     return build_decoder(config, tensors.keys() - derived, read)
@@ -224,7 +228,7 @@ def _damage_translated(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise CheckpointError(
             f"{path}: not a readable weight file ({error}); it is damaged or incomplete: fetch it again"
         ) from error

@@ -285,7 +285,9 @@ def test_build_refuses_truncated_weights(target: Path, drafter: Path, tmp_path: 
     broken = truncated(target, tmp_path / "target", "model.safetensors")
     assert "model.safetensors: not a readable weight file" in refused("build", broken, *output)
     broken = truncated(drafter, tmp_path / "drafter", "model.safetensors")
-    assert "model.safetensors: not readable" in refused("build", target, "--drafter", broken, *output)
+    assert "model.safetensors: not a readable weight file" in refused(
+        "build", target, "--drafter", broken, *output
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -61,6 +61,17 @@ class Commands(click.Group):
             ctx.exit(1)
 
 
+def _positions_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option of commands that open a drafter's folder."""
+    return click.option(
+        "--positions-per-specialist",
+        type=click.IntRange(1),
+        show_default="what the drafter says",
+        help="Draft positions of each specialist of a PosS release (the 3 of PosS-3), whose files do not "
+        "state it.",
+    )(command)
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="poss-export")
 def main() -> None:
@@ -72,6 +83,7 @@ def main() -> None:
 @click.option(
     "--drafter", help="Shipped drafter or folder; left out: the bundle decodes with the target only."
 )
+@_positions_option
 @click.option("-o", "--output", "bundle", metavar="BUNDLE", type=click.Path(path_type=Path), required=True)
 @click.option("--tree-depth", default=TreeShape.depth, help="Levels of the drafted tree.")
 @click.option("--top-k", default=TreeShape.top_k, help="Beam of the drafted tree.")
@@ -98,6 +110,7 @@ def build(
     ctx: click.Context,
     target: str,
     drafter: str | None,
+    positions_per_specialist: int | None,
     bundle: Path,
     tree_depth: int,
     top_k: int,
@@ -113,6 +126,10 @@ def build(
     TARGET is smollm2-135m (embedded), a Hugging Face folder, or a .gguf file.
     """
     tree = TreeShape(tree_depth, top_k, tree_nodes)
+    if drafter is None and positions_per_specialist is not None:
+        raise InputError(
+            "positions per specialist are a drafter's; name it with --drafter, or leave them out"
+        )
     from poss_export.drafters.checkpoint import load_drafter
     from poss_export.exporters.build import build_bundle, check_output, plan_build
     from poss_export.targets.checkpoint import open_target
@@ -120,7 +137,7 @@ def build(
     check_output(bundle, force)
     plan = plan_build(
         open_target(target),
-        None if drafter is None else load_drafter(drafter),
+        None if drafter is None else load_drafter(drafter, positions_per_specialist),
         tree=tree,
         capacity=capacity,
         precision=precision,
@@ -200,12 +217,13 @@ def generate(
 
 @main.command()
 @click.argument("thing", metavar="BUNDLE|DRAFTER|TARGET")
+@_positions_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-def inspect(thing: str, as_json: bool) -> None:
+def inspect(thing: str, positions_per_specialist: int | None, as_json: bool) -> None:
     """Print what a bundle, a drafter or a target is."""
     from poss_export.facts import facts_of
 
-    facts = facts_of(thing)
+    facts = facts_of(thing, positions_per_specialist)
     if as_json:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:

@@ -112,9 +112,14 @@ class DrafterConfig:
                 f"a drafter with {self.num_specialists} specialists needs positions_per_specialist "
                 "(how many draft positions each one serves): add it to the drafter's config.json"
             )
-        for name in ("num_specialists", "num_layers"):
-            if getattr(self, name) < 1:
-                raise CheckpointError(f"drafter {name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("num_specialists", "positions_per_specialist", "num_layers"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise CheckpointError(f"drafter {name} is {count}; it must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise CheckpointError(
+                f"drafter num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: "
+                "its configuration is damaged; fetch the checkpoint again"
+            )
         if self.drafting == "tree" and (self.num_layers, self.num_masks) != (1, 0):
             raise CheckpointError(
                 f"a drafter with drafting 'tree' has num_layers {self.num_layers} and num_masks "

@@ -3,30 +3,44 @@
 from pathlib import Path
 from typing import Any
 
+from poss_export.errors import InputError
 from poss_export.manifest import MANIFEST, read_manifest
 
 
-def facts_of(thing: str) -> dict[str, Any]:
+def facts_of(thing: str, positions_per_specialist: int | None = None) -> dict[str, Any]:
     """Return the facts of a bundle, a drafter or a target, named as for `poss-export build`.
+
+    `positions_per_specialist`: of a drafter that does not state it.
 
     Raises:
         PossExportError: it is none of them, or is damaged.
     """
+    facts = _facts(thing, positions_per_specialist)
+    if positions_per_specialist is not None and facts["kind"] != "drafter":
+        raise InputError(
+            f"{thing!r} is a {facts['kind']}; positions per specialist are of drafters: leave the option out"
+        )
+    return facts
+
+
+def _facts(thing: str, positions_per_specialist: int | None) -> dict[str, Any]:
     if (Path(thing) / MANIFEST).is_file():
         return {"kind": "bundle", **read_manifest(Path(thing)).to_dict()}
     # Checkpoints need PyTorch, bundles do not.
     from poss_export.drafters.checkpoint import is_drafter
 
-    return _drafter_facts(thing) if is_drafter(thing) else _target_facts(thing)
+    return _drafter_facts(thing, positions_per_specialist) if is_drafter(thing) else _target_facts(thing)
 
 
-def _drafter_facts(spec: str) -> dict[str, Any]:
+def _drafter_facts(spec: str, positions_per_specialist: int | None) -> dict[str, Any]:
     from poss_export.drafters.checkpoint import load_drafter
 
-    drafter = load_drafter(spec)
+    drafter = load_drafter(spec, positions_per_specialist)
     return {
         "kind": "drafter",
         "name": drafter.name,
+        "dialect": drafter.dialect.name,
+        "recognised_by": drafter.dialect.reason,
         "sha256": drafter.sha256,
         "target_sha256": drafter.target_sha256,
         "parameters": drafter.parameters,

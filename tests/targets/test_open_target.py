@@ -206,6 +206,18 @@ def test_truncated_safetensors(folder, kept):
         open_target(str(folder))
 
 
+@pytest.mark.parametrize("cut", [100, 1000, 100_000])
+def test_truncated_bin(folder, cut):
+    path = folder / "pytorch_model.bin"
+    torch.save(load_file(folder / "model.safetensors"), path)
+    (folder / "model.safetensors").unlink()
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(
+        CheckpointError, match=r"pytorch_model\.bin: not a readable weight file.*fetch it again"
+    ):
+        open_target(str(folder))
+
+
 def test_missing_weights_and_shards(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(
