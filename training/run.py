@@ -270,7 +270,7 @@ def _run(trainer: Trainer, budget: int, log: Path, report: Report) -> None:
         report("training", done, budget, f"loss {losses['token_loss']:.3f}")
         if done - logged >= budget / LOGGED:
             logged = done
-            acceptance = trainer.evaluate(EVALUATED_DEPTH, most=30)
+            acceptance = trainer.evaluate(EVALUATED_DEPTH, most=16)
             append_log(log, {"done": done, **asdict(progress), **losses, **asdict(acceptance)})
 
     trainer.run(step)

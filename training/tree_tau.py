@@ -16,7 +16,7 @@ from poss_export.drafters.rounds import make_drafting
 from poss_export.exporters.drafter import DraftGraph
 from poss_export.training.trainer import Corpus
 
-DIALOGUES = 48  # held-out dialogues that are walked through
+DIALOGUES = 24  # held-out dialogues that are walked through
 
 
 @torch.no_grad()
