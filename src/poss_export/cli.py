@@ -197,10 +197,17 @@ def generate(
 
 
 @main.command()
-@click.argument("thing", metavar="BUNDLE|DRAFTER|TARGET")
+@click.argument("thing", metavar="BUNDLE|DRAFTER|TARGET|FILE.onnx")
+@click.option("--lint", is_flag=True, help="Take an ONNX file, and name what TensorRT would refuse in it.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-def inspect(thing: str, as_json: bool) -> None:
-    """Print what a bundle, a drafter or a target is."""
+@click.pass_context
+def inspect(ctx: click.Context, thing: str, lint: bool, as_json: bool) -> None:
+    """Print what a bundle, a drafter or a target is.
+
+    With --lint, exit with 1 if the graph breaks a rule.
+    """
+    if lint:
+        ctx.exit(_lint(Path(thing), as_json))
     from poss_export.facts import facts_of
 
     facts = facts_of(thing)
@@ -269,6 +276,20 @@ def verify(
         made.append(checks.check_sampling(engines, asked, draws, _log))
     _print_checks(made, as_json)
     ctx.exit(int(any(check.passed is False for check in made)))
+
+
+def _lint(path: Path, as_json: bool) -> int:
+    from poss_export.exporters.linter import lint
+    from poss_export.exporters.operator_rules import VERSION
+
+    violations = lint(path)
+    if as_json:
+        click.echo(json.dumps({"rules": VERSION, "violations": [asdict(v) for v in violations]}, indent=2))
+    else:
+        for violation in violations:
+            click.echo(violation)
+        click.echo(f"{path}: {len(violations)} violations of the rules of {VERSION}")
+    return int(bool(violations))
 
 
 def _print_checks(checks: Sequence["Check"], as_json: bool) -> None:
