@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.onnx.ops import rotary_embedding
 
 from poss_export.config import CacheForm, Precision, TreeShape
-from poss_export.contract import draft_contract
+from poss_export.contract import FLOAT, draft_contract
 from poss_export.drafters.drafting import TreeDrafting
 from poss_export.drafters.model import Drafter
 from poss_export.exporters.ops import tensor_scatter
@@ -148,8 +148,8 @@ def export_drafter(
             where the two are tied, and the graph holds one table.
     """
     drafting = TreeDrafting(drafter, tree, embed_rows, head_rows)
-    if precision == "fp16":
-        drafting = copy.deepcopy(drafting).half()
+    if precision != "fp32":
+        drafting = copy.deepcopy(drafting).to(getattr(torch, FLOAT[precision]))
     graph = DraftGraph(drafting, cache_form, capacity)
     static = {"shared": {"batch": 1}, "static": {"capacity": capacity}}[cache_form]
     export_graph(graph, draft_contract(drafter.config, tree, precision), path, static)

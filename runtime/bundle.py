@@ -9,7 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self, TypedDict, Unpack
 
-from poss_export.contract import FLOAT, draft_contract, target_contract
+from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
+from poss_export.engine import GraphName
 from poss_export.errors import BackendError, BundleError, InputError
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
 from poss_export.runtime.generation import Generation, Stream
@@ -142,6 +143,16 @@ class Bundle:
                 f"{TOKENIZER} and the stop ids reach token {highest}, the target has {vocab_size} tokens; "
                 "rebuild the bundle"
             )
+
+
+def contracts_of(manifest: Manifest) -> dict[GraphName, GraphContract]:
+    """Return the contract of every graph in a bundle."""
+    contracts: dict[GraphName, GraphContract] = {
+        "target": target_contract(manifest.target.config, manifest.precision)
+    }
+    if (drafter := manifest.drafter) is not None:
+        contracts["draft"] = draft_contract(drafter.config, drafter.tree, manifest.precision)
+    return contracts
 
 
 def open_bundle(path: Path | str, *, threads: int | None = None, provider: Provider = "cpu") -> Bundle:

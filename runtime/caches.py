@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from poss_export.errors import BackendError
+from poss_export.runtime.cuda import call as _call_driver
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding
@@ -137,10 +137,3 @@ class _Copy2D(ctypes.Structure):
         ("WidthInBytes", ctypes.c_size_t),
         ("Height", ctypes.c_size_t),
     )
-
-
-def _call_driver(function: str, *arguments: Any) -> None:
-    """Call the CUDA driver in the context that the engine made current on this thread."""
-    status = getattr(ctypes.CDLL("libcuda.so.1"), function)(*arguments)
-    if status:
-        raise BackendError(f"the CUDA driver's {function} failed with status {status}; see nvidia-smi")

@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr. Heavy libraries are imported in
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from poss_export.config import CacheForm, Precision, TreeShape
+from poss_export.engine import FLAVOURS, Backend, EngineEntry, EngineOptions
 from poss_export.errors import InputError, PossExportError
 from poss_export.training.presets import PRESETS
 
@@ -82,18 +84,43 @@ def main() -> None:
     show_default="2048, or the target's longest context",
     help="Tokens of prompt and answer together.",
 )
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32")
 @click.option(
     "--cache-form",
     type=click.Choice(["shared", "static"]),
-    default="shared",
+    show_default="shared, or static for TensorRT",
     help="shared: ONNX Runtime on the CPU; static: standard operators, for GPUs.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", *FLAVOURS]),
+    default="onnxruntime",
+    help="Build engines for it, beside the graphs that ONNX Runtime reads.",
+)
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    metavar="X.Y",
+    multiple=True,
+    help="TensorRT-RTX: of a device to build for; repeatable.",
+)
+@click.option("--optimization-level", type=int, show_default="3", help="TensorRT: 0 to 5.")
+@click.option("--version-compatible", is_flag=True, help="TensorRT: later versions load the engines.")
+@click.option("--hardware-compatible", is_flag=True, help="TensorRT: other devices, from 8.0 on, load them.")
+@click.option("--strip-weights", is_flag=True, help="Leave the weights out; loading takes the graphs'.")
+@click.option("--weight-streaming", is_flag=True, help="Let weights stay on the host while engines run.")
+@click.option(
+    "--timing-cache",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="TensorRT: kernel timings to read and extend.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan with its sizes, write nothing.")
 @click.option("--force", is_flag=True, help="Replace the bundle that is there.")
 @click.pass_context
 def build(
     ctx: click.Context,
+    /,
     target: str,
     drafter: str | None,
     bundle: Path,
@@ -102,35 +129,51 @@ def build(
     tree_nodes: int,
     capacity: int | None,
     precision: Precision,
-    cache_form: CacheForm,
+    cache_form: CacheForm | None,
+    backend: Backend,
+    timing_cache: Path | None,
     dry_run: bool,
     force: bool,
+    **options: Any,
 ) -> None:
     """Export TARGET and a drafter, check the graphs against PyTorch, write BUNDLE.
 
-    TARGET is smollm2-135m (embedded), a Hugging Face folder, or a .gguf file.
+    TARGET is smollm2-135m (embedded), a Hugging Face folder, or a .gguf file. A bundle that is there
+    already is not built again where nothing changed; with another --backend it gets more engines.
     """
     tree = TreeShape(tree_depth, top_k, tree_nodes)
     from poss_export.drafters.checkpoint import load_drafter
     from poss_export.exporters.build import build_bundle, check_output, plan_build
+    from poss_export.exporters.engines import request_engines
     from poss_export.targets.checkpoint import open_target
 
-    check_output(bundle, force)
+    check_output(bundle)
+    engines = None
+    if backend != "onnxruntime":
+        engines = request_engines(backend, EngineOptions(**options), timing_cache)
+    elif timing_cache or EngineOptions(**options) != EngineOptions():
+        raise InputError("options of engines need a --backend that builds some: tensorrt-rtx or tensorrt")
     plan = plan_build(
         open_target(target),
         None if drafter is None else load_drafter(drafter),
         tree=tree,
         capacity=capacity,
         precision=precision,
-        cache_form=cache_form,
+        cache_form=cache_form or ("shared" if engines is None else "static"),
+        engines=engines,
     )
     _warn_of_other_target(plan)
     if dry_run:
         _print_facts(plan.to_dict())
         return
-    manifest = build_bundle(plan, bundle, argv=ctx.meta["argv"], force=force, report=_log)
+    with _progress() as progress:
+        manifest = build_bundle(
+            plan, bundle, argv=ctx.meta["argv"], force=force, report=_log, progress=progress
+        )
     figures = ", ".join(f"{name} {value:.1e}" for name, value in manifest.parity.items())
     click.echo(f"{bundle}: {_megabytes(sum(f.size for f in manifest.files.values()))}, parity {figures}")
+    for entry in manifest.engines:
+        _print_engine(entry, manifest.files[entry.spec.file].size)
 
 
 @main.command()
@@ -331,6 +374,15 @@ def _summary(answers: Sequence["Generation"]) -> str:
     rounds = sum(a.rounds for a in answers)
     tau = (tokens - len(answers)) / rounds if rounds else 0.0
     return f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s, tau {tau:.2f}"
+
+
+def _print_engine(entry: EngineEntry, size: int) -> None:
+    kinds = Counter(entry.attention.values())
+    attention = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "written out in the graph"
+    click.echo(
+        f"{entry.spec.file}: {_megabytes(size)} in {entry.build_seconds:.1f} s, "
+        f"peak memory {_megabytes(entry.peak_memory)}, attention: {attention}"
+    )
 
 
 def _warn_of_other_target(plan: "Plan") -> None:
