@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from poss_export.engine import EngineOptions, Flavour
+from poss_export.engine import EngineSpec
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -29,9 +29,8 @@ class Job:
 
     graph: str  # path of the .onnx file
     engine: str  # path to write
-    flavour: Flavour
+    spec: EngineSpec
     profiles: list[dict[str, list[list[int]]]]
-    options: EngineOptions
     decomposable: bool  # attention may become several layers: there is no fused one for its type
     timing_cache: str | None = None  # path, read and written
 
@@ -43,7 +42,7 @@ class Job:
     def from_json(cls, text: str) -> "Job":
         """Read a job."""
         values = json.loads(text)
-        return cls(**{**values, "options": EngineOptions.from_dict(values["options"])})
+        return cls(**{**values, "spec": EngineSpec.from_dict(values["spec"])})
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def build(job: Job, tell: Tell) -> Built:
     """
     from polygraphy import config as polygraphy
 
-    polygraphy.USE_TENSORRT_RTX = job.flavour == "tensorrt-rtx"  # read when the loaders are imported
+    polygraphy.USE_TENSORRT_RTX = job.spec.flavour == "tensorrt-rtx"  # read when the loaders are imported
     from polygraphy.backend.trt import NetworkFromOnnxPath, SetDecomposableAttentions, util
     from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
@@ -78,6 +77,7 @@ def build(job: Job, tell: Tell) -> Built:
         if job.decomposable:
             parsed = SetDecomposableAttentions(parsed)
         builder, network, parser = parsed()
+        network.name = job.spec.to_name()
         description = _describe(util.trt, network)
         _serialise(util.trt, builder, network, _configure(util.trt, builder, network, job, tell), job)
         del parser  # it keeps the weights that the network points to
@@ -100,14 +100,14 @@ def _configure(trt: Any, builder: Any, network: Any, job: Job, tell: Tell) -> An
         for name, (least, common, most) in shapes.items():
             profile.add(name, least, common, most)
         profiles.append(profile)
-    options = job.options
+    options = job.spec.options
     common_options: dict[str, Any] = {
         "profiles": profiles,
         "progress_monitor": _progress_monitor(trt, tell),
         "strip_plan": options.strip_weights,
         "weight_streaming": options.weight_streaming,
     }
-    if job.flavour == "tensorrt-rtx":
+    if job.spec.flavour == "tensorrt-rtx":
         capabilities = [tuple(map(int, name.split("."))) for name in options.compute_capabilities]
         create = CreateConfigRTX(compute_capabilities=capabilities, **common_options)
     else:
@@ -129,7 +129,7 @@ def _configure(trt: Any, builder: Any, network: Any, job: Job, tell: Tell) -> An
 
 def _serialise(trt: Any, builder: Any, network: Any, config: Any, job: Job) -> None:
     """Build, and write the engine to its file."""
-    if job.flavour == "tensorrt":  # the loader also keeps the timing cache, under a lock
+    if job.spec.flavour == "tensorrt":  # the loader also keeps the timing cache, under a lock
         from polygraphy.backend.trt import EngineBytesFromNetwork
 
         loader = EngineBytesFromNetwork((builder, network), config, save_timing_cache=job.timing_cache)

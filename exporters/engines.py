@@ -129,26 +129,19 @@ def build_engine(
     job = Job(
         graph=str(graph),
         engine=str(engine),
-        flavour=spec.flavour,
+        spec=spec,
         profiles=[_shapes(sized, profile) for profile in spec.profiles],
-        options=spec.options,
         decomposable=spec.precision == "fp32",  # no flavour has a fused attention for it
         timing_cache=None if timing_cache is None else str(timing_cache),
     )
-    built = _run(job, spec, progress)
-    aliases = expected_aliases(contract)
+    built = _run(job, progress)
+    aliases = contract.aliases
     if built.aliases != aliases:
         raise BackendError(
             f"{engine.name}: caches share memory as {built.aliases}, expected {aliases}; "
             f"{NAMES[spec.flavour]} {spec.version} cannot be used for this graph"
         )
     return EngineEntry(spec, built.aliases, built.attention, built.build_seconds, built.peak_memory)
-
-
-def expected_aliases(contract: GraphContract) -> dict[str, str]:
-    """Return which output of a graph is the same memory as which input."""
-    past, present = ([s.name for s in side if s.is_cache] for side in (contract.inputs, contract.outputs))
-    return dict(zip(past, present, strict=True))
 
 
 def _shapes(contract: GraphContract, profile: Profile) -> dict[str, list[list[int]]]:
@@ -175,10 +168,10 @@ def graph_tensors(path: Path) -> tuple[list[TensorSpec], list[TensorSpec]]:
     return [spec(info) for info in graph.input], [spec(info) for info in graph.output]
 
 
-def _run(job: Job, spec: EngineSpec, progress: Progress) -> Built:
+def _run(job: Job, progress: Progress) -> Built:
     """Run the job in a process of its own, which ends with this function whatever happens."""
     activity = f"building {Path(job.engine).name}"
-    what = f"{NAMES[spec.flavour]} {spec.version} could not build {Path(job.graph).name}"
+    what = f"{NAMES[job.spec.flavour]} {job.spec.version} could not build {Path(job.graph).name}"
     answer: dict[str, Any] = {}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as messages:
         process = subprocess.Popen(

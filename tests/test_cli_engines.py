@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from poss_export.cli import main
+from poss_export.runtime import cuda
 
 
 def run(*arguments: object) -> Result:
@@ -122,3 +123,14 @@ def test_build_says_which_extra_a_backend_needs(target: Path, tmp_path: Path) ->
     message = refused("build", target, "-o", tmp_path / "out", "--backend", "tensorrt")
     assert message == ("TensorRT needs tensorrt, which is not installed: pip install 'poss-export[tensorrt]'")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(cuda.has_driver(), reason="there is a GPU driver")
+def test_engines_need_a_gpu_to_run(engine_bundle: Callable[..., Path]) -> None:
+    message = refused("generate", engine_bundle("fp16"), "<5>", "--raw", *RTX)
+    assert message.startswith("no CUDA driver on this machine (libcuda.so.1): TensorRT engines run on")
+
+
+def test_engines_of_another_backend_are_not_there(engine_bundle: Callable[..., Path]) -> None:
+    message = refused("generate", engine_bundle("fp16"), "<5>", "--raw", "--backend", "tensorrt")
+    assert message.endswith("run its build again with --backend tensorrt")

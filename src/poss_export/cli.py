@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from poss_export.exporters.build import Plan
     from poss_export.runtime.checks import Check
     from poss_export.runtime.generation import Generation, Stream
+    from poss_export.runtime.ort import Provider
 
 
 # What the `export` extra brings; a deployment has none of it.
@@ -59,6 +60,25 @@ class Commands(click.Group):
                 err=True,
             )
             ctx.exit(1)
+
+
+def _running(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what runs a bundle."""
+    options = (
+        click.option(
+            "--backend",
+            type=click.Choice(["onnxruntime", *FLAVOURS]),
+            default="onnxruntime",
+            help="Run the graphs, or the engines that were built of them.",
+        ),
+        click.option(
+            "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Of ONNX Runtime."
+        ),
+        click.option("--threads", type=int, show_default="ONNX Runtime's choice", help="CPU threads."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -196,7 +216,7 @@ def build(
 @click.option("--stop", metavar="STRING", multiple=True, help="End the answer before this; repeatable.")
 @click.option("--target-only", is_flag=True, help="Decode without the drafter, the baseline.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
-@click.option("--threads", type=int, show_default="ONNX Runtime's choice", help="CPU threads.")
+@_running
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a prompt.")
 def generate(
     bundle: Path,
@@ -211,6 +231,8 @@ def generate(
     stop: tuple[str, ...],
     target_only: bool,
     raw: bool,
+    backend: Backend,
+    provider: "Provider",
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -224,7 +246,7 @@ def generate(
     if not asked:
         raise InputError("no prompt; write one behind the bundle, or give a file with --prompts")
     answers = []
-    with open_bundle(bundle, threads=threads) as engines:
+    with open_bundle(bundle, threads=threads, provider=provider, backend=backend) as engines:
         for text in asked:
             stream = engines.stream(
                 text,
@@ -274,7 +296,7 @@ def inspect(ctx: click.Context, thing: str, lint: bool, as_json: bool) -> None:
 @click.option("--num-prompts", type=click.IntRange(1), help="Compare so many answers; left out: all.")
 @click.option("--max-new-tokens", default=64, help="Longest answer, in tokens.")
 @click.option("--draws", type=click.IntRange(1), default=8000, help="Samples for the distribution test.")
-@click.option("--threads", type=int, show_default="ONNX Runtime's choice", help="CPU threads.")
+@_running
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a check.")
 @click.pass_context
 def verify(
@@ -286,6 +308,8 @@ def verify(
     num_prompts: int | None,
     max_new_tokens: int,
     draws: int,
+    backend: Backend,
+    provider: "Provider",
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -311,7 +335,7 @@ def verify(
         _log("running PyTorch")
         reference, skipped = parity.find_reference(manifest, target, drafter)
         made += skipped
-    with open_bundle(bundle, threads=threads) as engines:
+    with open_bundle(bundle, threads=threads, provider=provider, backend=backend) as engines:
         if reference is not None:
             made += parity.check_parity(engines, reference)
         made += checks.check_cache_laws(engines)

@@ -53,6 +53,12 @@ class GraphContract:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The cache inputs, each with the output that is written to the same memory."""
+        past, present = ([s.name for s in side if s.is_cache] for side in (self.inputs, self.outputs))
+        return dict(zip(past, present, strict=True))
+
     def with_sizes(self, **sizes: int) -> "GraphContract":
         """Return the same contract with these dimensions known."""
         return GraphContract(

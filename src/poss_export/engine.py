@@ -3,8 +3,11 @@
 The exporters write it, the manifest keeps it, the runtime checks it before it loads an engine.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+import mmap
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from poss_export.config import Precision
@@ -18,6 +21,8 @@ FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 MODULES: dict[Flavour, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 NAMES: dict[Flavour, str] = {"tensorrt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # of TensorRT-RTX 1.7
+
+_MARK = "poss-export engine "  # before the specification that every engine carries as its name
 
 Sizes = tuple[int, int, int]  # smallest, most common, largest
 
@@ -123,6 +128,10 @@ class EngineSpec:
         devices = (f"sm{name.replace('.', '')}" for name in self.options.compute_capabilities)
         return "-".join((self.graph, self.flavour, *devices)) + ".engine"
 
+    def to_name(self) -> str:
+        """Return the name that the engine carries: this specification, for `embedded_spec`."""
+        return _MARK + json.dumps(asdict(self), separators=(",", ":"))
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EngineSpec":
         """Read plain JSON values."""
@@ -154,6 +163,24 @@ class EngineEntry:
         return cls(**{**values, "spec": EngineSpec.from_dict(values["spec"])})
 
 
-def find_engine(entries: Sequence[EngineEntry], graph: GraphName, flavour: Flavour) -> list[EngineEntry]:
-    """Return the engines of `graph` that `flavour` built."""
-    return [entry for entry in entries if (entry.spec.graph, entry.spec.flavour) == (graph, flavour)]
+def embedded_spec(path: Path) -> EngineSpec | None:
+    """Return what the engine file at `path` says it is, or None; no device is needed."""
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            return None
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start = content.find(_MARK.encode())
+            text = content[start + len(_MARK) : start + 4096] if start >= 0 else b""
+    try:
+        values, _ = json.JSONDecoder().raw_decode(text.decode("ascii", errors="replace"))
+        return EngineSpec.from_dict(values)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def differences(one: EngineSpec, other: EngineSpec) -> Iterator[tuple[str, object, object]]:
+    """Yield every field that differs, as ("options.strip_weights", True, False)."""
+    for prefix, ours, theirs in (("", one, other), ("options.", one.options, other.options)):
+        for field in fields(ours):
+            if field.name != "options" and getattr(ours, field.name) != getattr(theirs, field.name):
+                yield prefix + field.name, getattr(ours, field.name), getattr(theirs, field.name)
