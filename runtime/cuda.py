@@ -43,6 +43,14 @@ def device_capability() -> str:
     return ".".join(numbers)
 
 
+def device_name() -> str:
+    """Return the name of device 0."""
+    call("cuInit", 0)
+    name = ctypes.create_string_buffer(256)
+    call("cuDeviceGetName", name, len(name), 0)
+    return name.value.decode()
+
+
 class Device:
     """CUDA device 0: memory that lives until it is left, and one stream that everything is ordered on."""
 

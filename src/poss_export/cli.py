@@ -359,6 +359,63 @@ def _lint(path: Path, as_json: bool) -> int:
     return int(bool(violations))
 
 
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--width",
+    "widths",
+    type=click.IntRange(1),
+    multiple=True,
+    show_default="1, 2, 4, ... 32 and the tree",
+    help="Tokens of a target call; repeatable.",
+)
+@click.option(
+    "--context",
+    "contexts",
+    type=click.IntRange(1),
+    multiple=True,
+    show_default="128 and 1024",
+    help="Tokens in the cache before a call; repeatable.",
+)
+@click.option("--repeats", type=click.IntRange(1), default=20, help="Calls of each kind.")
+@click.option("--plot", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw latency by width.")
+@_running
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, defined in docs/engines.md.")
+def profile(
+    bundle: Path,
+    widths: tuple[int, ...],
+    contexts: tuple[int, ...],
+    repeats: int,
+    plot: Path | None,
+    backend: Backend,
+    provider: "Provider",
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure how long the calls of BUNDLE take: prefill, verification by width, drafting, whole rounds."""
+    from poss_export.plots import check_plot, plot_profile
+    from poss_export.runtime.bundle import open_bundle
+    from poss_export.runtime.profile import engine_facts, profile_bundle
+
+    if plot is not None:
+        check_plot(plot)
+    with open_bundle(bundle, threads=threads, provider=provider, backend=backend) as engines:
+        values = profile_bundle(
+            engines, widths=widths or None, contexts=contexts or None, repeats=repeats, report=_log
+        )
+    values["engine"] = engine_facts(backend, provider, threads)
+    if plot is not None:
+        plot_profile(values, plot)
+    if as_json:
+        click.echo(json.dumps(values, indent=2))
+        return
+    from rich.console import Console
+
+    from poss_export.tables import profile_table
+
+    Console().print(profile_table(values))
+
+
 def _print_checks(checks: Sequence["Check"], as_json: bool) -> None:
     if as_json:
         for check in checks:

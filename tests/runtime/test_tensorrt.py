@@ -19,6 +19,7 @@ from poss_export.runtime.bundle import Bundle, contracts_of, open_bundle
 from poss_export.runtime.checks import check_cache_laws
 from poss_export.runtime.engines import check_engine, choose_engines, load_library
 from poss_export.runtime.ort import OrtOptions
+from poss_export.runtime.profile import profile_bundle
 from poss_export.runtime.tensorrt import choose_profile, plan_buffers
 from tests.runtime.fake_tensorrt import FakeDevice, FakeEngine, FakeLibrary
 from tests.runtime.test_caches import HostDriver
@@ -327,3 +328,10 @@ def test_bfloat16_bits() -> None:
     assert (back[4], back[5], back[7]) == (0.0, np.inf, 1.0)  # of two as near, the even one
     assert np.isnan(back[6])
     np.testing.assert_array_equal(bfloat16.narrow(back[:6]), bits[:6])
+
+
+def test_a_profile_measures_engines_as_it_measures_graphs(run: Any) -> None:
+    with run() as (entered, library):
+        report = profile_bundle(entered, widths=[1, NODES], contexts=[20], repeats=2, report=lambda _: None)
+        assert [row["width"] for row in report["verify"]] == [1, NODES]
+        assert min(executed(library, "target")) > 0
