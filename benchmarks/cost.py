@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -19,24 +18,13 @@ from benchmarks import environment, questions
 from benchmarks.questions import Question
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.generation import Generation, Stream
-
-WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
+from poss_export.runtime.profile import WIDTHS, target_times
 
 
 def by_width(bundle: Bundle, past: int, widths: Sequence[int], repeats: int) -> dict[int, float]:
     """Return the median milliseconds of a target call of each width, after `past` tokens."""
-    target, token = bundle.target, bundle.manifest.text.stop_ids[0]
-    times: dict[int, list[float]] = {width: [] for width in widths}
-    target.reset()
-    for repeat in range(-1, repeats):  # the first turn warms up
-        for width in (past, *widths) if repeat < 0 else widths:
-            depths = np.arange(width)[None]
-            start = time.perf_counter()
-            target.forward(np.full((1, width), token), depths, np.tri(width, dtype=bool)[None], depths)
-            if target.lengths[0] == 0:
-                target.commit([range(past)])
-            elif repeat >= 0:
-                times[width].append(1000 * (time.perf_counter() - start))
+    vocab = bundle.manifest.target.config.vocab_size
+    times = target_times(bundle.target, vocab, past, widths, repeats)
     return {width: statistics.median(values) for width, values in times.items()}
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import click
 
 from poss_export.errors import InputError, PossExportError
+from poss_export.machine import cores as cores
+from poss_export.machine import processor
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.session import DraftSession
 from poss_export.training.files import write_whole
@@ -33,7 +35,7 @@ def record() -> dict[str, Any]:
     """Return the date, the processor, and the versions of the packages that take part."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": cores(),
         "load_average": round(os.getloadavg()[0], 2),  # above the cores that we use: the figures are noisy
         "system": platform.platform(),
@@ -62,18 +64,6 @@ def run(command: click.Command) -> None:
     except PossExportError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _version(package: str) -> str | None:

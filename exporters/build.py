@@ -3,9 +3,9 @@
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from math import prod
@@ -21,12 +21,16 @@ from poss_export.config import CacheForm, Precision, TreeShape
 from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
 from poss_export.drafters.checkpoint import DrafterCheckpoint, check_pair, check_tables
 from poss_export.drafters.drafting import check_tree
+from poss_export.engine import EngineEntry, EngineSpec, GraphName, Profile, draft_profiles, target_profiles
 from poss_export.errors import InputError
 from poss_export.exporters.drafter import export_drafter
+from poss_export.exporters.engines import EngineRequest, Progress, build_engine, estimate
 from poss_export.exporters.parity import ROWS, compare, make_reference, require_parity
 from poss_export.exporters.target import check_target, export_target
+from poss_export.exporters.widening import runnable_on_cpu
 from poss_export.manifest import (
     DRAFT_GRAPH,
+    GRAPHS,
     MANIFEST,
     TARGET_GRAPH,
     TOKENIZER,
@@ -34,9 +38,11 @@ from poss_export.manifest import (
     Manifest,
     TargetEntry,
     describe_files,
+    read_manifest,
     write_manifest,
 )
-from poss_export.runtime.bundle import Bundle
+from poss_export.runtime.bundle import Bundle, contracts_of
+from poss_export.runtime.generation import PREFILL_CHUNK
 from poss_export.runtime.ort import OrtOptions
 from poss_export.targets.checkpoint import Target
 
@@ -55,6 +61,7 @@ class Plan:
     capacity: int  # tokens
     precision: Precision
     cache_form: CacheForm
+    engines: EngineRequest | None = None
 
     @property
     def draft_parameters(self) -> int:
@@ -95,7 +102,28 @@ class Plan:
                 "tree": asdict(self.tree),
             }
             values["cache_bytes"]["drafter"] = _cache_bytes(drafter, self.capacity)
+        if self.engines is not None:
+            weights = {"target": self.target.parameters, "draft": self.draft_parameters}
+            values["engines"] = {
+                "backend": f"{self.engines.flavour} {self.engines.version}",
+                "options": asdict(self.engines.options),
+                "estimates": {
+                    graph: estimate(graph, item * weights[graph], len(profiles), self.precision)
+                    for graph, profiles in self.engine_profiles.items()
+                },
+            }
         return values
+
+    @property
+    def engine_profiles(self) -> dict[GraphName, tuple[Profile, ...]]:
+        """The sizes of calls that each graph's engine is made for."""
+        chunk = min(PREFILL_CHUNK, self.capacity)
+        if self.drafter is None:
+            return {"target": target_profiles(chunk, None)}
+        return {
+            "target": target_profiles(chunk, self.tree.nodes + 1),
+            "draft": draft_profiles(chunk, self.tree.depth + 1),
+        }
 
 
 def plan_build(
@@ -106,6 +134,7 @@ def plan_build(
     capacity: int | None,
     precision: Precision,
     cache_form: CacheForm,
+    engines: EngineRequest | None = None,
 ) -> Plan:
     """Check that the parts fit; a capacity of None is 2048 tokens, or the target's longest context.
 
@@ -115,7 +144,7 @@ def plan_build(
     """
     if capacity is None:
         capacity = min(_COMMON_CAPACITY, target.config.max_positions)
-    check_target(target.config, cache_form, capacity)
+    check_target(target.config, cache_form, capacity, precision)
     if capacity < ROWS:
         raise InputError(
             f"capacity is {capacity} tokens; a bundle needs at least {ROWS}: choose a larger one"
@@ -123,33 +152,131 @@ def plan_build(
     if drafter is not None:
         check_pair(target.config, drafter.drafter.config)
         check_tree(drafter.drafter, tree)
-    return Plan(target, drafter, tree, capacity, precision, cache_form)
+    if engines is not None and cache_form != "static":
+        raise InputError(f"cache form {cache_form!r} is not for TensorRT: use 'static', or leave it out")
+    return Plan(target, drafter, tree, capacity, precision, cache_form, engines)
 
 
-def check_output(folder: Path, force: bool) -> None:
-    """Raise InputError where a bundle cannot be put at `folder`; only a bundle may be replaced."""
-    if not folder.exists():
-        return
-    if not (folder / MANIFEST).is_file():
+def check_output(folder: Path) -> None:
+    """Raise InputError where something is at `folder` that is no bundle."""
+    if folder.exists() and not (folder / MANIFEST).is_file():
         raise InputError(f"{str(folder)!r} exists and is not a bundle: choose another output folder")
-    if not force:
-        raise InputError(f"{str(folder)!r} exists: choose another output folder, or replace it with --force")
 
 
-def build_bundle(plan: Plan, folder: Path, *, argv: Sequence[str], force: bool, report: Report) -> Manifest:
+def build_bundle(
+    plan: Plan,
+    folder: Path,
+    *,
+    argv: Sequence[str],
+    force: bool,
+    report: Report,
+    progress: Progress = lambda *_: None,
+) -> Manifest:
     """Build the bundle and put it at `folder`, whole or not at all.
 
+    A bundle that is there already keeps what the plan would build again unchanged, and gets what it lacks;
+    `force` builds everything anew.
+
     Raises:
-        InputError: `folder` cannot be written, exists, or is no bundle that `force` may replace.
+        InputError: `folder` cannot be written, or is another bundle that `force` may replace, or none.
         CheckpointError: the drafter's copy of a table is not the target's.
         ParityError: a graph does not compute what PyTorch does.
-        PossExportError: as `Target.load_decoder` and the exporters raise it.
+        PossExportError: as `Target.load_decoder`, the exporters and `build_engine` raise it.
     """
-    check_output(folder, force)
+    check_output(folder)
+    present = _unchanged(plan, folder) if folder.exists() and not force else None
+    if present is not None and not _missing_engines(plan, present):
+        report(f"{folder} is unchanged: nothing to build")
+        return present
     with _unfinished(folder) as unfinished:
-        manifest = _fill(unfinished, plan, argv, report)
+        if present is None:
+            manifest = _fill(unfinished, plan, argv, report)
+        else:
+            manifest = replace(present, argv=tuple(argv), engines=())
+            _link(folder, unfinished, manifest.files)
+        kept = () if present is None else present.engines
+        engines = _build_engines(unfinished, plan, manifest, kept, progress)
+        manifest = replace(manifest, engines=engines)
+        report("writing the manifest")
+        manifest.files.update(describe_files(unfinished, [entry.spec.file for entry in engines]))
+        write_manifest(unfinished, manifest)
         _publish(unfinished, folder)
     return manifest
+
+
+def _unchanged(plan: Plan, folder: Path) -> Manifest | None:
+    """Return the manifest of the bundle at `folder`, whose graphs are those of the plan.
+
+    Raises:
+        InputError: they are others.
+        BundleError: it is damaged.
+    """
+    manifest = read_manifest(folder)
+    drafter, planned = manifest.drafter, plan.drafter
+    same = (
+        manifest.target.sha256 == plan.target.sha256
+        and (drafter and (drafter.sha256, drafter.tree)) == (planned and (planned.sha256, plan.tree))
+        and (manifest.precision, manifest.cache_form) == (plan.precision, plan.cache_form)
+        and manifest.capacity == plan.capacity
+        and manifest.text == plan.target.text.config
+        and manifest.versions == _versions()
+    )
+    if not same:
+        raise InputError(f"{str(folder)!r} exists: choose another output folder, or replace it with --force")
+    return manifest
+
+
+def _missing_engines(plan: Plan, manifest: Manifest) -> list[EngineSpec]:
+    """Return what the plan asks for and the bundle does not have."""
+    present = {entry.spec.file: entry.spec for entry in manifest.engines}
+    return [spec for spec in _engine_specs(plan, manifest) if present.get(spec.file) != spec]
+
+
+def _engine_specs(plan: Plan, manifest: Manifest) -> list[EngineSpec]:
+    if plan.engines is None:
+        return []
+    return [
+        EngineSpec(
+            graph=graph,
+            flavour=plan.engines.flavour,
+            version=plan.engines.version,
+            precision=plan.precision,
+            capacity=plan.capacity,
+            profiles=profiles,
+            options=plan.engines.options,
+            graph_sha256=manifest.graph_sha256(graph),
+        )
+        for graph, profiles in plan.engine_profiles.items()
+    ]
+
+
+def _build_engines(
+    folder: Path, plan: Plan, manifest: Manifest, kept: Sequence[EngineEntry], progress: Progress
+) -> tuple[EngineEntry, ...]:
+    """Build what is missing into `folder`; return all engines of the bundle, `kept` ones first."""
+    engines = {entry.spec.file: entry for entry in kept}
+    contracts = contracts_of(manifest)
+    for spec in _missing_engines(plan, replace(manifest, engines=tuple(kept))):
+        assert plan.engines is not None
+        (folder / spec.file).unlink(missing_ok=True)  # a link to what the bundle has now
+        engines[spec.file] = build_engine(
+            folder / GRAPHS[spec.graph],
+            contracts[spec.graph],
+            spec,
+            folder / spec.file,
+            timing_cache=plan.engines.timing_cache,
+            progress=progress,
+        )
+    return tuple(engines.values())
+
+
+def _link(folder: Path, to: Path, names: Iterable[str]) -> None:
+    """Give `to` the files of a bundle, without a copy where the file system can."""
+    for name in names:
+        try:
+            (to / name).hardlink_to(folder / name)
+        except OSError:
+            shutil.copy2(folder / name, to / name)
 
 
 def _fill(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Manifest:
@@ -185,12 +312,10 @@ def _fill(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Mani
         **shape,
     )
     report("checking parity with PyTorch")
-    with Bundle(folder, manifest, OrtOptions()) as bundle:
+    with runnable_on_cpu(folder, manifest) as runnable, Bundle(*runnable, OrtOptions()) as bundle:
         manifest.parity.update(compare(bundle, reference))
     require_parity(manifest.parity, plan.precision)
-    report("writing the manifest")
     manifest.files.update(describe_files(folder, [path.name for path in folder.iterdir()]))
-    write_manifest(folder, manifest)
     return manifest
 
 

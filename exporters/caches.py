@@ -67,6 +67,9 @@ class StaticCaches:
         cached = (column < 0)[:, None]
         allowed = tree_mask.gather(2, new) & (column < seq)[:, None]
         self.mask = (cached | allowed)[:, None]  # [batch, 1, seq, capacity]
+        if (dtype := tables[0].dtype) == torch.bfloat16:
+            # TensorRT-RTX 1.7.1 builds no dynamic profile of a bool mask in bfloat16 (docs/engines.md).
+            self.mask = torch.zeros((), dtype=dtype).masked_fill(~self.mask, torch.finfo(dtype).min)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend to the cache of `layer` and the new tokens."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.onnx.ops import rotary_embedding
 
 from poss_export.config import CacheForm, Precision
-from poss_export.contract import draft_contract
+from poss_export.contract import FLOAT, draft_contract
 from poss_export.drafters.drafting import Drafting
 from poss_export.exporters.ops import tensor_scatter
 from poss_export.exporters.tracing import export_graph
@@ -142,8 +142,8 @@ def export_drafter(
         capacity: rows a cache can hold; static dimension of the "static" form.
     """
     config, tree = drafting.config, drafting.tree
-    if precision == "fp16":
-        drafting = copy.deepcopy(drafting).half()
+    if precision != "fp32":
+        drafting = copy.deepcopy(drafting).to(getattr(torch, FLOAT[precision]))
     graph = DraftGraph(drafting, cache_form, capacity)
     static = {"shared": {"batch": 1}, "static": {"capacity": capacity}}[cache_form]
     export_graph(graph, draft_contract(config, tree, precision), path, static)

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from poss_export.config import CacheForm, Precision, TargetConfig
-from poss_export.contract import target_contract
+from poss_export.contract import FLOAT, target_contract
 from poss_export.errors import InputError
 from poss_export.exporters.caches import CACHE_FORMS
 from poss_export.exporters.tracing import export_graph
@@ -36,13 +37,15 @@ class TargetGraph(nn.Module):
         return logits, logits.argmax(-1), features, *caches.present
 
 
-def check_target(config: TargetConfig, cache_form: CacheForm, capacity: int) -> None:
-    """Raise InputError where a target cannot be exported with this cache form and capacity."""
+def check_target(config: TargetConfig, cache_form: CacheForm, capacity: int, precision: Precision) -> None:
+    """Raise InputError where a target cannot be exported like this."""
     if not 1 <= capacity <= config.max_positions:
         raise InputError(
             f"capacity is {capacity} tokens; this target was made for 1 to {config.max_positions}: "
             "choose a capacity in that range"
         )
+    if precision == "bf16" and cache_form == "shared":
+        raise InputError("precision bf16 is for TensorRT: use it with --backend tensorrt-rtx or tensorrt")
     if cache_form == "shared" and config.head_dim % 16:
         raise InputError(
             f"heads of size {config.head_dim} do not suit cache form 'shared', whose operator takes "
@@ -69,11 +72,11 @@ def export_target(
         InputError: as `check_target`.
     """
     config = decoder.config
-    check_target(config, cache_form, capacity)
+    check_target(config, cache_form, capacity, precision)
     contract = target_contract(config, precision)
     graph = TargetGraph(_in_precision(decoder, precision), cache_form, capacity)
     export_graph(graph, contract, path, {"capacity": capacity} if cache_form == "static" else {})
-    return _embedding_table(path)
+    return embedding_table(path)
 
 
 def _in_precision(decoder: Decoder, precision: Precision) -> Decoder:
@@ -81,10 +84,12 @@ def _in_precision(decoder: Decoder, precision: Precision) -> Decoder:
     if precision == "fp32":
         return decoder
     weights = dict(decoder.named_parameters())  # a tied table once
-    return assign(decoder.config, {name: weight.half() for name, weight in weights.items()})
+    dtype = getattr(torch, FLOAT[precision])
+    return assign(decoder.config, {name: weight.to(dtype) for name, weight in weights.items()})
 
 
-def _embedding_table(path: Path) -> EmbeddingTable:
+def embedding_table(path: Path) -> EmbeddingTable:
+    """Return where in the weights of the target graph at `path` the embedding table lies."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph

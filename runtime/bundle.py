@@ -4,17 +4,22 @@ with open_bundle("smollm2") as bundle:
     print(bundle.generate("Why is the sky blue?", max_new_tokens=64).text)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self, TypedDict, Unpack
 
-from poss_export.contract import FLOAT, draft_contract, target_contract
+from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
+from poss_export.engine import Backend, EngineEntry, GraphName
 from poss_export.errors import BackendError, BundleError, InputError
-from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
+from poss_export.manifest import DRAFT_GRAPH, GRAPHS, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
+from poss_export.runtime.cuda import device_capability
+from poss_export.runtime.engines import choose_engines
 from poss_export.runtime.generation import Generation, Stream
 from poss_export.runtime.ort import OrtDraftSession, OrtOptions, OrtTargetSession, Provider
 from poss_export.runtime.sampling import Sampling
+from poss_export.runtime.session import DraftSession, TargetSession
+from poss_export.runtime.tensorrt import TensorrtDraftSession, TensorrtTargetSession
 from poss_export.text import Text
 
 GREEDY = Sampling()
@@ -33,22 +38,37 @@ class Request(TypedDict, total=False):
 class Bundle:
     """Enter it to load the engines; then `generate` and `stream` answer prompts, one at a time."""
 
-    target: OrtTargetSession
-    drafter: OrtDraftSession | None
+    target: TargetSession
+    drafter: DraftSession | None
 
-    def __init__(self, folder: Path, manifest: Manifest, options: OrtOptions) -> None:
-        """Prepare the sessions of a bundle whose manifest was read; nothing is loaded yet."""
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        options: OrtOptions,
+        engines: Mapping[GraphName, EngineEntry] | None = None,
+    ) -> None:
+        """Prepare the sessions of a bundle whose manifest was read; nothing is loaded yet.
+
+        With `engines`, checked ones for this device, TensorRT runs it; else ONNX Runtime with `options`.
+        """
         self.folder, self.manifest = folder, manifest
-        config, precision, capacity = manifest.target.config, manifest.precision, manifest.capacity
         self.text = Text((folder / TOKENIZER).read_text(encoding="utf-8"), manifest.text)
-        self.target = OrtTargetSession(
-            folder / TARGET_GRAPH, target_contract(config, precision), capacity, options
-        )
+        contracts, capacity = contracts_of(manifest), manifest.capacity
+        if engines is None:
+            self.target = OrtTargetSession(folder / TARGET_GRAPH, contracts["target"], capacity, options)
+        else:
+            self.target = TensorrtTargetSession(*_engine(folder, engines["target"], contracts))
         self.drafter = None
-        if (drafter := manifest.drafter) is not None:
-            contract = draft_contract(drafter.config, drafter.tree, precision)
-            embeddings = manifest.target.embedding.open(folder)
-            self.drafter = OrtDraftSession(folder / DRAFT_GRAPH, contract, capacity, options, embeddings)
+        if manifest.drafter is None:
+            return
+        embeddings = manifest.target.embedding.open(folder)
+        if engines is None:
+            self.drafter = OrtDraftSession(
+                folder / DRAFT_GRAPH, contracts["draft"], capacity, options, embeddings
+            )
+        else:
+            self.drafter = TensorrtDraftSession(*_engine(folder, engines["draft"], contracts), embeddings)
 
     def __enter__(self) -> Self:
         """Load the graphs and check that everything fits.
@@ -144,18 +164,42 @@ class Bundle:
             )
 
 
-def open_bundle(path: Path | str, *, threads: int | None = None, provider: Provider = "cpu") -> Bundle:
+def contracts_of(manifest: Manifest) -> dict[GraphName, GraphContract]:
+    """Return the contract of every graph in a bundle."""
+    contracts: dict[GraphName, GraphContract] = {
+        "target": target_contract(manifest.target.config, manifest.precision)
+    }
+    if (drafter := manifest.drafter) is not None:
+        contracts["draft"] = draft_contract(drafter.config, drafter.tree, manifest.precision)
+    return contracts
+
+
+def _engine(
+    folder: Path, entry: EngineEntry, contracts: Mapping[GraphName, GraphContract]
+) -> tuple[Path, EngineEntry, GraphContract, Path]:
+    graph = entry.spec.graph
+    return folder / entry.spec.file, entry, contracts[graph], folder / GRAPHS[graph]
+
+
+def open_bundle(
+    path: Path | str,
+    *,
+    threads: int | None = None,
+    provider: Provider = "cpu",
+    backend: Backend = "onnxruntime",
+) -> Bundle:
     """Read the bundle in the folder `path`; enter the result to load its engines.
 
     Args:
         path: a folder that `poss-export build` wrote.
         threads: of each engine; None leaves the number to ONNX Runtime.
-        provider: "cpu", or "cuda" for a bundle with static caches.
+        provider: of ONNX Runtime: "cpu", or "cuda" for a bundle with static caches.
+        backend: "onnxruntime" runs the graphs; "tensorrt-rtx" and "tensorrt" run engines built from them.
 
     Raises:
         InputError: there is no such folder, or `threads` is below 1.
         BundleError: it is no bundle, or it is damaged or contradicts itself.
-        BackendError: this provider does not run graphs of the bundle's cache form.
+        BackendError: the backend does not run this bundle, or not on this machine.
     """
     folder, options = Path(path), OrtOptions(provider, threads)
     manifest = read_manifest(folder)
@@ -165,6 +209,19 @@ def open_bundle(path: Path | str, *, threads: int | None = None, provider: Provi
             "build it again with --cache-form static for CUDA"
         )
     _check_fit(manifest)
+    if backend != "onnxruntime":
+        contracts = contracts_of(manifest)
+        return Bundle(
+            folder,
+            manifest,
+            options,
+            choose_engines(folder, manifest, contracts, backend, device_capability),
+        )
+    if manifest.precision == "bf16":
+        raise BackendError(
+            f"{str(folder)!r} is in bf16, which ONNX Runtime does not run here: use --backend "
+            "tensorrt-rtx or tensorrt on a machine with a GPU, or build in fp32 or fp16"
+        )
     return Bundle(folder, manifest, options)
 
 

@@ -12,23 +12,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from poss_export.errors import BackendError
+from poss_export.runtime.cuda import call as _call_driver
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding
 
 
-class Caches(Protocol):
-    """Zeroed memory, one slice for each cache tensor of a graph."""
-
-    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str]) -> None:
-        """Make slice i both the input past[i] and the output present[i]."""
+class Rows(Protocol):
+    """The rows of a session's caches, of all tensors at once."""
 
     def move(self, sources: NDArray[np.int64], to: int) -> None:
         """Copy the rows `sources`, ascending and none below `to`, to the rows from `to` on."""
 
     def clear(self, rows: int) -> None:
         """Zero the first `rows` rows: a NaN left behind would reach later answers through the mask."""
+
+
+class Caches(Rows, Protocol):
+    """Zeroed memory, one slice for each cache tensor of a graph."""
+
+    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str]) -> None:
+        """Make slice i both the input past[i] and the output present[i]."""
 
 
 class HostCaches:
@@ -56,31 +60,20 @@ class HostCaches:
         self.block[..., :rows, :] = 0
 
 
-class CudaCaches:
-    """Caches on CUDA device 0, moved by the driver: the block never visits the host.
+class DeviceRows:
+    """Cache rows on a CUDA device, moved by the driver: they never visit the host.
 
     To the driver the block is a matrix with a row for each tensor and head; a cache row of all of them
     is one column, `_width` bytes wide.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
-        """Allocate a block of this shape and zero it."""
-        from onnxruntime import OrtValue
-
-        self._shape, self._type = shape, np.dtype(dtype).type
-        self._value = OrtValue.ortvalue_from_shape_and_type(shape, self._type, "cuda", 0)
-        self._address: int = self._value.data_ptr()
-        self._width = shape[-1] * np.dtype(dtype).itemsize
+    def __init__(self, address: int, shape: tuple[int, ...], itemsize: int) -> None:
+        """Take the block of this shape at `address` and zero it."""
+        self._address = address
+        self._width = shape[-1] * itemsize
         self._pitch, self._height = shape[-2] * self._width, math.prod(shape[:-2])
+        self.size = self._pitch * self._height // shape[0]  # bytes of a tensor
         self.clear(shape[-2])
-
-    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str]) -> None:
-        """Make slice i both the input past[i] and the output present[i]."""
-        size = self._pitch * self._height // self._shape[0]
-        for i, (name_in, name_out) in enumerate(zip(past, present, strict=True)):
-            place = ("cuda", 0, self._type, self._shape[1:], self._address + i * size)
-            io.bind_input(name_in, *place)
-            io.bind_output(name_out, *place)
 
     def move(self, sources: NDArray[np.int64], to: int) -> None:
         """Copy the rows `sources`, ascending and none below `to`, to the rows from `to` on."""
@@ -113,6 +106,25 @@ class CudaCaches:
         _call_driver("cuCtxSynchronize")
 
 
+class CudaCaches(DeviceRows):
+    """Caches on CUDA device 0, in memory of ONNX Runtime."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        """Allocate a block of this shape and zero it."""
+        from onnxruntime import OrtValue
+
+        self._shape, self._type = shape, np.dtype(dtype).type
+        self._value = OrtValue.ortvalue_from_shape_and_type(shape, self._type, "cuda", 0)
+        super().__init__(self._value.data_ptr(), shape, np.dtype(dtype).itemsize)
+
+    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str]) -> None:
+        """Make slice i both the input past[i] and the output present[i]."""
+        for i, (name_in, name_out) in enumerate(zip(past, present, strict=True)):
+            place = ("cuda", 0, self._type, self._shape[1:], self._address + i * self.size)
+            io.bind_input(name_in, *place)
+            io.bind_output(name_out, *place)
+
+
 _DEVICE = 2  # CU_MEMORYTYPE_DEVICE
 
 
@@ -137,10 +149,3 @@ class _Copy2D(ctypes.Structure):
         ("WidthInBytes", ctypes.c_size_t),
         ("Height", ctypes.c_size_t),
     )
-
-
-def _call_driver(function: str, *arguments: Any) -> None:
-    """Call the CUDA driver in the context that the engine made current on this thread."""
-    status = getattr(ctypes.CDLL("libcuda.so.1"), function)(*arguments)
-    if status:
-        raise BackendError(f"the CUDA driver's {function} failed with status {status}; see nvidia-smi")

@@ -9,9 +9,9 @@ from poss_export.config import Precision
 from poss_export.runtime.tree import DraftTree
 
 # Of features and logits, relative to the largest value.
-TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-2}
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-2, "bf16": 5e-2}
 # Scores are differences of logits, which may be far larger than their differences.
-SCORE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 5e-1}
+SCORE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 5e-1, "bf16": 5e-1}
 
 
 def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:

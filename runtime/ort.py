@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from poss_export.contract import GraphContract, TensorSpec
 from poss_export.errors import BackendError, InputError
+from poss_export.runtime.cached import CachedSession
 from poss_export.runtime.caches import Caches, CudaCaches, HostCaches
 from poss_export.runtime.session import Ints, TargetOutput
 from poss_export.runtime.tree import DraftTree
@@ -85,16 +86,16 @@ class _Call:
         return logits
 
 
-class OrtSession:
+class OrtSession(CachedSession):
     """A graph with caches for one sequence: what target and drafter sessions share."""
+
+    _caches: Caches
 
     def __init__(self, graph: Path, contract: GraphContract, capacity: int, options: OrtOptions) -> None:
         """Keep the arguments; `graph` is read on entering."""
-        self.graph, self.capacity, self.options = graph, capacity, options
+        super().__init__(graph.name, capacity)
+        self.graph, self.options = graph, options
         self.contract = contract.with_sizes(batch=1, capacity=capacity)
-        self.lengths: Ints = np.zeros(1, dtype=np.int64)
-        self.engine_seconds = 0.0
-        self._written = 0  # cache rows that may differ from zero
 
     def __enter__(self) -> Self:
         """Load the graph and allocate the caches.
@@ -108,7 +109,7 @@ class OrtSession:
         self.contract.check(inputs, outputs, self.graph.name)
         caches = [spec for spec in self.contract.inputs if spec.is_cache]
         allocate = CudaCaches if self.options.provider == "cuda" else HostCaches
-        self._caches: Caches = allocate((len(caches), *caches[0].sizes), caches[0].dtype)
+        self._caches = allocate((len(caches), *caches[0].sizes), caches[0].dtype)
         self._call = lru_cache(_CALLS_KEPT)(self._bind)
         return self
 
@@ -116,25 +117,14 @@ class OrtSession:
         """Free the graph and its caches."""
         del self._call, self._caches, self._session
 
-    def reset(self) -> None:
-        """Empty the caches."""
-        self._caches.clear(self._written)
-        self._written = self.lengths[0] = 0
-        self.engine_seconds = 0.0
-
     def _bind(self, **widths: int) -> _Call:
         contract = self.contract.with_sizes(**widths)
         return _Call(self._session, contract, self._caches, self.options.provider == "cuda")
 
     def _run(self, call: _Call, new_rows: int) -> None:
         """Run `call`, which writes `new_rows` cache rows after the committed ones."""
-        length = int(self.lengths[0])
-        if length + new_rows > self.capacity:  # an engine may write beyond its cache without a word
-            raise InputError(
-                f"{self.graph.name}: {new_rows} tokens after {length} do not fit the capacity {self.capacity}"
-            )
+        self._write(new_rows)
         call.arrays["past_length"][:] = self.lengths
-        self._written = max(self._written, length + new_rows)
         start = time.perf_counter()
         try:
             self._session.run_with_iobinding(call.io)
@@ -159,15 +149,6 @@ class OrtTargetSession(OrtSession):
         arrays["logits_rows"][:] = rows
         self._run(call, seq)
         return TargetOutput(arrays["next_tokens"], arrays["features"], call.read_logits)
-
-    def commit(self, paths: Sequence[Sequence[int]]) -> None:
-        """Keep these rows of the last call, in this order, and drop its others."""
-        (path,) = (np.asarray(path, dtype=np.int64) for path in paths)
-        length = int(self.lengths[0])
-        moved = int((path == np.arange(len(path))).sum())  # ascending: those in place come first
-        if moved < len(path):
-            self._caches.move(length + path[moved:], length + moved)
-        self.lengths[0] += len(path)
 
 
 class OrtDraftSession(OrtSession):

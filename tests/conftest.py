@@ -143,6 +143,42 @@ def tiny_bundle(
     return folder
 
 
+@pytest.fixture(scope="session")
+def engine_bundle(
+    tiny_folder: Callable[[str], Path],
+    random_drafter: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Path]:
+    """Return engine_bundle(precision): a tiny bundle with TensorRT-RTX engines; to change it, copy it."""
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
+
+    @cache
+    def build(precision: Any) -> Path:
+        from poss_export.drafters.checkpoint import DrafterCheckpoint
+        from poss_export.engine import EngineOptions
+        from poss_export.exporters.build import build_bundle, plan_build
+        from poss_export.exporters.engines import request_engines
+        from poss_export.targets.checkpoint import open_target
+
+        target = open_target(str(tiny_folder("llama")))
+        drafter = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), None)
+        options = EngineOptions(compute_capabilities=("8.6", "8.9", "12.0"))
+        plan = plan_build(
+            target,
+            drafter,
+            tree=TreeShape(depth=4, top_k=3, nodes=8),
+            capacity=CAPACITY,
+            precision=precision,
+            cache_form="static",
+            engines=request_engines("tensorrt-rtx", options),
+        )
+        folder = tmp_path_factory.mktemp(precision) / "engines"
+        build_bundle(plan, folder, argv=["test"], force=False, report=lambda _: None)
+        return folder
+
+    return build
+
+
 class CachedTarget:
     """A target graph in ONNX Runtime with caches of its own; plain on purpose."""
 

@@ -18,7 +18,7 @@ HEAVY = {
     "tokenizers",
     "torch",
 }
-HEAVY |= {"jinja2", "transformers"}
+HEAVY |= {"jinja2", "matplotlib", "polygraphy", "tensorrt_rtx", "transformers"}
 SCRIPT = """
 import sys
 from poss_export.cli import main

@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 EDGE = {"cli", "facts", "tables"}  # the command line brings the folders together; nothing imports it
 HEAVY = ["torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tensorrt", "safetensors", "gguf"]
+HEAVY += ["tensorrt_rtx", "polygraphy", "matplotlib"]
 
 
 def imported(file: Path) -> set[str]:

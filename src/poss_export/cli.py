@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr. Heavy libraries are imported in
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from poss_export.config import Alignment, CacheForm, Drafting, Fusion, MaskFeature, Precision, TreeShape
+from poss_export.engine import FLAVOURS, Backend, EngineEntry, EngineOptions
 from poss_export.errors import InputError, PossExportError
 from poss_export.training.presets import PRESETS, Recipe
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from poss_export.exporters.build import Plan
     from poss_export.runtime.checks import Check
     from poss_export.runtime.generation import Generation, Stream
+    from poss_export.runtime.ort import Provider
 
 
 # What the `export` extra brings; a deployment has none of it.
@@ -72,6 +75,25 @@ def _positions_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def _running(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what runs a bundle."""
+    options = (
+        click.option(
+            "--backend",
+            type=click.Choice(["onnxruntime", *FLAVOURS]),
+            default="onnxruntime",
+            help="Run the graphs, or the engines that were built of them.",
+        ),
+        click.option(
+            "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Of ONNX Runtime."
+        ),
+        click.option("--threads", type=int, show_default="ONNX Runtime's choice", help="CPU threads."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="poss-export")
 def main() -> None:
@@ -96,18 +118,43 @@ def main() -> None:
     show_default="2048, or the target's longest context",
     help="Tokens of prompt and answer together.",
 )
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32")
 @click.option(
     "--cache-form",
     type=click.Choice(["shared", "static"]),
-    default="shared",
+    show_default="shared, or static for TensorRT",
     help="shared: ONNX Runtime on the CPU; static: standard operators, for GPUs.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", *FLAVOURS]),
+    default="onnxruntime",
+    help="Build engines for it, beside the graphs that ONNX Runtime reads.",
+)
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    metavar="X.Y",
+    multiple=True,
+    help="TensorRT-RTX: of a device to build for; repeatable.",
+)
+@click.option("--optimization-level", type=int, show_default="3", help="TensorRT: 0 to 5.")
+@click.option("--version-compatible", is_flag=True, help="TensorRT: later versions load the engines.")
+@click.option("--hardware-compatible", is_flag=True, help="TensorRT: other devices, from 8.0 on, load them.")
+@click.option("--strip-weights", is_flag=True, help="Leave the weights out; loading takes the graphs'.")
+@click.option("--weight-streaming", is_flag=True, help="Let weights stay on the host while engines run.")
+@click.option(
+    "--timing-cache",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="TensorRT: kernel timings to read and extend.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan with its sizes, write nothing.")
 @click.option("--force", is_flag=True, help="Replace the bundle that is there.")
 @click.pass_context
 def build(
     ctx: click.Context,
+    /,
     target: str,
     drafter: str | None,
     positions_per_specialist: int | None,
@@ -117,13 +164,17 @@ def build(
     tree_nodes: int,
     capacity: int | None,
     precision: Precision,
-    cache_form: CacheForm,
+    cache_form: CacheForm | None,
+    backend: Backend,
+    timing_cache: Path | None,
     dry_run: bool,
     force: bool,
+    **options: Any,
 ) -> None:
     """Export TARGET and a drafter, check the graphs against PyTorch, write BUNDLE.
 
-    TARGET is smollm2-135m (embedded), a Hugging Face folder, or a .gguf file.
+    TARGET is smollm2-135m (embedded), a Hugging Face folder, or a .gguf file. A bundle that is there
+    already is not built again where nothing changed; with another --backend it gets more engines.
     """
     tree = TreeShape(tree_depth, top_k, tree_nodes)
     if drafter is None and positions_per_specialist is not None:
@@ -132,24 +183,36 @@ def build(
         )
     from poss_export.drafters.checkpoint import load_drafter
     from poss_export.exporters.build import build_bundle, check_output, plan_build
+    from poss_export.exporters.engines import request_engines
     from poss_export.targets.checkpoint import open_target
 
-    check_output(bundle, force)
+    check_output(bundle)
+    engines = None
+    if backend != "onnxruntime":
+        engines = request_engines(backend, EngineOptions(**options), timing_cache)
+    elif timing_cache or EngineOptions(**options) != EngineOptions():
+        raise InputError("options of engines need a --backend that builds some: tensorrt-rtx or tensorrt")
     plan = plan_build(
         open_target(target),
         None if drafter is None else load_drafter(drafter, positions_per_specialist),
         tree=tree,
         capacity=capacity,
         precision=precision,
-        cache_form=cache_form,
+        cache_form=cache_form or ("shared" if engines is None else "static"),
+        engines=engines,
     )
     _warn_of_other_target(plan)
     if dry_run:
         _print_facts(plan.to_dict())
         return
-    manifest = build_bundle(plan, bundle, argv=ctx.meta["argv"], force=force, report=_log)
+    with _progress() as progress:
+        manifest = build_bundle(
+            plan, bundle, argv=ctx.meta["argv"], force=force, report=_log, progress=progress
+        )
     figures = ", ".join(f"{name} {value:.1e}" for name, value in manifest.parity.items())
     click.echo(f"{bundle}: {_megabytes(sum(f.size for f in manifest.files.values()))}, parity {figures}")
+    for entry in manifest.engines:
+        _print_engine(entry, manifest.files[entry.spec.file].size)
 
 
 @main.command()
@@ -172,7 +235,7 @@ def build(
 @click.option("--stop", metavar="STRING", multiple=True, help="End the answer before this; repeatable.")
 @click.option("--target-only", is_flag=True, help="Decode without the drafter, the baseline.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
-@click.option("--threads", type=int, show_default="ONNX Runtime's choice", help="CPU threads.")
+@_running
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a prompt.")
 def generate(
     bundle: Path,
@@ -187,6 +250,8 @@ def generate(
     stop: tuple[str, ...],
     target_only: bool,
     raw: bool,
+    backend: Backend,
+    provider: "Provider",
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -200,7 +265,7 @@ def generate(
     if not asked:
         raise InputError("no prompt; write one behind the bundle, or give a file with --prompts")
     answers = []
-    with open_bundle(bundle, threads=threads) as engines:
+    with open_bundle(bundle, threads=threads, provider=provider, backend=backend) as engines:
         for text in asked:
             stream = engines.stream(
                 text,
@@ -216,11 +281,20 @@ def generate(
 
 
 @main.command()
-@click.argument("thing", metavar="BUNDLE|DRAFTER|TARGET")
+@click.argument("thing", metavar="BUNDLE|DRAFTER|TARGET|FILE.onnx")
 @_positions_option
+@click.option("--lint", is_flag=True, help="Take an ONNX file, and name what TensorRT would refuse in it.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-def inspect(thing: str, positions_per_specialist: int | None, as_json: bool) -> None:
-    """Print what a bundle, a drafter or a target is."""
+@click.pass_context
+def inspect(
+    ctx: click.Context, thing: str, positions_per_specialist: int | None, lint: bool, as_json: bool
+) -> None:
+    """Print what a bundle, a drafter or a target is.
+
+    With --lint, exit with 1 if the graph breaks a rule.
+    """
+    if lint:
+        ctx.exit(_lint(Path(thing), as_json))
     from poss_export.facts import facts_of
 
     facts = facts_of(thing, positions_per_specialist)
@@ -244,7 +318,7 @@ def inspect(thing: str, positions_per_specialist: int | None, as_json: bool) -> 
 @click.option("--num-prompts", type=click.IntRange(1), help="Compare so many answers; left out: all.")
 @click.option("--max-new-tokens", default=64, help="Longest answer, in tokens.")
 @click.option("--draws", type=click.IntRange(1), default=8000, help="Samples for the distribution test.")
-@click.option("--threads", type=int, show_default="ONNX Runtime's choice", help="CPU threads.")
+@_running
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a check.")
 @click.pass_context
 def verify(
@@ -256,6 +330,8 @@ def verify(
     num_prompts: int | None,
     max_new_tokens: int,
     draws: int,
+    backend: Backend,
+    provider: "Provider",
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -281,7 +357,7 @@ def verify(
         _log("running PyTorch")
         reference, skipped = parity.find_reference(manifest, target, drafter)
         made += skipped
-    with open_bundle(bundle, threads=threads) as engines:
+    with open_bundle(bundle, threads=threads, provider=provider, backend=backend) as engines:
         if reference is not None:
             made += parity.check_parity(engines, reference)
         made += checks.check_cache_laws(engines)
@@ -289,6 +365,77 @@ def verify(
         made.append(checks.check_sampling(engines, asked, draws, _log))
     _print_checks(made, as_json)
     ctx.exit(int(any(check.passed is False for check in made)))
+
+
+def _lint(path: Path, as_json: bool) -> int:
+    from poss_export.exporters.linter import lint
+    from poss_export.exporters.operator_rules import VERSION
+
+    violations = lint(path)
+    if as_json:
+        click.echo(json.dumps({"rules": VERSION, "violations": [asdict(v) for v in violations]}, indent=2))
+    else:
+        for violation in violations:
+            click.echo(violation)
+        click.echo(f"{path}: {len(violations)} violations of the rules of {VERSION}")
+    return int(bool(violations))
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--width",
+    "widths",
+    type=click.IntRange(1),
+    multiple=True,
+    show_default="1, 2, 4, ... 32 and the tree",
+    help="Tokens of a target call; repeatable.",
+)
+@click.option(
+    "--context",
+    "contexts",
+    type=click.IntRange(1),
+    multiple=True,
+    show_default="128 and 1024",
+    help="Tokens in the cache before a call; repeatable.",
+)
+@click.option("--repeats", type=click.IntRange(1), default=20, help="Calls of each kind.")
+@click.option("--plot", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw latency by width.")
+@_running
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, defined in docs/engines.md.")
+def profile(
+    bundle: Path,
+    widths: tuple[int, ...],
+    contexts: tuple[int, ...],
+    repeats: int,
+    plot: Path | None,
+    backend: Backend,
+    provider: "Provider",
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure how long the calls of BUNDLE take: prefill, verification by width, drafting, whole rounds."""
+    from poss_export.plots import check_plot, plot_profile
+    from poss_export.runtime.bundle import open_bundle
+    from poss_export.runtime.profile import engine_facts, profile_bundle
+
+    if plot is not None:
+        check_plot(plot)
+    with open_bundle(bundle, threads=threads, provider=provider, backend=backend) as engines:
+        values = profile_bundle(
+            engines, widths=widths or None, contexts=contexts or None, repeats=repeats, report=_log
+        )
+    values["engine"] = engine_facts(backend, provider, threads)
+    if plot is not None:
+        plot_profile(values, plot)
+    if as_json:
+        click.echo(json.dumps(values, indent=2))
+        return
+    from rich.console import Console
+
+    from poss_export.tables import profile_table
+
+    Console().print(profile_table(values))
 
 
 def _print_checks(checks: Sequence["Check"], as_json: bool) -> None:
@@ -330,6 +477,15 @@ def _summary(answers: Sequence["Generation"]) -> str:
     rounds = sum(a.rounds for a in answers)
     tau = (tokens - len(answers)) / rounds if rounds else 0.0
     return f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s, tau {tau:.2f}"
+
+
+def _print_engine(entry: EngineEntry, size: int) -> None:
+    kinds = Counter(entry.attention.values())
+    attention = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "written out in the graph"
+    click.echo(
+        f"{entry.spec.file}: {_megabytes(size)} in {entry.build_seconds:.1f} s, "
+        f"peak memory {_megabytes(entry.peak_memory)}, attention: {attention}"
+    )
 
 
 def _warn_of_other_target(plan: "Plan") -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from poss_export.errors import CheckpointError, InputError
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 CacheForm = Literal["shared", "static"]
 
 

@@ -11,12 +11,12 @@ from poss_export.errors import BundleError
 Dim = int | str
 
 PAST, PRESENT = "past_key_values", "present"  # prefixes of the cache tensors' names
-FLOAT = {"fp32": "float32", "fp16": "float16"}
+FLOAT: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One graph input or output; `dtype` is numpy's name for it."""
+    """One graph input or output; `dtype` is numpy's name for it, or "bfloat16"."""
 
     name: str
     dtype: str
@@ -26,6 +26,11 @@ class TensorSpec:
     def is_cache(self) -> bool:
         """Whether this is a cache, past or present."""
         return self.name.startswith((f"{PAST}.", f"{PRESENT}."))
+
+    @property
+    def host_dtype(self) -> str:
+        """The type of a numpy array that holds this tensor; of bfloat16, which numpy lacks, the bits."""
+        return "uint16" if self.dtype == "bfloat16" else self.dtype
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -47,6 +52,12 @@ class GraphContract:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The cache inputs, each with the output that is written to the same memory."""
+        past, present = ([s.name for s in side if s.is_cache] for side in (self.inputs, self.outputs))
+        return dict(zip(past, present, strict=True))
 
     def with_sizes(self, **sizes: int) -> "GraphContract":
         """Return the same contract with these dimensions known."""

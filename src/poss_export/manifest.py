@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig, TreeShape
+from poss_export.engine import EngineEntry, GraphName
 from poss_export.errors import BundleError, InputError
 from poss_export.text import TextConfig
 
@@ -21,6 +22,7 @@ MANIFEST = "manifest.json"
 TARGET_GRAPH = "target.onnx"
 DRAFT_GRAPH = "draft.onnx"
 TOKENIZER = "tokenizer.json"
+GRAPHS: dict[GraphName, str] = {"target": TARGET_GRAPH, "draft": DRAFT_GRAPH}
 
 SMALL_FILE = 64 << 20  # bytes; larger files are hashed only on a full check, or loading would take seconds
 
@@ -44,7 +46,8 @@ class EmbeddingTable:
 
     def open(self, folder: Path) -> np.ndarray[Any, np.dtype[Any]]:
         """Map the table of the bundle in `folder`, read-only: rows are read from disk when they are used."""
-        return np.memmap(folder / self.file, self.dtype, "r", self.offset, self.shape)
+        dtype = "uint16" if self.dtype == "bfloat16" else self.dtype  # numpy lacks it: these are its bits
+        return np.memmap(folder / self.file, dtype, "r", self.offset, self.shape)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Manifest:
 
     A bundle without a drafter can only decode with the target. `versions` maps library to version,
     `parity` maps a check to its figure, `created` is an ISO 8601 time, `argv` the command that built it.
+    `engines` are compiled from the graphs; ONNX Runtime reads the graphs themselves.
     """
 
     target: TargetEntry
@@ -99,6 +103,12 @@ class Manifest:
     versions: dict[str, str]
     parity: dict[str, float]
     files: dict[str, FileEntry]
+    engines: tuple[EngineEntry, ...] = ()
+
+    def graph_sha256(self, graph: GraphName) -> str:
+        """Return the hash of a graph and its weights, from those of their files."""
+        files = [self.files[name].sha256 for name in (GRAPHS[graph], f"{GRAPHS[graph]}.data")]
+        return hashlib.sha256("".join(files).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; `from_dict` reads them back."""
@@ -116,6 +126,7 @@ class Manifest:
                 "text": TextConfig.from_dict(values["text"]),
                 "argv": tuple(values["argv"]),
                 "files": {name: FileEntry(**entry) for name, entry in values["files"].items()},
+                "engines": tuple(EngineEntry.from_dict(entry) for entry in values.get("engines", ())),
             }
         )
 

@@ -24,6 +24,24 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
     return table
 
 
+def profile_table(profile: Mapping[str, Any]) -> Table:
+    """Return a row for every latency in a report of `poss-export profile`."""
+    table = Table("call", "context", "size", box=box.SIMPLE)
+    for heading in ("median ms", "10 to 90 %", "tokens/s"):
+        table.add_column(heading, justify="right")
+    for call, size in (("prefill", "tokens"), ("verify", "width"), ("draft", "rows"), ("round", "width")):
+        for row in profile[call]:
+            table.add_row(
+                call,
+                f"{row['context']}",
+                f"{row[size]} {size}",
+                f"{row['median_ms']:.2f}",
+                f"{row['p10_ms']:.2f} to {row['p90_ms']:.2f}",
+                f"{row['tokens_per_second']:.0f}" if call in ("prefill", "verify") else "",
+            )
+    return table
+
+
 def checks_table(checks: Sequence["Check"]) -> Table:
     """Return a row for every check."""
     table = Table("check", "result", "detail", box=box.SIMPLE)
