@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from benchmarks.trees import parse_tree, tree_name
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter, shipped_drafters
 from poss_export.errors import CheckpointError, InputError, PossExportError
+from poss_export.plots import check_library
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.checks import find_divergence
 from poss_export.runtime.generation import Generation
@@ -250,10 +250,8 @@ def check_outputs(report: Path | None, plot: Path | None) -> None:
             raise InputError(
                 f"there is no folder {str(path.parent)!r} to write {path.name} to; make it first"
             )
-    if plot is not None and find_spec("matplotlib") is None:
-        raise InputError(
-            "--plot needs matplotlib, which is not installed: pip install 'poss-export[training]'"
-        )
+    if plot is not None:
+        check_library()
 
 
 def load_drafters(specs: Sequence[str], target: Target, task: Task) -> dict[str, DrafterCheckpoint]:

@@ -16,7 +16,7 @@ from poss_export.exporters.drafter import export_drafter
 from poss_export.exporters.parity import ROWS, compare, make_reference, require_parity
 from poss_export.manifest import DRAFT_GRAPH
 from poss_export.runtime.bundle import Bundle, open_bundle
-from poss_export.runtime.ort import OrtDraftSession
+from poss_export.runtime.ort import OrtDraftSession, OrtOptions
 from poss_export.targets.checkpoint import Target
 
 _FORM: dict[str, Any] = {"precision": "fp32", "cache_form": "shared"}
@@ -59,7 +59,8 @@ def paired(bundle: Bundle, target: Target, drafter: DrafterCheckpoint, tree: Tre
         export_drafter(reference.drafting, graph, capacity=capacity, **_FORM)
         contract = draft_contract(drafter.drafter.config, tree, manifest.precision)
         embeddings = manifest.target.embedding.open(bundle.folder)
-        session = OrtDraftSession(graph, contract, capacity, bundle.target.options, embeddings)
+        options = OrtOptions(threads=environment.cores())
+        session = OrtDraftSession(graph, contract, capacity, options, embeddings)
         with session:
             bundle.drafter = session
             try:

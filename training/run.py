@@ -20,6 +20,7 @@ from poss_export.config import DrafterConfig, TargetConfig, TreeShape
 from poss_export.drafters.checkpoint import check_pair, load_drafter, save_drafter
 from poss_export.drafters.model import Drafter
 from poss_export.errors import CheckpointError, InputError
+from poss_export.plots import check_library
 from poss_export.targets.checkpoint import Target
 from poss_export.targets.decoder import Decoder
 from poss_export.training.dialogues import Dialogues
@@ -93,6 +94,7 @@ def train(
     `cache` keeps the target's view of dialogues for other runs on them; None: it goes with the run.
     Raises InputError where `out` holds a finished drafter or a run with other options.
     """
+    check_library()  # its report has a picture
     config, trained = _plan_drafter(target.config, options)
     work = _claim(out, target, options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

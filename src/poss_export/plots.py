@@ -12,12 +12,17 @@ _COLOURS = ("#1f6f8b", "#d1495b", "#5b8c5a", "#edae49")
 
 def check_plot(path: Path) -> None:
     """Raise InputError where no picture can be drawn to `path`."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("plots need matplotlib, which is not installed: pip install 'poss-export[plot]'")
+    check_library()
     if path.suffix.lower() != ".png":
         raise InputError(f"the plot is {str(path)!r}; name a file that ends in .png")
     if not path.parent.is_dir():
         raise InputError(f"no folder {str(path.parent)!r} for the plot; make it first")
+
+
+def check_library() -> None:
+    """Raise InputError where no picture can be drawn at all."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("plots need matplotlib, which is not installed: pip install 'poss-export[plot]'")
 
 
 def plot_profile(profile: Mapping[str, Any], path: Path) -> None:

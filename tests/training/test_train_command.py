@@ -1,5 +1,6 @@
 """`poss-export train`, as a user types it."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,17 @@ def test_it_writes_a_drafter_with_its_record_and_says_what_it_is_worth(
     assert len(held_out["alpha"]) == 6
     assert held_out["tree_tau"].keys() == {"8", "16", "32"}
     assert all(tau >= 1 for tau in held_out["tree_tau"].values())
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_the_work(
+    train: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else find(name))
+    result = train("--preset", "eagle", "-o", str(tmp_path / "drafter"))
+    assert result.exit_code == 2
+    assert "plots need matplotlib, which is not installed" in result.stderr
+    assert not (tmp_path / "drafter").exists()
 
 
 def test_choices_recipe_and_losses_are_the_users(train: Callable[..., Result], tmp_path: Path) -> None:
