@@ -264,15 +264,19 @@ def _new_drafter(
 
 def _run(trainer: Trainer, budget: int, log: Path, report: Report) -> None:
     logged = max((entry["done"] for entry in read_log(log)), default=-budget)
+    since: list[dict[str, float]] = []  # losses of the batches since then
 
     def step(progress: Progress, losses: dict[str, float]) -> None:
         nonlocal logged
+        since.append(losses)
         before = sum(stage.share for stage in trainer.stages[: progress.stage]) * budget
         done = min(budget, int(before + progress.row_steps))  # the last batch may go beyond it
         report("training", done, budget, f"loss {losses['token_loss']:.3f}")
         if done - logged >= budget / LOGGED:
             logged = done
             acceptance = trainer.evaluate(EVALUATED_DEPTH, most=16)
-            append_log(log, {"done": done, **asdict(progress), **losses, **asdict(acceptance)})
+            means = {name: sum(batch[name] for batch in since) / len(since) for name in losses}
+            since.clear()
+            append_log(log, {"done": done, **asdict(progress), **means, **asdict(acceptance)})
 
     trainer.run(step)

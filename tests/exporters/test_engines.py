@@ -32,11 +32,17 @@ SEVERAL = ("8.6", "8.9", "12.0")
 
 @pytest.fixture
 def make_plan(tiny_folder: Any, random_drafter: Any) -> Callable[..., Plan]:
-    """Return make_plan(*capabilities, precision="fp16"): the plan of `engine_bundle`, for other devices."""
+    """Return make_plan(*capabilities, precision="fp16"): the plan of `engine_bundle`, for other devices.
 
-    def make(*capabilities: str, precision: Any = "fp16", **options: Any) -> Plan:
+    `drafter_choices` are of `DrafterConfig`.
+    """
+
+    def make(
+        *capabilities: str, precision: Any = "fp16", drafter_choices: Any = None, **options: Any
+    ) -> Plan:
         target = open_target(str(tiny_folder("llama")))
-        drafter = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), None)
+        made = random_drafter(target.config, 3, **(drafter_choices or {}))
+        drafter = DrafterCheckpoint("random", "0" * 64, made, None)
         shape: Any = {"capacity": CAPACITY, "precision": precision, "cache_form": "static"}
         request = request_engines("tensorrt-rtx", EngineOptions(capabilities, **options))
         return plan_build(target, drafter, tree=TreeShape(4, 3, 8), engines=request, **shape)
@@ -108,6 +114,24 @@ def test_estimates_are_near_what_builds_take(
         planned, size = estimates[entry.spec.graph], manifest.files[entry.spec.file].size
         assert size / 2 < planned["engine"] < 2 * size, entry.spec.file
         assert entry.peak_memory / 2 < planned["peak_memory"] < 2 * entry.peak_memory, entry.spec.file
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"fusion": "gated", "alignment": "split"},
+        {"drafting": "parallel", "num_masks": 3, "num_layers": 2, "mask_feature": "repeat_last"},
+    ],
+    ids=["fspad", "parallel"],
+)
+def test_every_kind_of_draft_round_builds(
+    choices: dict[str, Any], make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    manifest = run_build(make_plan("8.9", drafter_choices=choices), tmp_path / "bundle")
+    _, draft = manifest.engines
+    assert draft.spec.graph == "draft"
+    assert len(draft.aliases) == 2 * (3 if choices.get("num_layers") else 2)
+    assert manifest.files[draft.spec.file].size > 1_000_000
 
 
 @pytest.mark.parametrize("capability", SEVERAL)
