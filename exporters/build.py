@@ -48,6 +48,7 @@ from poss_export.targets.checkpoint import Target
 Report = Callable[[str], None]  # told what begins
 
 _COMMON_CAPACITY = 2048  # tokens
+_DECIDING = ("poss-export", "torch", "onnx", "onnxscript")  # their versions decide what a graph is
 
 
 @dataclass(frozen=True)
@@ -206,17 +207,23 @@ def _unchanged(plan: Plan, folder: Path) -> Manifest | None:
         BundleError: it is damaged.
     """
     manifest = read_manifest(folder)
-    drafter, planned = manifest.drafter, plan.drafter
-    same = (
-        manifest.target.sha256 == plan.target.sha256
-        and (drafter and (drafter.sha256, drafter.tree)) == (planned and (planned.sha256, plan.tree))
-        and (manifest.precision, manifest.cache_form) == (plan.precision, plan.cache_form)
-        and manifest.capacity == plan.capacity
-        and manifest.text == plan.target.text.config
-        and manifest.versions == _versions()
-    )
-    if not same:
-        raise InputError(f"{str(folder)!r} exists: choose another output folder, or replace it with --force")
+    drafter, planned, versions = manifest.drafter, plan.drafter, _versions()
+    facts: list[tuple[str, object, object]] = [
+        ("target", manifest.target.sha256, plan.target.sha256),
+        ("text", manifest.text, plan.target.text.config),
+        ("drafter", drafter and drafter.sha256, planned and planned.sha256),
+        ("tree", drafter and drafter.tree, planned and plan.tree),
+        ("precision", manifest.precision, plan.precision),
+        ("cache form", manifest.cache_form, plan.cache_form),
+        ("capacity", manifest.capacity, plan.capacity),
+        *((f"version of {name}", manifest.versions[name], versions[name]) for name in _DECIDING),
+    ]
+    for name, have, want in facts:
+        if have != want:
+            raise InputError(
+                f"{str(folder)!r} exists: choose another output folder, or replace it with --force "
+                f"(it has another {name})"
+            )
     return manifest
 
 

@@ -31,7 +31,7 @@ from poss_export.runtime.cuda import device_capability, has_driver
 
 Progress = Callable[[str, int, int, str], None]  # activity, steps done, of how many, what is being done
 
-# glibc keeps what the builder frees; with these it gives it back, 6 % of the peak (docs/engines.md).
+# glibc would keep much of what the builder frees while it goes on; so told, it gives it back.
 _ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
@@ -53,7 +53,7 @@ def library_version(flavour: Flavour) -> str:
     """
     try:
         version("polygraphy")
-        return version(MODULES[flavour])
+        return version(MODULES[flavour]).partition(".post")[0]  # as the module says it
     except PackageNotFoundError as error:
         raise BackendError(
             f"{NAMES[flavour]} needs {error.name}, which is not installed: "

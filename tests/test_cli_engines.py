@@ -134,3 +134,12 @@ def test_engines_need_a_gpu_to_run(engine_bundle: Callable[..., Path]) -> None:
 def test_engines_of_another_backend_are_not_there(engine_bundle: Callable[..., Path]) -> None:
     message = refused("generate", engine_bundle("fp16"), "<5>", "--raw", "--backend", "tensorrt")
     assert message.endswith("run its build again with --backend tensorrt")
+
+
+def test_inspect_shows_a_row_for_every_fact_of_an_engine(engine_bundle: Callable[..., Path]) -> None:
+    result = run("inspect", engine_bundle("bf16"))
+    assert result.exit_code == 0
+    names = [line.split()[0] for line in result.stdout.splitlines() if line.startswith(" engines.")]
+    assert "engines.0.spec.flavour" in names
+    assert "engines.1.spec.options.compute_capabilities" in names
+    assert "engines.1.peak_memory" in names

@@ -162,12 +162,32 @@ def test_what_is_there_is_not_built_again(
     assert {path.name for path in out.iterdir()} == {"manifest.json", *more.files}
 
 
-@pytest.mark.parametrize("other", [{"precision": "bf16"}, {"capacity": 64}])
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [
+        ({"precision": "bf16"}, "precision"),
+        ({"capacity": 64}, "capacity"),
+        ({"tree": TreeShape(4, 3, 9)}, "tree"),
+        ({"drafter": None}, "drafter"),
+        ({"cache_form": "shared"}, "cache form"),
+    ],
+)
 def test_another_bundle_is_not_added_to(
-    other: dict[str, Any], engine_bundle: Callable[..., Path], make_plan: Callable[..., Plan]
+    other: dict[str, Any], name: str, engine_bundle: Callable[..., Path], make_plan: Callable[..., Plan]
 ) -> None:
-    with pytest.raises(InputError, match="exists: choose another output folder"):
+    with pytest.raises(InputError, match=rf"exists: choose another output .*\(it has another {name}\)"):
         run_build(replace(make_plan("8.9"), **other), engine_bundle("fp16"))
+
+
+def test_graphs_of_another_pytorch_are_not_kept(
+    engine_bundle: Callable[..., Path], make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = build._versions()
+    monkeypatch.setattr(build, "_versions", lambda: {**versions, "torch": "9.9"})
+    with pytest.raises(InputError, match=r"\(it has another version of torch\)"):
+        run_build(make_plan("8.9"), engine_bundle("fp16"))
+    monkeypatch.setattr(build, "_versions", lambda: {**versions, "onnxruntime": "9.9"})  # that only checked
+    assert run_build(make_plan(*SEVERAL), engine_bundle("fp16")).engines
 
 
 @pytest.mark.parametrize(
