@@ -49,6 +49,7 @@ from poss_export.targets.checkpoint import Target
 Report = Callable[[str], None]  # told what begins
 
 _COMMON_CAPACITY = 2048  # tokens
+_DECIDING = ("poss-export", "torch", "onnx", "onnxscript")  # their versions decide what a graph is
 
 
 @dataclass(frozen=True)
@@ -107,17 +108,17 @@ class Plan:
             values["engines"] = {
                 "backend": f"{self.engines.flavour} {self.engines.version}",
                 "options": asdict(self.engines.options),
-                "estimates": {
+                "capacities": [*self.engines.capacities, self.capacity],
+                "estimates": {  # of each capacity
                     graph: estimate(graph, item * weights[graph], len(profiles), self.precision)
-                    for graph, profiles in self.engine_profiles.items()
+                    for graph, profiles in self.engine_profiles(self.capacity).items()
                 },
             }
         return values
 
-    @property
-    def engine_profiles(self) -> dict[GraphName, tuple[Profile, ...]]:
-        """The sizes of calls that each graph's engine is made for."""
-        chunk = min(PREFILL_CHUNK, self.capacity)
+    def engine_profiles(self, capacity: int) -> dict[GraphName, tuple[Profile, ...]]:
+        """Return the sizes of calls that each graph's engine of a capacity is made for."""
+        chunk = min(PREFILL_CHUNK, capacity)
         if self.drafter is None:
             return {"target": target_profiles(chunk, None)}
         return {
@@ -154,6 +155,12 @@ def plan_build(
         check_tree(drafter.drafter, tree)
     if engines is not None and cache_form != "static":
         raise InputError(f"cache form {cache_form!r} is not for TensorRT: use 'static', or leave it out")
+    for smaller in () if engines is None else engines.capacities:
+        if not ROWS <= smaller < capacity:
+            raise InputError(
+                f"engine capacity is {smaller} tokens; beside a bundle of {capacity} it may be {ROWS} to "
+                f"{capacity - 1}"
+            )
     return Plan(target, drafter, tree, capacity, precision, cache_form, engines)
 
 
@@ -195,7 +202,7 @@ def build_bundle(
             manifest = replace(present, argv=tuple(argv), engines=())
             _link(folder, unfinished, manifest.files)
         kept = () if present is None else present.engines
-        engines = _build_engines(unfinished, plan, manifest, kept, progress)
+        engines = _build_engines(unfinished, plan, manifest, kept, report, progress)
         manifest = replace(manifest, engines=engines)
         report("writing the manifest")
         manifest.files.update(describe_files(unfinished, [entry.spec.file for entry in engines]))
@@ -212,17 +219,23 @@ def _unchanged(plan: Plan, folder: Path) -> Manifest | None:
         BundleError: it is damaged.
     """
     manifest = read_manifest(folder)
-    drafter, planned = manifest.drafter, plan.drafter
-    same = (
-        manifest.target.sha256 == plan.target.sha256
-        and (drafter and (drafter.sha256, drafter.tree)) == (planned and (planned.sha256, plan.tree))
-        and (manifest.precision, manifest.cache_form) == (plan.precision, plan.cache_form)
-        and manifest.capacity == plan.capacity
-        and manifest.text == plan.target.text.config
-        and manifest.versions == _versions()
-    )
-    if not same:
-        raise InputError(f"{str(folder)!r} exists: choose another output folder, or replace it with --force")
+    drafter, planned, versions = manifest.drafter, plan.drafter, _versions()
+    facts: list[tuple[str, object, object]] = [
+        ("target", manifest.target.sha256, plan.target.sha256),
+        ("text", manifest.text, plan.target.text.config),
+        ("drafter", drafter and drafter.sha256, planned and planned.sha256),
+        ("tree", drafter and drafter.tree, planned and plan.tree),
+        ("precision", manifest.precision, plan.precision),
+        ("cache form", manifest.cache_form, plan.cache_form),
+        ("capacity", manifest.capacity, plan.capacity),
+        *((f"version of {name}", manifest.versions[name], versions[name]) for name in _DECIDING),
+    ]
+    for name, have, want in facts:
+        if have != want:
+            raise InputError(
+                f"{str(folder)!r} exists: choose another output folder, or replace it with --force "
+                f"(it has another {name})"
+            )
     return manifest
 
 
@@ -241,33 +254,54 @@ def _engine_specs(plan: Plan, manifest: Manifest) -> list[EngineSpec]:
             flavour=plan.engines.flavour,
             version=plan.engines.version,
             precision=plan.precision,
-            capacity=plan.capacity,
+            capacity=capacity,
             profiles=profiles,
             options=plan.engines.options,
             graph_sha256=manifest.graph_sha256(graph),
         )
-        for graph, profiles in plan.engine_profiles.items()
+        for capacity in (plan.capacity, *plan.engines.capacities)
+        for graph, profiles in plan.engine_profiles(capacity).items()
     ]
 
 
 def _build_engines(
-    folder: Path, plan: Plan, manifest: Manifest, kept: Sequence[EngineEntry], progress: Progress
+    folder: Path,
+    plan: Plan,
+    manifest: Manifest,
+    kept: Sequence[EngineEntry],
+    report: Report,
+    progress: Progress,
 ) -> tuple[EngineEntry, ...]:
     """Build what is missing into `folder`; return all engines of the bundle, `kept` ones first."""
     engines = {entry.spec.file: entry for entry in kept}
     contracts = contracts_of(manifest)
-    for spec in _missing_engines(plan, replace(manifest, engines=tuple(kept))):
-        assert plan.engines is not None
-        (folder / spec.file).unlink(missing_ok=True)  # a link to what the bundle has now
-        engines[spec.file] = build_engine(
-            folder / GRAPHS[spec.graph],
-            contracts[spec.graph],
-            spec,
-            folder / spec.file,
-            timing_cache=plan.engines.timing_cache,
-            progress=progress,
-        )
+    missing = _missing_engines(plan, replace(manifest, engines=tuple(kept)))
+    for capacity in sorted({spec.capacity for spec in missing}, reverse=True):
+        with _graphs(folder, plan, capacity, report) as graphs:
+            for spec in (spec for spec in missing if spec.capacity == capacity):
+                assert plan.engines is not None
+                (folder / spec.file).unlink(missing_ok=True)  # a link to what the bundle has now
+                engines[spec.file] = build_engine(
+                    graphs / GRAPHS[spec.graph],
+                    contracts[spec.graph],
+                    spec,
+                    folder / spec.file,
+                    timing_cache=plan.engines.timing_cache,
+                    progress=progress,
+                )
     return tuple(engines.values())
+
+
+@contextmanager
+def _graphs(folder: Path, plan: Plan, capacity: int, report: Report) -> Iterator[Path]:
+    """Give the folder with the graphs of a capacity: the bundle's own, or others, checked like them."""
+    if capacity == plan.capacity:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(dir=folder) as other:
+        report(f"exporting again for {capacity} tokens")
+        _fill(Path(other), replace(plan, capacity=capacity, engines=None), (), lambda _: None)
+        yield Path(other)
 
 
 def _link(folder: Path, to: Path, names: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,7 +31,7 @@ from poss_export.runtime.cuda import device_capability, has_driver
 
 Progress = Callable[[str, int, int, str], None]  # activity, steps done, of how many, what is being done
 
-# glibc keeps what the builder frees; with these it gives it back, 6 % of the peak (docs/engines.md).
+# glibc would keep much of what the builder frees while it goes on; so told, it gives it back.
 _ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
@@ -42,6 +42,7 @@ class EngineRequest:
     flavour: Flavour
     version: str
     options: EngineOptions
+    capacities: tuple[int, ...] = ()  # of further engines, below the bundle's
     timing_cache: Path | None = None
 
 
@@ -53,7 +54,7 @@ def library_version(flavour: Flavour) -> str:
     """
     try:
         version("polygraphy")
-        return version(MODULES[flavour])
+        return version(MODULES[flavour]).partition(".post")[0]  # as the module says it
     except PackageNotFoundError as error:
         raise BackendError(
             f"{NAMES[flavour]} needs {error.name}, which is not installed: "
@@ -62,7 +63,10 @@ def library_version(flavour: Flavour) -> str:
 
 
 def request_engines(
-    flavour: Flavour, options: EngineOptions, timing_cache: Path | None = None
+    flavour: Flavour,
+    options: EngineOptions,
+    capacities: Sequence[int] = (),
+    timing_cache: Path | None = None,
 ) -> EngineRequest:
     """Return the request with the version filled in, and the device where it is the machine's.
 
@@ -73,16 +77,22 @@ def request_engines(
     options.check(flavour)
     if timing_cache is not None and flavour != "tensorrt":
         raise InputError(f"{NAMES[flavour]} has no timing cache: it times no kernels when it builds")
+    if capacities and options.strip_weights:
+        raise InputError(
+            "engines of several capacities cannot be built without weights: their tables differ from the "
+            "graph's; leave out --strip-weights or --engine-capacity"
+        )
+    rungs = tuple(sorted(set(capacities)))
     installed = library_version(flavour)
     if flavour == "tensorrt":
         options = replace(options, compute_capabilities=(device_capability(),))
-        return EngineRequest(flavour, installed, options, timing_cache)
+        return EngineRequest(flavour, installed, options, rungs, timing_cache)
     if options.strip_weights and not has_driver():
         raise BackendError(
             "TensorRT-RTX needs a GPU driver to build engines without weights, and there is none: "
             "build on a machine with a GPU, or leave out --strip-weights"
         )
-    return EngineRequest(flavour, installed, options)
+    return EngineRequest(flavour, installed, options, rungs)
 
 
 def estimate(graph: GraphName, weights: int, profiles: int, precision: Precision) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Self, TypedDict, Unpack
 from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
 from poss_export.engine import Backend, EngineEntry, GraphName
 from poss_export.errors import BackendError, BundleError, InputError
-from poss_export.manifest import DRAFT_GRAPH, GRAPHS, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
+from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
 from poss_export.runtime.cuda import device_capability
 from poss_export.runtime.engines import choose_engines
 from poss_export.runtime.generation import Generation, Stream
@@ -46,7 +46,7 @@ class Bundle:
         folder: Path,
         manifest: Manifest,
         options: OrtOptions,
-        engines: Mapping[GraphName, EngineEntry] | None = None,
+        engines: Mapping[GraphName, Sequence[EngineEntry]] | None = None,
     ) -> None:
         """Prepare the sessions of a bundle whose manifest was read; nothing is loaded yet.
 
@@ -58,7 +58,7 @@ class Bundle:
         if engines is None:
             self.target = OrtTargetSession(folder / TARGET_GRAPH, contracts["target"], capacity, options)
         else:
-            self.target = TensorrtTargetSession(*_engine(folder, engines["target"], contracts))
+            self.target = TensorrtTargetSession(folder, engines["target"], contracts["target"])
         self.drafter = None
         if manifest.drafter is None:
             return
@@ -68,7 +68,7 @@ class Bundle:
                 folder / DRAFT_GRAPH, contracts["draft"], capacity, options, embeddings
             )
         else:
-            self.drafter = TensorrtDraftSession(*_engine(folder, engines["draft"], contracts), embeddings)
+            self.drafter = TensorrtDraftSession(folder, engines["draft"], contracts["draft"], embeddings)
 
     def __enter__(self) -> Self:
         """Load the graphs and check that everything fits.
@@ -172,13 +172,6 @@ def contracts_of(manifest: Manifest) -> dict[GraphName, GraphContract]:
     if (drafter := manifest.drafter) is not None:
         contracts["draft"] = draft_contract(drafter.config, drafter.tree, manifest.precision)
     return contracts
-
-
-def _engine(
-    folder: Path, entry: EngineEntry, contracts: Mapping[GraphName, GraphContract]
-) -> tuple[Path, EngineEntry, GraphContract, Path]:
-    graph = entry.spec.graph
-    return folder / entry.spec.file, entry, contracts[graph], folder / GRAPHS[graph]
 
 
 def open_bundle(

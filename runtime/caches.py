@@ -105,6 +105,21 @@ class DeviceRows:
         )
         _call_driver("cuCtxSynchronize")
 
+    def copy_to(self, other: "DeviceRows", rows: int) -> None:
+        """Copy the first `rows` rows to caches of another capacity."""
+        copy = _Copy2D(
+            srcMemoryType=_DEVICE,
+            srcDevice=self._address,
+            srcPitch=self._pitch,
+            dstMemoryType=_DEVICE,
+            dstDevice=other._address,
+            dstPitch=other._pitch,
+            WidthInBytes=rows * self._width,
+            Height=self._height,
+        )
+        _call_driver("cuMemcpy2D_v2", ctypes.byref(copy))
+        _call_driver("cuCtxSynchronize")
+
 
 class CudaCaches(DeviceRows):
     """Caches on CUDA device 0, in memory of ONNX Runtime."""

@@ -25,8 +25,8 @@ def choose_engines(
     contracts: dict[GraphName, GraphContract],
     flavour: Flavour,
     capability: Callable[[], str],
-) -> dict[GraphName, EngineEntry]:
-    """Return the engine of each graph for the device of this machine, all of them checked.
+) -> dict[GraphName, list[EngineEntry]]:
+    """Return each graph's engines for the device of this machine, all checked, by ascending capacity.
 
     Args:
         folder: of the bundle.
@@ -51,7 +51,7 @@ def choose_engines(
         for entry in fitting[graph]:
             check_engine(folder, manifest, contract, entry)
     device = capability()
-    return {graph: _for_device(entries, device) for graph, entries in fitting.items()}
+    return {graph: _for_device(entries, device, manifest.capacity) for graph, entries in fitting.items()}
 
 
 def check_engine(folder: Path, manifest: Manifest, contract: GraphContract, entry: EngineEntry) -> None:
@@ -61,7 +61,7 @@ def check_engine(folder: Path, manifest: Manifest, contract: GraphContract, entr
     layers = manifest.target.config.num_layers if spec.graph == "target" else 0  # drafters write it out
     facts: list[tuple[str, object, object]] = [
         ("precision", spec.precision, manifest.precision),
-        ("capacity", spec.capacity, manifest.capacity),
+        (f"capacity, at most {manifest.capacity},", spec.capacity <= manifest.capacity, True),
         ("graph_sha256", spec.graph_sha256, manifest.graph_sha256(spec.graph)),
         ("aliases", dict(entry.aliases), contract.aliases),
         ("attention", list(entry.attention.values()), [kind] * layers),
@@ -81,16 +81,17 @@ def check_engine(folder: Path, manifest: Manifest, contract: GraphContract, entr
         )
 
 
-def _for_device(entries: Sequence[EngineEntry], device: str) -> EngineEntry:
-    found = next((entry for entry in entries if _runs_on(entry, device)), None)
-    if found is None:
+def _for_device(entries: Sequence[EngineEntry], device: str, capacity: int) -> list[EngineEntry]:
+    """Return one engine of each capacity; the bundle's own is among them."""
+    found = {entry.spec.capacity: entry for entry in reversed(entries) if _runs_on(entry, device)}
+    if capacity not in found:
         spec = entries[0].spec
         there = sorted({name for entry in entries for name in entry.spec.options.compute_capabilities})
         raise BackendError(
             f"the {spec.graph} engines are for compute capability {', '.join(there)}, this device has "
             f"{device}: run the build again with --backend {spec.flavour} for this device"
         )
-    return found
+    return [entry for _, entry in sorted(found.items())]
 
 
 def _runs_on(entry: EngineEntry, device: str) -> bool:

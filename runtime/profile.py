@@ -74,14 +74,17 @@ def profile_bundle(
         ids = _tokens(vocab, context)
         prefill = {"prefill": partial(_fill, bundle.target, None, ids)}
         times = _take_turns(prefill, max(repeats // 4, 1))
-        found["prefill"].append(_row(context, times["prefill"], tokens=context))
+        found["prefill"].append(_rate(_row(context, times["prefill"], tokens=context), "tokens"))
         by_width = target_times(bundle.target, vocab, context, widths, repeats)
-        found["verify"] += [_row(context, times, width=width) for width, times in by_width.items()]
+        found["verify"] += [
+            _rate(_row(context, times, width=width), "width") for width, times in by_width.items()
+        ]
         if bundle.drafter is not None and bundle.manifest.drafter is not None:
             depth = bundle.manifest.drafter.tree.depth
             draft, whole = _round_times(bundle.target, bundle.drafter, ids, depth, repeats)
             found["draft"] += [_row(context, times, rows=rows) for rows, times in draft.items()]
-            found["round"].append(_row(context, whole, width=bundle.manifest.drafter.tree.nodes + 1))
+            width = bundle.manifest.drafter.tree.nodes + 1
+            found["round"].append(_row(context, whole, width=width, rows=1))
     return {"profile_version": VERSION, **_facts(bundle), **found, "memory": _memory(bundle)}
 
 
@@ -162,10 +165,11 @@ def _take_turns(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[An
 def _row(context: int, times: Milliseconds, **sizes: int) -> dict[str, Any]:
     median, low, high = (float(np.percentile(times, share)) for share in (50, 10, 90))
     spread = {"median_ms": median, "p10_ms": low, "p90_ms": high, "repeats": len(times)}
-    row = {"context": context, **sizes, **{name: round(value, 4) for name, value in spread.items()}}
-    if "tokens" in sizes or "width" in sizes:
-        row["tokens_per_second"] = round(1000 * max(sizes.values()) / median, 2)
-    return row
+    return {"context": context, **sizes, **{name: round(value, 4) for name, value in spread.items()}}
+
+
+def _rate(row: dict[str, Any], size: str) -> dict[str, Any]:
+    return {**row, "tokens_per_second": round(1000 * row[size] / row["median_ms"], 2)}
 
 
 def _widths(widths: Sequence[int] | None, bundle: Bundle) -> list[int]:

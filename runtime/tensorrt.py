@@ -6,7 +6,7 @@ one. Each profile has a context of its own, whose work is captured once where it
 
 import mmap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from poss_export.contract import GraphContract, TensorSpec
 from poss_export.engine import NAMES, EngineEntry, Profile
 from poss_export.errors import BackendError, InputError
+from poss_export.manifest import GRAPHS
 from poss_export.runtime import bfloat16
 from poss_export.runtime.cached import CachedSession
 from poss_export.runtime.caches import DeviceRows
@@ -55,53 +56,57 @@ def plan_buffers(contract: GraphContract, profiles: Sequence[Profile]) -> dict[s
     }
 
 
-class TensorrtSession(CachedSession):
-    """An engine with caches for one sequence: what target and drafter sessions share."""
+class LoadedEngine:
+    """An engine on a device: all its tensors bound, its caches allocated, a context for each profile."""
 
-    def __init__(self, engine: Path, entry: EngineEntry, contract: GraphContract, graph: Path) -> None:
-        """Keep the arguments; `graph` gives the weights of an engine that was built without them."""
-        super().__init__(engine.name, entry.spec.capacity)
-        self.engine, self.entry, self.graph = engine, entry, graph
-        self.profiles = entry.spec.profiles
+    def __init__(
+        self, library: Any, device: Device, folder: Path, entry: EngineEntry, contract: GraphContract
+    ) -> None:
+        """Load the engine of `entry` from the bundle in `folder`; raises as `TensorrtSession.__enter__`."""
+        self.entry, self.capacity, self.profiles = entry, entry.spec.capacity, entry.spec.profiles
         self.contract = contract.with_sizes(batch=1, capacity=self.capacity)
+        self._device = device
+        self._engine = self._load(library, folder)
+        self.contract.check(*_tensors(library, self._engine), entry.spec.file)
+        self._addresses = self._allocate()
+        self._contexts = [self._context(library, index) for index in range(len(self.profiles))]
+        self._run: list[Callable[[], None] | None] = [None] * len(self.profiles)
 
-    def __enter__(self) -> Self:
-        """Load the engine, bind all tensors, allocate the caches.
+    def call(self, arrays: Mapping[str, NDArray[Any]], **sizes: int) -> None:
+        """Run a call of these sizes on `arrays`, all inputs but the caches, and wait for it."""
+        index = choose_profile(self.profiles, **sizes)
+        for spec in self.contract.inputs:
+            if not spec.is_cache:
+                self._device.upload(self._addresses[spec.name], _to_device(spec, arrays[spec.name]))
+        if not self.profiles[index].fixed:
+            self._set_shapes(self._contexts[index], sizes)
+        self._launch(index)
+        self._device.synchronize()
 
-        Raises:
-            BackendError: library, driver or device are missing or others, or the library refuses the engine.
-            BundleError: the engine differs from its contract.
-        """
-        library = load_library(self.entry)
-        with ExitStack() as stack:
-            self._device = stack.enter_context(Device())
-            self._engine = self._load(library)
-            self.contract.check(*_tensors(library, self._engine), self.name)
-            self._addresses = self._allocate()
-            self._contexts = [self._context(library, index) for index in range(len(self.profiles))]
-            self._run: list[Callable[[], None] | None] = [None] * len(self.profiles)
-            self._resources = stack.pop_all()
-        return self
+    def read(self, name: str, **sizes: int) -> NDArray[Any]:
+        """Return an output of the last call, which had these sizes."""
+        spec = next(spec for spec in self.contract.outputs if spec.name == name).with_sizes(**sizes)
+        array = self._device.download(self._addresses[name], spec.sizes, spec.host_dtype)
+        return bfloat16.widen(array) if spec.dtype == "bfloat16" else array
 
-    def __exit__(self, *error: object) -> None:
-        """Free the engine, its buffers and its caches."""
-        del self._run, self._contexts, self._engine
-        self._resources.close()
-
-    def _load(self, library: Any) -> Any:
+    def _load(self, library: Any, folder: Path) -> Any:
+        spec = self.entry.spec
         logger = library.Logger(library.Logger.ERROR)
         self._runtime = library.Runtime(logger)
-        with self.engine.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with (
+            (folder / spec.file).open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
             engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise self._failure("does not load; it may be damaged, or the driver too old")
-        options = self.entry.spec.options
-        if options.strip_weights:
+        if spec.options.strip_weights:
             refitter = library.Refitter(engine, logger)
             parser = library.OnnxParserRefitter(refitter, logger)
-            if not (parser.refit_from_file(str(self.graph)) and refitter.refit_cuda_engine()):
-                raise self._failure(f"does not take the weights of {self.graph.name}")
-        if options.weight_streaming:
+            graph = folder / GRAPHS[spec.graph]
+            if not (parser.refit_from_file(str(graph)) and refitter.refit_cuda_engine()):
+                raise self._failure(f"does not take the weights of {graph.name}")
+        if spec.options.weight_streaming:
             engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
         for past, present in self.entry.aliases.items():
             if (found := engine.get_aliased_input_tensor(present)) != past:
@@ -115,9 +120,9 @@ class TensorrtSession(CachedSession):
         caches = [spec for spec in contract.inputs if spec.is_cache]
         shape, itemsize = (len(caches), *caches[0].sizes), np.dtype(caches[0].host_dtype).itemsize
         block = device.allocate(prod(shape) * itemsize)
-        self._caches = rows = DeviceRows(block, shape, itemsize)
+        self.rows = DeviceRows(block, shape, itemsize)
         for index, (past, present) in enumerate(contract.aliases.items()):
-            addresses[past] = addresses[present] = block + index * rows.size
+            addresses[past] = addresses[present] = block + index * self.rows.size
         return addresses
 
     def _context(self, library: Any, index: int) -> Any:
@@ -139,26 +144,6 @@ class TensorrtSession(CachedSession):
         for spec in self.contract.inputs:
             context.set_input_shape(spec.name, spec.with_sizes(**sizes).sizes)
 
-    def _call(self, arrays: dict[str, NDArray[Any]], new_rows: int, **sizes: int) -> GraphContract:
-        """Run a call that writes `new_rows` cache rows; return the contract of its sizes.
-
-        `arrays` are the inputs, but for `past_length` and the caches.
-        """
-        self._write(new_rows)
-        index = choose_profile(self.profiles, **sizes)
-        contract = self.contract.with_sizes(**sizes)
-        start = time.perf_counter()
-        for spec in contract.inputs:
-            if not spec.is_cache:
-                array = self.lengths if spec.name == "past_length" else arrays[spec.name]
-                self._device.upload(self._addresses[spec.name], _to_device(spec, array))
-        if not self.profiles[index].fixed:
-            self._set_shapes(self._contexts[index], sizes)
-        self._launch(index)
-        self._device.synchronize()
-        self.engine_seconds += time.perf_counter() - start
-        return contract
-
     def _launch(self, index: int) -> None:
         """Queue the work of a profile; a fixed one is captured when it ran once, as TensorRT asks for."""
 
@@ -174,16 +159,71 @@ class TensorrtSession(CachedSession):
             self._device.synchronize()
             self._run[index] = self._device.capture(enqueue)
 
-    def _read(self, contract: GraphContract, name: str) -> NDArray[Any]:
-        """Return an output of the last call."""
-        spec = next(spec for spec in contract.outputs if spec.name == name)
-        array = self._device.download(self._addresses[name], spec.sizes, spec.host_dtype)
-        return bfloat16.widen(array) if spec.dtype == "bfloat16" else array
-
     def _failure(self, what: str) -> BackendError:
-        return BackendError(
-            f"{self.name} {what} ({NAMES[self.entry.spec.flavour]} {self.entry.spec.version} says more above)"
-        )
+        spec = self.entry.spec
+        return BackendError(f"{spec.file} {what} ({NAMES[spec.flavour]} {spec.version} says more above)")
+
+
+class TensorrtSession(CachedSession):
+    """A graph with caches for one sequence: what target and drafter sessions share.
+
+    Where there are engines of several capacities, an answer begins in the smallest and moves on to the
+    next when its tokens no longer fit: a call costs as much as its cache is long.
+    """
+
+    def __init__(self, folder: Path, entries: Sequence[EngineEntry], contract: GraphContract) -> None:
+        """Keep the arguments: the engines in the bundle `folder`, by ascending capacity."""
+        super().__init__(entries[-1].spec.file, entries[-1].spec.capacity)
+        self.folder, self.entries, self.contract = folder, entries, contract
+
+    def __enter__(self) -> Self:
+        """Load the engines, bind all tensors, allocate the caches.
+
+        Raises:
+            BackendError: library, driver or device are missing or others, or the library refuses an engine.
+            BundleError: an engine differs from its contract.
+        """
+        library = load_library(self.entries[0])
+        with ExitStack() as stack:
+            device = stack.enter_context(Device())
+            self.engines = [
+                LoadedEngine(library, device, self.folder, entry, self.contract) for entry in self.entries
+            ]
+            self._use(self.engines[0])
+            self._resources = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Free the engines, their buffers and their caches."""
+        del self.engines, self._engine, self._caches
+        self._resources.close()
+
+    def reset(self) -> None:
+        """Empty the caches."""
+        written = self._written
+        super().reset()
+        for engine in self.engines:
+            engine.rows.clear(min(written, engine.capacity))
+        self._use(self.engines[0])
+
+    def _use(self, engine: LoadedEngine) -> None:
+        self._engine, self._caches = engine, engine.rows
+
+    def _engine_for(self, new_rows: int) -> LoadedEngine:
+        """Return the engine in use, or the next whose caches have room for `new_rows` more rows."""
+        needed = max(int(self.lengths[0]) + new_rows, self._engine.capacity)
+        return next(engine for engine in self.engines if engine.capacity >= needed)
+
+    def _call(self, arrays: Mapping[str, NDArray[Any]], new_rows: int, **sizes: int) -> None:
+        """Run a call that writes `new_rows` cache rows; `arrays` are the inputs but the past."""
+        self._write(new_rows)
+        engine = self._engine_for(new_rows)
+        start = time.perf_counter()
+        if engine is not self._engine:
+            self._engine.rows.copy_to(engine.rows, int(self.lengths[0]))
+            self._use(engine)
+        engine.call({**arrays, "past_length": self.lengths}, **sizes)
+        self.engine_seconds += time.perf_counter() - start
 
 
 class TensorrtTargetSession(TensorrtSession):
@@ -199,12 +239,11 @@ class TensorrtTargetSession(TensorrtSession):
             "tree_mask": tree_mask,
             "logits_rows": rows,
         }
-        seq = input_ids.shape[1]
-        contract = self._call(arrays, seq, seq=seq, rows=rows.shape[1])
+        sizes = {"seq": input_ids.shape[1], "rows": rows.shape[1]}
+        self._call(arrays, input_ids.shape[1], **sizes)
+        read = self._engine.read
         return TargetOutput(
-            self._read(contract, "next_tokens"),
-            self._read(contract, "features"),
-            lambda: self._read(contract, "logits"),
+            read("next_tokens", **sizes), read("features", **sizes), lambda: read("logits", **sizes)
         )
 
 
@@ -213,14 +252,13 @@ class TensorrtDraftSession(TensorrtSession):
 
     def __init__(
         self,
-        engine: Path,
-        entry: EngineEntry,
+        folder: Path,
+        entries: Sequence[EngineEntry],
         contract: GraphContract,
-        graph: Path,
         embeddings: NDArray[Any],
     ) -> None:
         """As the parent; `embeddings` is the target's table [vocab, hidden], bfloat16 as its bits."""
-        super().__init__(engine, entry, contract, graph)
+        super().__init__(folder, entries, contract)
         self._embeddings = embeddings
 
     def propose(self, next_tokens: Ints, features: NDArray[Any]) -> list[DraftTree]:
@@ -233,17 +271,20 @@ class TensorrtDraftSession(TensorrtSession):
             "features": np.pad(features, padding),
             "row_count": np.array([count]),
         }
-        contract = self._call(arrays, rows, rows=rows)
+        self._call(arrays, rows, rows=rows)
         self.lengths[0] += count
         tokens, parents, scores = (
-            self._read(contract, f"tree_{name}")[0] for name in ("tokens", "parents", "scores")
+            self._engine.read(f"tree_{name}", rows=rows)[0] for name in ("tokens", "parents", "scores")
         )
         return [DraftTree.with_root(int(next_tokens[0, -1]), tokens, parents, scores)]
 
     def _padded(self, count: int) -> int:
         """Return the rows of the fixed profile that `count` rows are padded to, if caches have the room."""
-        widths = [profile.sizes["rows"][0] for profile in self.profiles if profile.fixed]
-        room = self.capacity - int(self.lengths[0])
+        if int(self.lengths[0]) + count > self.capacity:
+            return count  # which is refused
+        engine = self._engine_for(count)
+        widths = [profile.sizes["rows"][0] for profile in engine.profiles if profile.fixed]
+        room = engine.capacity - int(self.lengths[0])
         return min((width for width in widths if count <= width <= room), default=count)
 
 

@@ -149,11 +149,11 @@ def engine_bundle(
     random_drafter: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Path]:
-    """Return engine_bundle(precision): a tiny bundle with TensorRT-RTX engines; to change it, copy it."""
+    """Return engine_bundle(precision, *capacities): with TensorRT-RTX engines; to change it, copy it."""
     pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
 
     @cache
-    def build(precision: Any) -> Path:
+    def build(precision: Any, *capacities: int) -> Path:
         from poss_export.drafters.checkpoint import DrafterCheckpoint
         from poss_export.engine import EngineOptions
         from poss_export.exporters.build import build_bundle, plan_build
@@ -170,7 +170,7 @@ def engine_bundle(
             capacity=CAPACITY,
             precision=precision,
             cache_form="static",
-            engines=request_engines("tensorrt-rtx", options),
+            engines=request_engines("tensorrt-rtx", options, capacities),
         )
         folder = tmp_path_factory.mktemp(precision) / "engines"
         build_bundle(plan, folder, argv=["test"], force=False, report=lambda _: None)

@@ -75,9 +75,10 @@ def test_build_says_what_each_engine_took(target: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     line = result.stdout.splitlines()[-1]
     assert re.fullmatch(
-        r"target-tensorrt-rtx-sm89\.engine: \d+ MB in \d+\.\d s, peak memory \d+ MB, attention: 2 fused", line
+        r"target-tensorrt-rtx-sm89-128\.engine: \d+ MB in \d+\.\d s, peak memory \d+ MB, attention: 2 fused",
+        line,
     )
-    assert "building target-tensorrt-rtx-sm89.engine 6/6" in result.stderr
+    assert "building target-tensorrt-rtx-sm89-128.engine 6/6" in result.stderr
     again = run(*command)
     assert again.exit_code == 0
     assert "is unchanged: nothing to build" in again.stderr
@@ -107,6 +108,11 @@ def test_a_dry_run_estimates_engines(target: Path, tmp_path: Path) -> None:
         ((*RTX, "--compute-capability", "8.9", "--timing-cache", "t"), "TensorRT-RTX has no timing cache"),
         ((*RTX, "--compute-capability", "8.9", "--cache-form", "shared"), "'shared' is not for TensorRT"),
         ((*RTX, "--compute-capability", "8.9", "--capacity", 129), "capacity is 129 tokens; this target was"),
+        (
+            (*RTX, "--compute-capability", "8.9", "--engine-capacity", 128),
+            "engine capacity is 128 tokens; beside",
+        ),
+        (("--engine-capacity", 64), "options of engines need a --backend that builds some"),
         (("--compute-capability", "8.9"), "options of engines need a --backend that builds some"),
         (("--precision", "bf16"), "precision bf16 is for TensorRT"),
     ],
@@ -134,3 +140,12 @@ def test_engines_need_a_gpu_to_run(engine_bundle: Callable[..., Path]) -> None:
 def test_engines_of_another_backend_are_not_there(engine_bundle: Callable[..., Path]) -> None:
     message = refused("generate", engine_bundle("fp16"), "<5>", "--raw", "--backend", "tensorrt")
     assert message.endswith("run its build again with --backend tensorrt")
+
+
+def test_inspect_shows_a_row_for_every_fact_of_an_engine(engine_bundle: Callable[..., Path]) -> None:
+    result = run("inspect", engine_bundle("fp16"))
+    assert result.exit_code == 0
+    names = [line.split()[0] for line in result.stdout.splitlines() if line.startswith(" engines.")]
+    assert "engines.0.spec.flavour" in names
+    assert "engines.1.spec.options.compute_capabilities" in names
+    assert "engines.1.peak_memory" in names

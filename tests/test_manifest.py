@@ -110,6 +110,28 @@ def test_edited_manifest(bundle: tuple[Path, m.Manifest]) -> None:
         m.read_manifest(folder)
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("target", "drafter", "precision", "cache_form", "capacity", "text", "created", "argv"),
+        *("versions", "parity", "files", "engines"),
+    ],
+)
+def test_an_edited_field_is_named(field: str, bundle: tuple[Path, m.Manifest]) -> None:
+    folder, manifest = bundle
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    assert set(manifest.to_dict()) <= values.keys()
+    path.write_text(json.dumps({**values, field: ["edited"]}))
+    with pytest.raises(BundleError, match=rf"its hash does not match \(field: {field}\); restore it"):
+        m.read_manifest(folder)
+
+
+def test_the_list_of_edited_fields_is_complete(bundle: tuple[Path, m.Manifest]) -> None:
+    (marker,) = test_an_edited_field_is_named.pytestmark  # type: ignore[attr-defined]
+    assert set(marker.args[1]) == bundle[1].to_dict().keys()
+
+
 def test_other_format_version(bundle: tuple[Path, m.Manifest]) -> None:
     folder, _ = bundle
     path = folder / "manifest.json"

@@ -138,6 +138,14 @@ def main() -> None:
     multiple=True,
     help="TensorRT-RTX: of a device to build for; repeatable.",
 )
+@click.option(
+    "--engine-capacity",
+    "capacities",
+    metavar="TOKENS",
+    type=int,
+    multiple=True,
+    help="Build engines with smaller caches too, for short contexts; repeatable.",
+)
 @click.option("--optimization-level", type=int, show_default="3", help="TensorRT: 0 to 5.")
 @click.option("--version-compatible", is_flag=True, help="TensorRT: later versions load the engines.")
 @click.option("--hardware-compatible", is_flag=True, help="TensorRT: other devices, from 8.0 on, load them.")
@@ -166,6 +174,7 @@ def build(
     precision: Precision,
     cache_form: CacheForm | None,
     backend: Backend,
+    capacities: tuple[int, ...],
     timing_cache: Path | None,
     dry_run: bool,
     force: bool,
@@ -189,8 +198,8 @@ def build(
     check_output(bundle)
     engines = None
     if backend != "onnxruntime":
-        engines = request_engines(backend, EngineOptions(**options), timing_cache)
-    elif timing_cache or EngineOptions(**options) != EngineOptions():
+        engines = request_engines(backend, EngineOptions(**options), capacities, timing_cache)
+    elif timing_cache or capacities or EngineOptions(**options) != EngineOptions():
         raise InputError("options of engines need a --backend that builds some: tensorrt-rtx or tensorrt")
     plan = plan_build(
         open_target(target),

@@ -120,13 +120,13 @@ class EngineSpec:
     capacity: int  # tokens that a cache can hold
     profiles: tuple[Profile, ...]
     options: EngineOptions
-    graph_sha256: str  # of the graph and its weights
+    graph_sha256: str  # of the bundle's graph and its weights, whose capacity may be larger
 
     @property
     def file(self) -> str:
         """The engine's file in the bundle."""
         devices = (f"sm{name.replace('.', '')}" for name in self.options.compute_capabilities)
-        return "-".join((self.graph, self.flavour, *devices)) + ".engine"
+        return "-".join((self.graph, self.flavour, *devices, str(self.capacity))) + ".engine"
 
     def to_name(self) -> str:
         """Return the name that the engine carries: this specification, for `embedded_spec`."""

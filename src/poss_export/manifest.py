@@ -139,6 +139,7 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Finish the bundle in `folder`; the manifest appears whole or not at all."""
     values = {"format_version": FORMAT_VERSION, **manifest.to_dict()}
+    values["field_sha256"] = {name: _own_hash(value) for name, value in values.items()}
     values["manifest_sha256"] = _own_hash(values)
     unfinished = folder / f"{MANIFEST}.part"
     unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -183,10 +184,14 @@ def _parse(path: Path) -> dict[str, Any]:
             "rebuild the bundle, or install the release that built it"
         )
     if recorded != _own_hash({"format_version": version, **values}):
+        digests = values.get("field_sha256", {})
+        changed = [name for name, value in values.items() if digests.get(name, "") != _own_hash(value)]
+        fields = ", ".join(name for name in changed if name != "field_sha256") or "field_sha256"
         raise BundleError(
-            f"{str(path)!r} was changed after the build: its hash does not match; "
+            f"{str(path)!r} was changed after the build: its hash does not match (field: {fields}); "
             "restore it or rebuild the bundle"
         )
+    values.pop("field_sha256", None)  # bundles of earlier builds have none
     return dict(values)
 
 
@@ -213,6 +218,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _own_hash(values: dict[str, Any]) -> str:
+def _own_hash(values: Any) -> str:
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -53,8 +53,15 @@ def checks_table(checks: Sequence["Check"]) -> Table:
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield nested facts as ("target.config.vocab_size", "49,152")."""
     for name, value in facts.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+            value = {str(index): item for index, item in enumerate(value)}
+        if isinstance(value, Mapping) and not _is_long_list(value):
             yield from _flat(value, f"{prefix}{name}.")
         else:
             text = f"{value:,}" if type(value) is int else str(value)
             yield f"{prefix}{name}", text if len(text) <= _LONG else f"{text[:_LONG]}..."
+
+
+def _is_long_list(facts: Mapping[str, Any]) -> bool:
+    """Whether facts are better shown as one, as the tensors that share memory in an engine."""
+    return len(facts) > 10 and all(isinstance(value, str) for value in facts.values())

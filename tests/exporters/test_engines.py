@@ -32,19 +32,22 @@ SEVERAL = ("8.6", "8.9", "12.0")
 
 @pytest.fixture
 def make_plan(tiny_folder: Any, random_drafter: Any) -> Callable[..., Plan]:
-    """Return make_plan(*capabilities, precision="fp16"): the plan of `engine_bundle`, for other devices.
+    """Return make_plan(*devices, precision="fp16", capacities=()): `engine_bundle`'s, for other devices.
 
     `drafter_choices` are of `DrafterConfig`.
     """
 
     def make(
-        *capabilities: str, precision: Any = "fp16", drafter_choices: Any = None, **options: Any
+        *devices: str,
+        precision: Any = "fp16",
+        capacities: tuple[int, ...] = (),
+        drafter_choices: Any = None,
     ) -> Plan:
         target = open_target(str(tiny_folder("llama")))
         made = random_drafter(target.config, 3, **(drafter_choices or {}))
         drafter = DrafterCheckpoint("random", "0" * 64, made, None)
         shape: Any = {"capacity": CAPACITY, "precision": precision, "cache_form": "static"}
-        request = request_engines("tensorrt-rtx", EngineOptions(capabilities, **options))
+        request = request_engines("tensorrt-rtx", EngineOptions(devices), capacities)
         return plan_build(target, drafter, tree=TreeShape(4, 3, 8), engines=request, **shape)
 
     return make
@@ -88,8 +91,8 @@ def test_a_bundle_has_the_engines_of_both_graphs(precision: str, engine_bundle: 
     manifest = read_manifest(folder, full=True)
     target, draft = manifest.engines
     assert [entry.spec.file for entry in manifest.engines] == [
-        "target-tensorrt-rtx-sm86-sm89-sm120.engine",
-        "draft-tensorrt-rtx-sm86-sm89-sm120.engine",
+        "target-tensorrt-rtx-sm86-sm89-sm120-48.engine",
+        "draft-tensorrt-rtx-sm86-sm89-sm120-48.engine",
     ]
     assert (folder / target.spec.file).read_bytes()[:4] == b"vtrt"
     assert target.spec.version == trt.__version__
@@ -157,7 +160,7 @@ def test_progress_ends_with_all_steps(
     out = Path(shutil.copytree(engine_bundle("fp16"), tmp_path / "out"))
     run_build(make_plan("8.0"), out, progress=lambda *step: steps.append(step))
     for graph in ("target", "draft"):
-        ours = [step for step in steps if step[0] == f"building {graph}-tensorrt-rtx-sm80.engine"]
+        ours = [step for step in steps if step[0] == f"building {graph}-tensorrt-rtx-sm80-48.engine"]
         assert len({note for *_, note in ours}) > 1
         assert [done for _, done, _, _ in ours] == sorted(done for _, done, _, _ in ours)
         assert ours[-1][1] == ours[-1][2] > 1
@@ -178,7 +181,7 @@ def test_what_is_there_is_not_built_again(
     assert run_build(make_plan(*SEVERAL), out) == before
     assert built == []
     more = run_build(make_plan("8.9"), out)
-    assert built == ["target-tensorrt-rtx-sm89.engine", "draft-tensorrt-rtx-sm89.engine"]
+    assert built == ["target-tensorrt-rtx-sm89-48.engine", "draft-tensorrt-rtx-sm89-48.engine"]
     assert more.engines[:2] == before.engines
     assert read_manifest(out, full=True) == more
     assert {name: (out / name).stat().st_mtime_ns for name in before.files} == kept
@@ -186,12 +189,61 @@ def test_what_is_there_is_not_built_again(
     assert {path.name for path in out.iterdir()} == {"manifest.json", *more.files}
 
 
-@pytest.mark.parametrize("other", [{"precision": "bf16"}, {"capacity": 64}])
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [
+        ({"precision": "bf16"}, "precision"),
+        ({"capacity": 64}, "capacity"),
+        ({"tree": TreeShape(4, 3, 9)}, "tree"),
+        ({"drafter": None}, "drafter"),
+        ({"cache_form": "shared"}, "cache form"),
+    ],
+)
 def test_another_bundle_is_not_added_to(
-    other: dict[str, Any], engine_bundle: Callable[..., Path], make_plan: Callable[..., Plan]
+    other: dict[str, Any], name: str, engine_bundle: Callable[..., Path], make_plan: Callable[..., Plan]
 ) -> None:
-    with pytest.raises(InputError, match="exists: choose another output folder"):
+    with pytest.raises(InputError, match=rf"exists: choose another output .*\(it has another {name}\)"):
         run_build(replace(make_plan("8.9"), **other), engine_bundle("fp16"))
+
+
+def test_graphs_of_another_pytorch_are_not_kept(
+    engine_bundle: Callable[..., Path], make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = build._versions()
+    monkeypatch.setattr(build, "_versions", lambda: {**versions, "torch": "9.9"})
+    with pytest.raises(InputError, match=r"\(it has another version of torch\)"):
+        run_build(make_plan("8.9"), engine_bundle("fp16"))
+    monkeypatch.setattr(build, "_versions", lambda: {**versions, "onnxruntime": "9.9"})  # that only checked
+    assert run_build(make_plan(*SEVERAL), engine_bundle("fp16")).engines
+
+
+def test_engines_of_several_capacities(
+    engine_bundle: Callable[..., Path], make_plan: Callable[..., Plan]
+) -> None:
+    folder = engine_bundle("fp32", 40)
+    manifest = read_manifest(folder, full=True)
+    assert [(entry.spec.graph, entry.spec.capacity) for entry in manifest.engines] == [
+        (graph, capacity) for capacity in (48, 40) for graph in ("target", "draft")
+    ]
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", *manifest.files}
+    assert manifest.engines[-2].spec.profiles == target_profiles(40, 9)
+    assert {entry.spec.graph_sha256 for entry in manifest.engines} == {
+        manifest.graph_sha256("target"),
+        manifest.graph_sha256("draft"),
+    }
+
+
+@pytest.mark.parametrize("smaller", [31, 48])
+def test_a_smaller_capacity_is_one(smaller: int, make_plan: Callable[..., Plan]) -> None:
+    with pytest.raises(
+        InputError, match=f"engine capacity is {smaller} tokens; beside a bundle of 48 it may"
+    ):
+        make_plan("8.9", capacities=(smaller,))
+
+
+def test_tables_of_smaller_engines_are_not_refitted() -> None:
+    with pytest.raises(InputError, match="several capacities cannot be built without weights"):
+        request_engines("tensorrt-rtx", EngineOptions(("8.9",), strip_weights=True), (32,))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +278,7 @@ def test_options_that_a_flavour_does_not_have(flavour: Any, options: EngineOptio
 
 def test_a_timing_cache_is_tensorrts() -> None:
     with pytest.raises(InputError, match="TensorRT-RTX has no timing cache"):
-        request_engines("tensorrt-rtx", EngineOptions(("8.9",)), Path("some.cache"))
+        request_engines("tensorrt-rtx", EngineOptions(("8.9",)), (), Path("some.cache"))
 
 
 @pytest.mark.parametrize("package", ["tensorrt", "polygraphy"])
@@ -322,13 +374,18 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(
 
 
 def test_an_interrupted_build_leaves_nothing_and_can_be_repeated(tiny_folder: Any, tmp_path: Path) -> None:
-    out, code = tmp_path / "out", "from poss_export.cli import main; main()"
+    """The builder is one that never ends, so that it is surely interrupted."""
+    program, out = tmp_path / "program", tmp_path / "work" / "out"
+    program.write_text('#!/bin/sh\necho \'{"phase": "endless", "done": 0, "total": 6}\'\nexec sleep 600\n')
+    program.chmod(0o755)
     options = ["--backend", "tensorrt-rtx", "--compute-capability", "8.9", "--precision", "fp16"]
-    command = [sys.executable, "-c", code, "build", str(tiny_folder("llama")), "-o", str(out), *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    arguments = ["build", str(tiny_folder("llama")), "-o", str(out), *options]
+    code = "import sys; from poss_export.cli import main"
+    endless = [sys.executable, "-c", f"{code}; sys.executable = {str(program)!r}; main()", *arguments]
+    process = subprocess.Popen(endless, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("building target-tensorrt-rtx-sm89.engine"):
+        if line.startswith("building target-tensorrt-rtx-sm89-128.engine 0/6 endless"):
             break
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     rest = process.stderr.read()
@@ -336,8 +393,8 @@ def test_an_interrupted_build_leaves_nothing_and_can_be_repeated(tiny_folder: An
     assert process.wait() == 1
     assert "Aborted!" in rest
     assert "Traceback" not in rest
-    assert not list(tmp_path.iterdir())
-    subprocess.run(command, check=True, capture_output=True)
+    assert not list(out.parent.iterdir())
+    subprocess.run([sys.executable, "-c", f"{code}; main()", *arguments], check=True, capture_output=True)
     assert [entry.spec.file for entry in read_manifest(out, full=True).engines] == [
-        "target-tensorrt-rtx-sm89.engine"
+        "target-tensorrt-rtx-sm89-128.engine"
     ]

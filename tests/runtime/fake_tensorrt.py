@@ -171,14 +171,14 @@ class FakeEngine:
 
 
 class FakeLibrary:
-    """The module: `engines` has what was loaded, by graph. `graphs` may be other than the bundle's."""
+    """The module: `engines` has what was loaded, by graph and capacity; `graphs` maps that to a folder."""
 
     TensorIOMode = SimpleNamespace(INPUT="input")
     CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
 
-    def __init__(self, graphs: Path, manifest: Manifest) -> None:
+    def __init__(self, graphs: Callable[[int], Path], manifest: Manifest) -> None:
         self.graphs, self.manifest = graphs, manifest
-        self.engines: dict[str, FakeEngine] = {}
+        self.engines: dict[tuple[str, int], FakeEngine] = {}
         self.change: Callable[[FakeEngine], FakeEngine | None] = lambda engine: engine
 
     class Logger:
@@ -191,7 +191,8 @@ class FakeLibrary:
 
     def _load(self, content: Any) -> FakeEngine | None:
         (entry,) = [e for e in self.manifest.engines if content.find(e.spec.to_name().encode()) >= 0]
-        engine = self.change(FakeEngine(entry, self.graphs / GRAPHS[entry.spec.graph]))
+        spec = entry.spec
+        engine = self.change(FakeEngine(entry, self.graphs(spec.capacity) / GRAPHS[spec.graph]))
         if engine is not None:
-            self.engines[entry.spec.graph] = engine
+            self.engines[spec.graph, spec.capacity] = engine
         return engine

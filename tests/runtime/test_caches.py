@@ -88,3 +88,14 @@ def test_driver_failure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
     with pytest.raises(BackendError, match="cuCtxSynchronize failed with status 700"):
         caches._call_driver("cuCtxSynchronize")
+
+
+def test_rows_move_to_caches_of_another_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caches, "_call_driver", HostDriver())
+    blocks = [np.full((*SHAPE[:3], capacity, SHAPE[4]), 9, np.float16) for capacity in (10, 16)]
+    small, large = (caches.DeviceRows(block.ctypes.data, block.shape, 2) for block in blocks)
+    assert not any(block.any() for block in blocks)
+    blocks[0][:] = np.arange(blocks[0].size).reshape(SHAPE) % 1000
+    small.copy_to(large, 7)
+    np.testing.assert_array_equal(blocks[1][..., :7, :], blocks[0][..., :7, :])
+    assert not blocks[1][..., 7:, :].any()

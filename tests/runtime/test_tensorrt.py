@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from poss_export.config import TreeShape
+from poss_export.drafters.checkpoint import DrafterCheckpoint
 from poss_export.engine import Profile, draft_profiles, embedded_spec, target_profiles
 from poss_export.errors import BackendError, BundleError, InputError
+from poss_export.exporters.build import build_bundle, plan_build
 from poss_export.exporters.widening import widen
 from poss_export.manifest import GRAPHS, Manifest, read_manifest, write_manifest
 from poss_export.runtime import bfloat16, bundle, caches, cuda, engines, tensorrt
@@ -21,6 +24,7 @@ from poss_export.runtime.engines import check_engine, choose_engines, load_libra
 from poss_export.runtime.ort import OrtOptions
 from poss_export.runtime.profile import profile_bundle
 from poss_export.runtime.tensorrt import choose_profile, plan_buffers
+from poss_export.targets.checkpoint import open_target
 from tests.runtime.fake_tensorrt import FakeDevice, FakeEngine, FakeLibrary
 from tests.runtime.test_caches import HostDriver
 
@@ -33,35 +37,68 @@ def run(engine_bundle: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     """Return run(precision, flavour): a context of an entered bundle on the fakes, and the fake library."""
 
     @contextmanager
-    def make(precision: str = "fp32", flavour: Any = "tensorrt-rtx", change: Any = None) -> Iterator[Any]:
-        folder = engine_bundle(precision)
-        manifest, graphs = read_manifest(folder), folder
+    def make(
+        precision: str = "fp32", flavour: Any = "tensorrt-rtx", change: Any = None, smaller: Any = None
+    ) -> Iterator[Any]:
+        """With `smaller`, graphs by capacity, the bundle has engines of these capacities too."""
+        built = engine_bundle(precision, *(smaller or ()))
+        folder = Path(shutil.copytree(built, tmp_path / "bundle", dirs_exist_ok=True))
+        manifest, graphs = read_manifest(folder), {CAPACITY: folder, **(smaller or {})}
         if precision == "bf16":
-            graphs = tmp_path
+            graphs = {CAPACITY: tmp_path}
             for graph in GRAPHS.values():
                 widen(folder / graph, tmp_path / graph)
-        library = FakeLibrary(graphs, manifest)
+        library = FakeLibrary(graphs.__getitem__, manifest)
         library.change = change or library.change
         monkeypatch.setattr(tensorrt, "load_library", lambda entry: library)
         monkeypatch.setattr(tensorrt, "Device", FakeDevice)
         monkeypatch.setattr(caches, "_call_driver", HostDriver())
-        found = choose_engines(folder, manifest, contracts_of(manifest), "tensorrt-rtx", lambda: "8.9")
-        found = {
-            graph: replace(entry, spec=replace(entry.spec, flavour=flavour)) for graph, entry in found.items()
-        }
         FakeDevice.log.clear()
-        opened: Any = Bundle(folder, manifest, OrtOptions(), found)
-        for session, entry in zip((opened.target, opened.drafter), manifest.engines, strict=True):
-            session.engine = folder / entry.spec.file  # whatever flavour it plays
-        with opened as entered:
+        found = choose_engines(folder, manifest, contracts_of(manifest), "tensorrt-rtx", lambda: "8.9")
+        for entries in found.values():  # whatever flavour they play
+            for index, entry in enumerate(entries):
+                entries[index] = replace(entry, spec=replace(entry.spec, flavour=flavour))
+                if flavour != entry.spec.flavour:
+                    (folder / entries[index].spec.file).hardlink_to(folder / entry.spec.file)
+        with Bundle(folder, manifest, OrtOptions(), found) as entered:
             yield entered, library
 
     return make
 
 
-def executed(library: FakeLibrary, graph: str) -> list[int]:
+@pytest.fixture(scope="module")
+def smaller_graphs(tiny_folder: Any, random_drafter: Any, tmp_path_factory: Any) -> dict[int, Path]:
+    """Return a folder with the graphs of `engine_bundle("fp32")` at a smaller capacity."""
+    target = open_target(str(tiny_folder("llama")))
+    drafter = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), None)
+    shape: Any = {"capacity": 40, "precision": "fp32", "cache_form": "static"}
+    plan = plan_build(target, drafter, tree=TreeShape(4, 3, 8), **shape)
+    folder = tmp_path_factory.mktemp("graphs") / "40"
+    build_bundle(plan, folder, argv=[], force=False, report=lambda _: None)
+    return {40: folder}
+
+
+def executed(library: FakeLibrary, graph: str, capacity: int = CAPACITY) -> list[int]:
     """Return how often each profile ran."""
-    return [context.runs for context in library.engines[graph].contexts]
+    return [context.runs for context in library.engines[graph, capacity].contexts]
+
+
+def test_an_answer_climbs_from_capacity_to_capacity(
+    run: Any, engine_bundle: Make, smaller_graphs: dict[int, Path]
+) -> None:
+    with open_bundle(engine_bundle("fp32", *smaller_graphs), threads=1) as expected:
+        plain = expected.generate("<5> <9> <77>", raw=True, max_new_tokens=CAPACITY - 3, target_only=True)
+    with run(smaller=smaller_graphs) as (ours, library):
+        assert ours.target.capacity == CAPACITY
+        for _ in range(2):  # the second begins in the smallest again, with empty caches
+            answer = ours.generate("<5> <9> <77>", raw=True, max_new_tokens=CAPACITY - 3)
+            assert answer.token_ids == plain.token_ids
+            assert ours.target._engine.capacity == CAPACITY
+        for capacity in (40, CAPACITY):
+            assert sum(executed(library, "target", capacity)) > 0, capacity
+        ours.target.reset()
+        assert ours.target._engine.capacity == 40
+        assert [check.name for check in check_cache_laws(ours) if not check.passed] == []
 
 
 @pytest.mark.parametrize("flavour", ["tensorrt-rtx", "tensorrt"])
@@ -102,8 +139,8 @@ def test_fixed_work_is_captured_once_for_each_width(run: Any) -> None:
     with run(flavour="tensorrt") as (entered, library):
         entered.generate("<5> <9> <77>", raw=True, max_new_tokens=20)
         for session, graph in ((entered.target, "target"), (entered.drafter, "draft")):
-            assert session._run[0] is None  # the sizes of this profile are open
-            assert session._run[1] is not None
+            assert session.engines[0]._run[0] is None  # the sizes of this profile are open
+            assert session.engines[0]._run[1] is not None
             assert executed(library, graph)[1] > 2
         assert FakeDevice.log.count("captured") == 2
 
@@ -125,10 +162,11 @@ def test_a_short_round_is_padded_while_there_is_room(run: Any) -> None:
 
 def test_bindings_are_fixed_addresses_and_caches_are_shared(run: Any) -> None:
     with run() as (entered, library):
-        for context in library.engines["target"].contexts:
-            assert context.addresses == entered.target._addresses
-        addresses = entered.target._addresses
-        for past, present in entered.target.entry.aliases.items():
+        (engine,) = entered.target.engines
+        addresses = engine._addresses
+        for context in library.engines["target", CAPACITY].contexts:
+            assert context.addresses == addresses
+        for past, present in engine.entry.aliases.items():
             assert addresses[past] == addresses[present]
         others = [address for name, address in addresses.items() if not name.startswith("present.")]
         assert len(set(others)) == len(others)
