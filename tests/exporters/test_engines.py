@@ -384,7 +384,9 @@ def test_an_interrupted_build_leaves_nothing_and_can_be_repeated(tiny_folder: An
     options = ["--backend", "tensorrt-rtx", "--compute-capability", "8.9", "--precision", "fp16"]
     arguments = ["build", str(tiny_folder("llama")), "-o", str(out), *options]
     code = "import sys; from poss_export.cli import main"
-    endless = [sys.executable, "-c", f"{code}; sys.executable = {str(program)!r}; main()", *arguments]
+    # Whoever runs the tests in the background may have had interrupts ignored, which is inherited.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    endless = [sys.executable, "-c", f"{heed}; {code}; sys.executable = {str(program)!r}; main()", *arguments]
     process = subprocess.Popen(endless, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
     for line in process.stderr:
