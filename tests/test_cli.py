@@ -213,26 +213,17 @@ def test_verify_skips_parity_without_the_checkpoints(bundle: Path, target: Path)
 
 def test_verify_fails_a_bundle_of_other_weights(copy: Path, target: Path, drafter: Path) -> None:
     """Its manifest is right and its engines agree with each other: only PyTorch knows better."""
+    manifest = read_manifest(copy)
     data = copy / "target.onnx.data"
     weights = bytearray(data.read_bytes())
     weights[:4096] = bytes(4096)  # the first tokens' embeddings
     data.write_bytes(weights)
-    manifest = read_manifest_of_spoilt(copy)
     write_manifest(copy, replace(manifest, files=describe_files(copy, manifest.files)))
     options = ("--target", target, "--drafter", drafter, "--max-new-tokens", 2, "--draws", 8)
     result = run("verify", copy, *options, "--num-prompts", 1)
     assert result.exit_code == 1
     failed = [line.split()[1:3] for line in result.stdout.splitlines() if "FAILED" in line]
     assert ["target", "logits"] in failed
-
-
-def read_manifest_of_spoilt(folder: Path) -> Any:
-    from poss_export.manifest import Manifest
-
-    values = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    return Manifest.from_dict(
-        {k: v for k, v in values.items() if k not in ("format_version", "manifest_sha256")}
-    )
 
 
 def test_build_refuses_what_it_cannot_open(target: Path, drafter: Path, tmp_path: Path) -> None:
