@@ -122,6 +122,7 @@ def train(
     acceptance = trainer.evaluate(EVALUATED_DEPTH)
     report("trees on held-out dialogues", 0, 1, "")
     trees = tree_taus(drafter.cpu().eval(), corpus, EVALUATED_TREES)
+    report("trees on held-out dialogues", 1, 1, "")
     drafter.scale_embeddings(1 / spread)
     record = {
         "target": target.name,

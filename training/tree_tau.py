@@ -45,8 +45,8 @@ class _Walk:
         )
         self.read = starts  # rows before these are in the caches
         self.past = torch.zeros_like(starts)
-        embed_rows = corpus.embeddings.cpu()[drafter.draft_ids]
-        drafting = make_drafting(drafter, tree, embed_rows, corpus.head.float().cpu())
+        self.embeddings = corpus.embeddings.cpu()
+        drafting = make_drafting(drafter, tree, self.embeddings[drafter.draft_ids], corpus.head.float().cpu())
         capacity = int(dialogues.lengths[held_out].max()) + tree.depth + 1
         self.graph = DraftGraph(drafting, "static", capacity)
         shape = (len(held_out), config.num_kv_heads, capacity, config.head_dim)
@@ -67,7 +67,7 @@ class _Walk:
         counts = self.roots - self.read
         rows = self.read[:, None] + torch.arange(int(counts.max()))
         rows = torch.minimum(rows, self.roots[:, None] - 1)  # padding repeats the last row
-        embeddings = self.corpus.embeddings.cpu()[self.ids[rows + 1]]
+        embeddings = self.embeddings[self.ids[rows + 1]]
         features = self.corpus.view.features[rows].float()
         tokens, parents, _, *self.caches = self.graph(embeddings, features, counts, self.past, *self.caches)
         self.read, self.past = self.roots, self.past + counts
