@@ -1,1 +1,1 @@
-"""Calibration samples and quantised graphs (their own issue; empty until then)."""
+"""Calibration: samples of real rounds, quantised graphs, and what they cost."""
