@@ -7,6 +7,8 @@ from typing import Literal
 
 import onnx
 
+from poss_export.calibration.heads import COPY
+
 Role = Literal["head", "fusion", "layer"]
 
 
@@ -22,7 +24,7 @@ class Site:
     node: str
     input: str  # the activation, `[..., K]`
     output: str
-    weight: str  # the initializer: `[K, N]`, of a head `[N, K]`
+    weight: str  # the initializer: `[K, N]`, of a head that was not untied `[N, K]`
     role: Role
 
 
@@ -37,12 +39,12 @@ def _sites(graph: onnx.GraphProto, weights: set[str]) -> Iterator[Site]:
     for node in graph.node:
         if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights:
             weight = node.input[1]
-            name = f"{weight}#{uses[weight]}"
+            name = f"{weight.removesuffix(COPY)}#{uses[weight]}"
             uses[weight] += 1
             yield Site(name, node.name, node.input[0], node.output[0], weight, _role(node))
 
 
 def _role(node: onnx.NodeProto) -> Role:
-    if node.op_type == "Gemm":  # only heads read their table as it lies (targets/decoder.py)
+    if node.op_type == "Gemm" or node.input[1].endswith(COPY):  # only heads are Gemms (targets/decoder.py)
         return "head"
     return "fusion" if ".fusion." in node.input[1] else "layer"

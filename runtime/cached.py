@@ -27,17 +27,18 @@ class CachedSession:
         self._written = self.lengths[0] = 0
         self.engine_seconds = 0.0
 
-    def _write(self, new_rows: int) -> None:
-        """Note that a call writes `new_rows` cache rows after the committed ones.
+    def _write(self, new_rows: int, filling: int = 0) -> None:
+        """Note that a call writes `new_rows` cache rows after the committed ones, and `filling` more.
 
-        Raises InputError where they do not fit: an engine may write beyond its cache without a word.
+        Raises InputError where they do not fit: an engine may write beyond its cache without a word. For what
+        fills up a call the session has room beside its capacity.
         """
         length = int(self.lengths[0])
         if length + new_rows > self.capacity:
             raise InputError(
                 f"{self.name}: {new_rows} tokens after {length} do not fit the capacity {self.capacity}"
             )
-        self._written = max(self._written, length + new_rows)
+        self._written = max(self._written, length + new_rows + filling)
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep these rows of the last call, in this order, and drop its others."""

@@ -121,9 +121,9 @@ class OrtSession(CachedSession):
         contract = self.contract.with_sizes(**widths)
         return _Call(self._session, contract, self._caches, self.options.provider == "cuda")
 
-    def _run(self, call: _Call, new_rows: int) -> None:
-        """Run `call`, which writes `new_rows` cache rows after the committed ones."""
-        self._write(new_rows)
+    def _run(self, call: _Call, new_rows: int, filling: int = 0) -> None:
+        """Run `call`, which writes `new_rows` cache rows after the committed ones, and `filling` more."""
+        self._write(new_rows, filling)
         call.arrays["past_length"][:] = self.lengths
         start = time.perf_counter()
         try:
@@ -134,21 +134,39 @@ class OrtSession(CachedSession):
 
 
 class OrtTargetSession(OrtSession):
-    """The target in ONNX Runtime."""
+    """The target in ONNX Runtime.
+
+    Calls of fewer than `least_width` tokens are filled up with tokens that nobody sees: below it a row's
+    result depends on how many others there are (docs/quantisation.md).
+    """
+
+    def __init__(
+        self, graph: Path, contract: GraphContract, capacity: int, options: OrtOptions, least_width: int = 1
+    ) -> None:
+        """Keep the arguments; the caches have room for what fills up the last call."""
+        super().__init__(graph, contract, capacity + least_width - 1, options)
+        self.capacity, self._least_width = capacity, least_width
 
     def forward(
         self, input_ids: Ints, depths: Ints, tree_mask: NDArray[np.bool_], rows: Ints
     ) -> TargetOutput:
         """Run tokens after the committed rows; see `TargetSession`."""
-        seq = input_ids.shape[1]
-        call = self._call(seq=seq, rows=rows.shape[1])
+        seq, wanted = input_ids.shape[1], rows.shape[1]
+        width = max(seq, self._least_width)
+        call = self._call(seq=width, rows=max(wanted, self._least_width))
         arrays = call.arrays
-        arrays["input_ids"][:] = input_ids
-        arrays["position_ids"][:] = self.lengths[:, None] + depths
-        arrays["tree_mask"][:] = tree_mask
-        arrays["logits_rows"][:] = rows
-        self._run(call, seq)
-        return TargetOutput(arrays["next_tokens"], arrays["features"], call.read_logits)
+        arrays["input_ids"][:, :seq] = input_ids
+        arrays["position_ids"][:] = self.lengths[:, None]
+        arrays["position_ids"][:, :seq] += depths
+        arrays["tree_mask"][:] = np.eye(width, dtype=bool)
+        arrays["tree_mask"][:, :seq, :seq] = tree_mask
+        arrays["logits_rows"][:, :wanted] = rows
+        self._run(call, seq, width - seq)
+        return TargetOutput(
+            arrays["next_tokens"][:, :wanted],
+            arrays["features"][:, :seq],
+            lambda: call.read_logits()[:, :wanted],
+        )
 
 
 class OrtDraftSession(OrtSession):

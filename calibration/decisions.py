@@ -1,0 +1,148 @@
+"""How each weight of a graph is quantised: decided on one graph, made of any export of the same model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import onnx
+
+from poss_export.calibration.heads import COPY, untie
+from poss_export.calibration.observers import OBSERVERS, Observer
+from poss_export.calibration.rounding import LARGEST, output_error
+from poss_export.calibration.sites import Site, find_sites
+from poss_export.calibration.smoothing import Fold, choose_scales, find_folds, move_scales
+from poss_export.calibration.statistics import Floats, Statistics, by_weight
+from poss_export.config import Scheme
+from poss_export.errors import InputError
+
+Sweep = Callable[[onnx.ModelProto, Mapping[str, float]], Mapping[str, float]]  # limits to sensitivities
+
+
+@dataclass(frozen=True)
+class GraphRequest:
+    """What is asked of one graph.
+
+    `layers` override the scheme where a pattern fits: "head", "fusion", or a weight's name with wildcards; of
+    several the last one counts, and None leaves a layer in floating point. A layer whose rounded activations
+    alone cost more than `most_sensitive` nats a token gets `refuge` in place of its scheme.
+    """
+
+    scheme: Scheme
+    layers: tuple[tuple[str, Scheme | None], ...] = ()
+    observer: Observer = "min-max"
+    smoothing: bool = True
+    most_sensitive: float = 0.005
+    refuge: Scheme | None = None
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether activations are rounded anywhere, which takes their ranges."""
+        return self.scheme in LARGEST or any(scheme in LARGEST for _, scheme in self.layers)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What was decided about a graph; a weight without a scheme stays as it is."""
+
+    schemes: dict[str, Scheme]  # by weight
+    limits: dict[str, float]  # how far the range of an activation reaches, by site
+    scales: dict[str, Floats]  # s, by the parameter that takes 1 / s
+    sensitivity: dict[str, float]  # by weight, nats a token, where it was measured
+    refuges: tuple[str, ...]  # weights that were too sensitive for the scheme
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a report tells, as plain JSON values."""
+        values = asdict(self)
+        values["scales"] = sorted(self.scales)
+        return values
+
+
+def decide(
+    model: onnx.ModelProto,
+    request: GraphRequest,
+    statistics: Mapping[str, Statistics] | None,
+    sweep: Sweep | None = None,
+) -> Decisions:
+    """Decide what happens to each weight.
+
+    Args:
+        model: a float32 graph with its weights in memory; chosen scales are moved in it.
+        request: what is asked.
+        statistics: of the sites, by their names; None where only weights are to be rounded.
+        sweep: measures how sensitive activations are; without it no layer is.
+
+    Raises:
+        InputError: a pattern of the request fits no layer.
+    """
+    schemes = _assign(find_sites(model), request)
+    untie_heads(model, schemes)
+    sites = find_sites(model)
+    if statistics is None:
+        return Decisions(schemes, {}, {}, {}, ())
+    scales = dict[str, Floats]()
+    divided = dict[str, Floats]()  # weight: s of its input
+    if request.smoothing:
+        folds = find_folds(model, sites)
+        errors = {weight: partial(output_error, scheme) for weight, scheme in schemes.items()}
+        scales = choose_scales(model, folds, by_weight(sites, statistics), errors)
+        move_scales(model, folds, scales)
+        divided = _by_reader(folds, scales)
+    limits = {
+        site.name: OBSERVERS[request.observer](_smoothed(statistics[site.name], divided.get(site.weight)))
+        for site in sites
+        if schemes.get(site.weight) in LARGEST
+    }
+    sensitivity = dict[str, float]()
+    if sweep is not None and limits:
+        by_input = sweep(model, {site.input: limits[site.name] for site in sites if site.name in limits})
+        sensitivity = {site.weight: by_input[site.input] for site in sites if site.input in by_input}
+    chosen = {weight for site in sites for weight in [site.weight] if _override(site, request) is not None}
+    refuges = {w for w, cost in sensitivity.items() if cost > request.most_sensitive} - chosen
+    for weight in refuges:
+        del schemes[weight]
+        if request.refuge is not None:
+            schemes[weight] = request.refuge
+    return Decisions(schemes, limits, scales, sensitivity, tuple(sorted(refuges)))
+
+
+def _assign(sites: Sequence[Site], request: GraphRequest) -> dict[str, Scheme]:
+    """Return the scheme of each weight that gets one."""
+    for pattern, _ in request.layers:
+        if not any(_fits(site, pattern) for site in sites):
+            raise InputError(
+                f"no layer fits {pattern!r}: use head, fusion, or a weight's name with wildcards, such as "
+                f"{sites[0].weight!r}"
+            )
+    schemes = dict[str, Scheme]()
+    for site in sites:
+        override = _override(site, request)
+        scheme = request.scheme if override is None else override[1]
+        if scheme is not None:
+            schemes[site.weight] = scheme
+    return schemes
+
+
+def untie_heads(model: onnx.ModelProto, schemes: dict[str, Scheme]) -> None:
+    """Give the heads that have a scheme weights of their own, which take the table's place in `schemes`."""
+    tables = {site.weight for site in find_sites(model) if site.role == "head"} & schemes.keys()
+    untie(model, tables)
+    for table in tables:
+        schemes[table + COPY] = schemes.pop(table)
+
+
+def _override(site: Site, request: GraphRequest) -> tuple[str, Scheme | None] | None:
+    return next((layer for layer in reversed(request.layers) if _fits(site, layer[0])), None)
+
+
+def _fits(site: Site, pattern: str) -> bool:
+    return site.role == pattern or fnmatchcase(site.weight, pattern)
+
+
+def _by_reader(folds: Sequence[Fold], scales: Mapping[str, Floats]) -> dict[str, Floats]:
+    return {w: scales[fold.parameter] for fold in folds if fold.parameter in scales for w in fold.weights}
+
+
+def _smoothed(statistics: Statistics, scale: Floats | None) -> Statistics:
+    return statistics if scale is None else statistics / scale

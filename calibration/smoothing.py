@@ -1,0 +1,158 @@
+"""Scale migration: what is hard to round in an activation is moved into the weight that reads it.
+
+x W = (x / s) (s W) for any s > 0 per channel. 1 / s goes into what makes x, a norm's gain or the columns of
+an up projection, so that the graph computes the same with no node more. s = max|x|^a / max|W|^(1-a) per
+channel (SmoothQuant, arXiv 2211.10438), where a is chosen for each place by the error of its output; for
+weights in few bits the same search is AWQ's (2306.00978).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from poss_export.calibration.sites import Site
+from poss_export.calibration.statistics import Floats, Statistics
+
+STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # a, beside no migration at all
+_TINY = 1e-5  # of the largest: a channel that is never used must not get a scale of zero
+
+# output error of one weight: (weight [K, N], statistics of its input) -> relative squared error
+Error = Callable[[Floats, Statistics], float]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Where 1 / s can go: a gain `[K]` of norm or head, or the last K columns of an up projection `[_, N]`.
+
+    `weights` are all that read it, each `[K, _]`.
+    """
+
+    parameter: str
+    weights: tuple[str, ...]
+
+
+def find_folds(model: onnx.ModelProto, sites: Sequence[Site]) -> list[Fold]:
+    """Return the places of a graph where scales can move without changing what it computes."""
+    graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    producers = {output: node for node in graph.node for output in node.output}
+    readers = dict[str, list[onnx.NodeProto]]()
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs = {value.name for value in graph.output}
+    at = {site.node: site for site in sites}
+    made_by = dict[str, set[str]]()  # activations of a parameter
+    for name in {site.input for site in sites}:
+        if (parameter := _parameter(name, producers, weights)) is not None:
+            made_by.setdefault(parameter, set()).add(name)
+    folds = []
+    for parameter, activations in made_by.items():
+        nodes = [node for name in activations for node in readers[name]]
+        makers = {_maker(name, producers).name for name in activations}
+        inside = all(node.name in at and at[node.name].input in activations for node in nodes)
+        alone = {node.name for node in readers[parameter]} == makers
+        read = {at[node.name].weight for node in nodes if node.name in at}
+        whole = all(site.input in activations for site in sites if site.weight in read)
+        if inside and alone and whole and not activations & outputs:
+            folds.append(Fold(parameter, tuple(sorted(read))))
+    return folds
+
+
+def _maker(name: str, producers: dict[str, onnx.NodeProto]) -> onnx.NodeProto:
+    """Return the node whose second input scales the channels of an activation: a norm, gain or projection."""
+    node = producers[name]
+    while node.op_type in ("Mul", "Split"):
+        name = node.input[1 if node.op_type == "Mul" else 0]
+        if name not in producers:
+            break
+        node = producers[name]
+    return node
+
+
+def _parameter(name: str, producers: dict[str, onnx.NodeProto], weights: set[str]) -> str | None:
+    """Return the initializer that can take 1 / s of an activation, if there is one."""
+    node = producers.get(name)
+    if node is None or node.op_type not in ("RMSNormalization", "Mul"):
+        return None
+    if node.op_type == "Mul" and node.input[1] not in weights:  # SiLU(gate) * up; in one matrix, gate first
+        up = producers.get(node.input[1])
+        if up is not None and up.op_type == "Split":
+            if list(up.output).index(node.input[1]) != len(up.output) - 1:
+                return None
+            up = producers.get(up.input[0])
+        if up is None or up.op_type != "MatMul":
+            return None
+        node = up
+    return node.input[1] if node.input[1] in weights else None
+
+
+def scales(channel_max: Floats, weights: Sequence[Floats], strength: float) -> Floats:
+    """Return s `[K]` for an activation and the weights `[K, _]` that read it."""
+    reach = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
+    x, w = (np.maximum(part, _TINY * max(part.max(), _TINY)) for part in (channel_max, reach))
+    s: Floats = (x**strength / w ** (1 - strength)).astype(np.float32)
+    s /= np.exp(np.log(s).mean(dtype=np.float64)).astype(np.float32)  # sizes stay as they were
+    return s
+
+
+def choose_scales(
+    model: onnx.ModelProto,
+    folds: Sequence[Fold],
+    statistics: Mapping[str, Statistics],
+    errors: Mapping[str, Error],
+) -> dict[str, Floats]:
+    """Return s `[K]` for every fold whose outputs it makes more accurate, by the fold's parameter.
+
+    Args:
+        model: with its weights in memory.
+        folds: of it.
+        statistics: of each weight's input, by the weight's name.
+        errors: the error of each weight that is to be quantised; a fold without one is left alone.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    chosen = {}
+    for fold in folds:
+        if all(name in errors for name in fold.weights):
+            weights = {name: numpy_helper.to_array(tensors[name]) for name in fold.weights}
+            candidates = list(_candidates(weights, statistics))
+            costs = [_error(weights, s, statistics, errors) for s in candidates]
+            if best := int(np.argmin(costs)):  # the first is no migration
+                chosen[fold.parameter] = candidates[best]
+    return chosen
+
+
+def move_scales(model: onnx.ModelProto, folds: Sequence[Fold], scales: Mapping[str, Floats]) -> None:
+    """Divide what makes an activation by its scale, and multiply the weights that read it."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for fold in folds:
+        if (s := scales.get(fold.parameter)) is not None:
+            parameter = numpy_helper.to_array(tensors[fold.parameter]).astype(np.float32)
+            parameter[..., -len(s) :] /= s
+            _replace(tensors[fold.parameter], parameter)
+            for name in fold.weights:
+                _replace(tensors[name], numpy_helper.to_array(tensors[name]).astype(np.float32) * s[:, None])
+
+
+def _replace(tensor: onnx.TensorProto, values: Floats) -> None:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    tensor.CopyFrom(numpy_helper.from_array(values.astype(dtype), tensor.name))
+
+
+def _candidates(weights: Mapping[str, Floats], statistics: Mapping[str, Statistics]) -> Iterator[Floats]:
+    channel_max = np.max([statistics[name].channel_max for name in weights], axis=0)
+    yield np.ones_like(channel_max)
+    for strength in STRENGTHS:
+        yield scales(channel_max, list(weights.values()), strength)
+
+
+def _error(
+    weights: Mapping[str, Floats],
+    s: Floats,
+    statistics: Mapping[str, Statistics],
+    errors: Mapping[str, Error],
+) -> float:
+    return sum(errors[name](weight * s[:, None], statistics[name] / s) for name, weight in weights.items())
