@@ -37,9 +37,14 @@ class GraphRequest:
     refuge: Scheme | None = None
 
     @property
+    def all_schemes(self) -> set[Scheme]:
+        """Every scheme that a layer may get."""
+        return {scheme for _, scheme in (*self.layers, ("", self.scheme), ("", self.refuge)) if scheme}
+
+    @property
     def needs_samples(self) -> bool:
         """Whether activations are rounded anywhere, which takes their ranges."""
-        return self.scheme in LARGEST or any(scheme in LARGEST for _, scheme in self.layers)
+        return bool(self.all_schemes & LARGEST.keys())
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def _assign(sites: Sequence[Site], request: GraphRequest) -> dict[str, Scheme]:
 
 def untie_heads(model: onnx.ModelProto, schemes: dict[str, Scheme]) -> None:
     """Give the heads that have a scheme weights of their own, which take the table's place in `schemes`."""
-    tables = {site.weight for site in find_sites(model) if site.role == "head"} & schemes.keys()
+    tables = {site.weight for site in find_sites(model) if site.transposed} & schemes.keys()
     untie(model, tables)
     for table in tables:
         schemes[table + COPY] = schemes.pop(table)

@@ -24,7 +24,8 @@ class Site:
     node: str
     input: str  # the activation, `[..., K]`
     output: str
-    weight: str  # the initializer: `[K, N]`, of a head that was not untied `[N, K]`
+    weight: str  # the initializer: `[K, N]`, or `[N, K]` if `transposed`
+    transposed: bool
     role: Role
 
 
@@ -41,10 +42,12 @@ def _sites(graph: onnx.GraphProto, weights: set[str]) -> Iterator[Site]:
             weight = node.input[1]
             name = f"{weight.removesuffix(COPY)}#{uses[weight]}"
             uses[weight] += 1
-            yield Site(name, node.name, node.input[0], node.output[0], weight, _role(node))
+            transposed = node.op_type == "Gemm"  # only heads are (targets/decoder.py)
+            role = _role(weight, transposed)
+            yield Site(name, node.name, node.input[0], node.output[0], weight, transposed, role)
 
 
-def _role(node: onnx.NodeProto) -> Role:
-    if node.op_type == "Gemm" or node.input[1].endswith(COPY):  # only heads are Gemms (targets/decoder.py)
+def _role(weight: str, transposed: bool) -> Role:
+    if transposed or weight.endswith(COPY):
         return "head"
-    return "fusion" if ".fusion." in node.input[1] else "layer"
+    return "fusion" if ".fusion." in weight else "layer"

@@ -17,6 +17,8 @@ import onnx
 import onnxruntime
 import torch
 
+from poss_export.calibration.quantise import QuantiseRequest, Source, quantise_bundle
+from poss_export.calibration.record import check_record
 from poss_export.config import CacheForm, Precision, TreeShape
 from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
 from poss_export.drafters.checkpoint import DrafterCheckpoint, check_pair, check_tables
@@ -38,6 +40,7 @@ from poss_export.manifest import (
     Manifest,
     TargetEntry,
     describe_files,
+    link_or_copy,
     read_manifest,
     write_manifest,
 )
@@ -63,6 +66,7 @@ class Plan:
     precision: Precision
     cache_form: CacheForm
     engines: EngineRequest | None = None
+    quantise: QuantiseRequest | None = None
 
     @property
     def draft_parameters(self) -> int:
@@ -136,6 +140,7 @@ def plan_build(
     precision: Precision,
     cache_form: CacheForm,
     engines: EngineRequest | None = None,
+    quantise: QuantiseRequest | None = None,
 ) -> Plan:
     """Check that the parts fit; a capacity of None is 2048 tokens, or the target's longest context.
 
@@ -161,7 +166,39 @@ def plan_build(
                 f"engine capacity is {smaller} tokens; beside a bundle of {capacity} it may be {ROWS} to "
                 f"{capacity - 1}"
             )
-    return Plan(target, drafter, tree, capacity, precision, cache_form, engines)
+    if quantise is not None:
+        _check_quantise(quantise, target, drafter, cache_form)
+    return Plan(target, drafter, tree, capacity, precision, cache_form, engines, quantise)
+
+
+def _check_quantise(
+    request: QuantiseRequest, target: Target, drafter: DrafterCheckpoint | None, cache_form: CacheForm
+) -> None:
+    """Raise InputError where a graph cannot be quantised as it is asked."""
+    if "draft" in request.graphs and drafter is None:
+        raise InputError("a draft precision needs a drafter: name one with --drafter, or leave it out")
+    for graph, wanted in request.graphs.items():
+        if cache_form == "shared" and "fp8" in wanted.all_schemes:
+            raise InputError(
+                f"{graph} precision fp8 is for TensorRT: use it with --backend tensorrt-rtx or tensorrt, or "
+                "take w8a8"
+            )
+        if cache_form == "static" and "int8" in wanted.all_schemes:
+            raise InputError(
+                f"{graph} precision int8 (weights only) is for ONNX Runtime on the CPU: take w8a8 or int4"
+            )
+        if wanted.needs_samples and request.samples is None:
+            raise InputError(
+                f"{graph} precision {wanted.scheme} needs samples of real rounds: record them with "
+                "`poss-export calibrate` and name the file with --samples"
+            )
+    if request.samples is not None:
+        check_record(
+            request.samples,
+            target_sha256=target.sha256,
+            drafter_sha256=drafter.sha256 if drafter is not None and "draft" in request.graphs else None,
+            vocab_size=target.config.vocab_size,
+        )
 
 
 def check_output(folder: Path) -> None:
@@ -197,10 +234,11 @@ def build_bundle(
         return present
     with _unfinished(folder) as unfinished:
         if present is None:
-            manifest = _fill(unfinished, plan, argv, report)
+            manifest = _make(unfinished, plan, argv, report, progress)
         else:
             manifest = replace(present, argv=tuple(argv), engines=())
-            _link(folder, unfinished, manifest.files)
+            for name in manifest.files:
+                link_or_copy(folder / name, unfinished / name)
         kept = () if present is None else present.engines
         engines = _build_engines(unfinished, plan, manifest, kept, report, progress)
         manifest = replace(manifest, engines=engines)
@@ -226,6 +264,7 @@ def _unchanged(plan: Plan, folder: Path) -> Manifest | None:
         ("drafter", drafter and drafter.sha256, planned and planned.sha256),
         ("tree", drafter and drafter.tree, planned and plan.tree),
         ("precision", manifest.precision, plan.precision),
+        ("quantisation", _requests(manifest), _requests(plan)),
         ("cache form", manifest.cache_form, plan.cache_form),
         ("capacity", manifest.capacity, plan.capacity),
         *((f"version of {name}", manifest.versions[name], versions[name]) for name in _DECIDING),
@@ -237,6 +276,15 @@ def _unchanged(plan: Plan, folder: Path) -> Manifest | None:
                 f"(it has another {name})"
             )
     return manifest
+
+
+def _requests(made: Manifest | Plan) -> dict[str, Any]:
+    """Return what is asked of each graph, as plain values."""
+    if isinstance(made, Manifest):
+        return {graph: entry["request"] for graph, entry in made.quantisation.items()}
+    if made.quantise is None:
+        return {}
+    return made.quantise.to_dict()
 
 
 def _missing_engines(plan: Plan, manifest: Manifest) -> list[EngineSpec]:
@@ -300,17 +348,32 @@ def _graphs(folder: Path, plan: Plan, capacity: int, report: Report) -> Iterator
         return
     with tempfile.TemporaryDirectory(dir=folder) as other:
         report(f"exporting again for {capacity} tokens")
-        _fill(Path(other), replace(plan, capacity=capacity, engines=None), (), lambda _: None)
+        smaller = replace(plan, capacity=capacity, engines=None)
+        _make(Path(other), smaller, (), lambda _: None, lambda *_: None)
         yield Path(other)
 
 
-def _link(folder: Path, to: Path, names: Iterable[str]) -> None:
-    """Give `to` the files of a bundle, without a copy where the file system can."""
-    for name in names:
-        try:
-            (to / name).hardlink_to(folder / name)
-        except OSError:
-            shutil.copy2(folder / name, to / name)
+def _make(
+    folder: Path, plan: Plan, argv: Sequence[str], report: Report, progress: Progress
+) -> Manifest:
+    """Fill `folder` with everything but the manifest and engines; return the manifest."""
+    if plan.quantise is None:
+        return _fill(folder, plan, argv, report)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        source = _source(Path(name) / "source", plan, argv, report)
+        reference = source
+        if plan.cache_form != "shared":
+            report("exporting again, to decide and to compare")
+            common = replace(plan, cache_form="shared", precision="fp32")
+            reference = _source(Path(name) / "reference", common, argv, lambda _: None)
+        manifest = quantise_bundle(source, reference, folder, plan.quantise, report=report, progress=progress)
+    names = [path.name for path in folder.iterdir()]
+    return replace(manifest, files=describe_files(folder, names))
+
+
+def _source(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Source:
+    folder.mkdir()
+    return Source(folder, _fill(folder, plan, argv, report))
 
 
 def _fill(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Manifest:

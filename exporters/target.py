@@ -76,7 +76,7 @@ def export_target(
     contract = target_contract(config, precision)
     graph = TargetGraph(_in_precision(decoder, precision), cache_form, capacity)
     export_graph(graph, contract, path, {"capacity": capacity} if cache_form == "static" else {})
-    return embedding_table(path)
+    return EmbeddingTable.in_graph(path)
 
 
 def _in_precision(decoder: Decoder, precision: Precision) -> Decoder:
@@ -87,17 +87,3 @@ def _in_precision(decoder: Decoder, precision: Precision) -> Decoder:
     dtype = getattr(torch, FLOAT[precision])
     return assign(decoder.config, {name: weight.to(dtype) for name, weight in weights.items()})
 
-
-def embedding_table(path: Path) -> EmbeddingTable:
-    """Return where in the weights of the target graph at `path` the embedding table lies."""
-    import onnx
-
-    graph = onnx.load(path, load_external_data=False).graph
-    name = next(
-        node.input[0] for node in graph.node if node.op_type == "Gather" and "input_ids" in node.input
-    )
-    table = next(tensor for tensor in graph.initializer if tensor.name == name)
-    where = {entry.key: entry.value for entry in table.external_data}
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(table.data_type).name
-    vocab, hidden = table.dims
-    return EmbeddingTable(where["location"], int(where["offset"]), dtype, (vocab, hidden))

@@ -56,7 +56,10 @@ class Bundle:
         self.text = Text((folder / TOKENIZER).read_text(encoding="utf-8"), manifest.text)
         contracts, capacity = contracts_of(manifest), manifest.capacity
         if engines is None:
-            self.target = OrtTargetSession(folder / TARGET_GRAPH, contracts["target"], capacity, options)
+            least = manifest.least_width if manifest.cache_form == "shared" else 1
+            self.target = OrtTargetSession(
+                folder / TARGET_GRAPH, contracts["target"], capacity, options, least
+            )
         else:
             self.target = TensorrtTargetSession(folder, engines["target"], contracts["target"])
         self.drafter = None

@@ -81,7 +81,7 @@ def profile_bundle(
         ]
         if bundle.drafter is not None and bundle.manifest.drafter is not None:
             depth = bundle.manifest.drafter.tree.depth
-            draft, whole = _round_times(bundle.target, bundle.drafter, ids, depth, repeats)
+            draft, whole = round_times(bundle.target, bundle.drafter, ids, depth, repeats)
             found["draft"] += [_row(context, times, rows=rows) for rows, times in draft.items()]
             width = bundle.manifest.drafter.tree.nodes + 1
             found["round"].append(_row(context, whole, width=width, rows=1))
@@ -100,7 +100,7 @@ def engine_facts(backend: Backend, provider: Provider, threads: int | None) -> d
     return {"backend": backend, "version": version(MODULES[backend]), "device": device_name()}
 
 
-def _round_times(
+def round_times(
     target: TargetSession, drafter: DraftSession, ids: Ints, depth: int, repeats: int
 ) -> tuple[dict[int, Milliseconds], Milliseconds]:
     """Return the times of drafting, by new rows, and of whole rounds whose drafter reads one new row."""

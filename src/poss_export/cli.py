@@ -9,20 +9,30 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
-from poss_export.config import Alignment, CacheForm, Drafting, Fusion, MaskFeature, Precision, TreeShape
-from poss_export.engine import FLAVOURS, Backend, EngineEntry, EngineOptions
+from poss_export.config import (
+    Alignment,
+    CacheForm,
+    Drafting,
+    Fusion,
+    MaskFeature,
+    Precision,
+    Scheme,
+    TreeShape,
+)
+from poss_export.engine import FLAVOURS, Backend, EngineEntry, EngineOptions, GraphName
 from poss_export.errors import InputError, PossExportError
 from poss_export.training.presets import PRESETS, Recipe
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from poss_export.calibration.quantise import QuantiseRequest
     from poss_export.exporters.build import Plan
     from poss_export.runtime.checks import Check
     from poss_export.runtime.generation import Generation, Stream
@@ -94,6 +104,72 @@ def _running(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _quantising(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how graphs are quantised, and what the result must reach."""
+    layer = click.option(
+        "--layer-precision",
+        "layers",
+        metavar="LAYER=PRECISION",
+        multiple=True,
+        help="Another precision for some layers of the target: head, or a weight's name with wildcards; "
+        "float leaves them as they are. Repeatable, the last that fits counts.",
+    )
+    draft_layer = click.option(
+        "--draft-layer-precision",
+        "draft_layers",
+        metavar="LAYER=PRECISION",
+        multiple=True,
+        help="The same for the drafter: head, fusion, or a weight's name.",
+    )
+    options = (
+        click.option("--draft-precision", type=click.Choice(get_args(Scheme)), help="Quantise the drafter."),
+        click.option(
+            "--samples",
+            metavar="RECORD",
+            type=click.Path(path_type=Path),
+            help="Real rounds, from `poss-export calibrate`: w8a8 and fp8 need them, int8 and int4 gain by them.",
+        ),
+        layer,
+        draft_layer,
+        click.option(
+            "--observer",
+            type=click.Choice(["min-max", "percentile", "entropy", "mse"]),
+            default="min-max",
+            help="How far the range of an activation reaches.",
+        ),
+        click.option(
+            "--smoothing/--no-smoothing",
+            default=True,
+            help="Move outliers of activations into weights, where that makes the output more accurate.",
+        ),
+        click.option(
+            "--most-sensitive",
+            default=0.001,
+            help="Layers whose rounded activations alone cost more nats a token stay in a higher precision.",
+        ),
+        click.option(
+            "--held-out",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            show_default="one built in",
+            help="Plain text that quality is measured on.",
+        ),
+        click.option(
+            "--held-out-prompts",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            show_default="a few built in",
+            help="JSON Lines of prompts that tau is measured on.",
+        ),
+        click.option("--max-perplexity", default=1.05, help="Of the quantised target, times the float one's."),
+        click.option("--min-agreement", default=0.85, help="Share of tokens with the same likeliest next one."),
+        click.option("--min-tau", default=0.85, help="Of the quantised pair, times the float pair's."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="poss-export")
 def main() -> None:
@@ -118,7 +194,13 @@ def main() -> None:
     show_default="2048, or the target's longest context",
     help="Tokens of prompt and answer together.",
 )
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32")
+@click.option(
+    "--precision",
+    type=click.Choice([*get_args(Precision), *get_args(Scheme)]),
+    default="fp32",
+    help="w8a8: 8-bit weights and activations; int8, int4: weights only; fp8: TensorRT.",
+)
+@_quantising
 @click.option(
     "--cache-form",
     type=click.Choice(["shared", "static"]),
@@ -171,14 +253,14 @@ def build(
     top_k: int,
     tree_nodes: int,
     capacity: int | None,
-    precision: Precision,
+    precision: Precision | Scheme,
     cache_form: CacheForm | None,
     backend: Backend,
     capacities: tuple[int, ...],
     timing_cache: Path | None,
     dry_run: bool,
     force: bool,
-    **options: Any,
+    **others: Any,
 ) -> None:
     """Export TARGET and a drafter, check the graphs against PyTorch, write BUNDLE.
 
@@ -196,6 +278,9 @@ def build(
     from poss_export.targets.checkpoint import open_target
 
     check_output(bundle)
+    form = cache_form or ("shared" if backend == "onnxruntime" else "static")
+    quantise = _quantise_request(precision, form, others)
+    options = {field.name: others[field.name] for field in fields(EngineOptions)}
     engines = None
     if backend != "onnxruntime":
         engines = request_engines(backend, EngineOptions(**options), capacities, timing_cache)
@@ -206,9 +291,10 @@ def build(
         None if drafter is None else load_drafter(drafter, positions_per_specialist),
         tree=tree,
         capacity=capacity,
-        precision=precision,
-        cache_form=cache_form or ("shared" if engines is None else "static"),
+        precision=_float_type(precision, form),
+        cache_form=form,
         engines=engines,
+        quantise=quantise,
     )
     _warn_of_other_target(plan)
     if dry_run:
@@ -220,8 +306,103 @@ def build(
         )
     figures = ", ".join(f"{name} {value:.1e}" for name, value in manifest.parity.items())
     click.echo(f"{bundle}: {_megabytes(sum(f.size for f in manifest.files.values()))}, parity {figures}")
+    if manifest.quality is not None:
+        _print_quality(manifest.quality)
     for entry in manifest.engines:
         _print_engine(entry, manifest.files[entry.spec.file].size)
+
+
+def _float_type(precision: "Precision | Scheme", form: CacheForm) -> Precision:
+    """Return what a graph computes in where it is not quantised."""
+    if precision in get_args(Precision):
+        return cast(Precision, precision)
+    return "fp32" if form == "shared" else "fp16"
+
+
+def _quantise_request(
+    precision: "Precision | Scheme", form: CacheForm, options: Mapping[str, Any]
+) -> "QuantiseRequest | None":
+    """Return what the command line asks of quantised graphs, or None."""
+    asked: dict[GraphName, Scheme | None] = {
+        "target": cast(Scheme, precision) if precision in get_args(Scheme) else None,
+        "draft": options["draft_precision"],
+    }
+    layers = {"target": options["layers"], "draft": options["draft_layers"]}
+    for graph, scheme in asked.items():
+        if layers[graph] and scheme is None:
+            raise InputError(f"precisions of layers are of a quantised {graph}: name its precision too")
+    if not any(asked.values()) and options["samples"] is None:
+        return None
+    from poss_export.calibration.decisions import GraphRequest
+    from poss_export.calibration.quality import HELD_OUT, Thresholds
+    from poss_export.calibration.quantise import QuantiseRequest
+    from poss_export.calibration.record import load_record
+    from poss_export.prompts import read_prompts
+    from poss_export.runtime.checks import PROMPTS
+
+    refuge: Scheme | None = "int8" if form == "shared" else None
+    prompts = options["held_out_prompts"]
+    return QuantiseRequest(
+        graphs={
+            graph: GraphRequest(
+                scheme,
+                # Few models bear a head in 4 bits.
+                layers=((("head", refuge),) if scheme == "int4" else ())
+                + tuple(_layer_precision(text) for text in layers[graph]),
+                observer=options["observer"],
+                smoothing=options["smoothing"],
+                most_sensitive=options["most_sensitive"],
+                refuge=refuge,
+            )
+            for graph, scheme in asked.items()
+            if scheme is not None
+        },
+        samples=None if options["samples"] is None else load_record(options["samples"]),
+        thresholds=Thresholds(options["max_perplexity"], options["min_agreement"], options["min_tau"]),
+        text=options["held_out"] or HELD_OUT,
+        prompts=PROMPTS if prompts is None else tuple(read_prompts(prompts)),
+    )
+
+
+def _layer_precision(text: str) -> "tuple[str, Scheme | None]":
+    """Read "head=int8"."""
+    pattern, _, precision = text.rpartition("=")
+    if not pattern or precision not in (*get_args(Scheme), "float"):
+        raise InputError(
+            f"layer precision {text!r}: expected LAYER=PRECISION, such as head=int8, with one of "
+            f"{', '.join(get_args(Scheme))} or float"
+        )
+    return pattern, None if precision == "float" else cast(Scheme, precision)
+
+
+def _print_quality(quality: Mapping[str, Any]) -> None:
+    """Print what quantising costs, beside the pair in floating point."""
+    text, rounds, widths = quality["text"], quality["rounds"], quality.get("widths")
+    _print_facts(
+        {
+            "perplexity": f"{text['perplexity']:.3f}, in floating point {text['reference_perplexity']:.3f}",
+            "divergence": f"{text['divergence']:.4f} nats a token",
+            "agreement": f"{text['agreement']:.1%} of {text['tokens']} tokens",
+            **(
+                {
+                    "tau": f"{rounds['tau']:.2f}, in floating point {rounds['reference_tau']:.2f}",
+                    "equal answers": f"{rounds['equal_answers']} of {rounds['prompts']}",
+                }
+                if rounds
+                else {}
+            ),
+            **(
+                {
+                    "width-independent": f"from {widths['least_width']} tokens a call on"
+                    if widths["least_width"]
+                    else "no",
+                    "exact in trees": "yes" if widths["tree_exact"] else "no, only in chains (--top-k 1)",
+                }
+                if widths
+                else {}
+            ),
+        }
+    )
 
 
 @main.command()

@@ -5,7 +5,8 @@
     ├── CheckpointError   a target or drafter checkpoint that cannot be used
     ├── BundleError       a bundle that is incomplete, edited or does not fit
     ├── BackendError      an engine library or device that is not there, or refused the graph
-    └── ParityError       a graph whose results differ from what it was made from
+    ├── ParityError       a graph whose results differ from what it was made from
+    └── QualityError      a quantised bundle that loses more than is allowed
 
 A user's mistake raises one of these with the value, what was expected and what to do next.
 The command line prints the message and exits with `exit_code`; libraries' errors are translated
@@ -39,3 +40,7 @@ class BackendError(PossExportError):
 
 class ParityError(PossExportError):
     """A graph's results differ from the model it was exported from, or tokens differ where they must not."""
+
+
+class QualityError(PossExportError):
+    """A quantised bundle loses more than is allowed."""

@@ -5,8 +5,9 @@ It is written last and in one step, so a folder without a manifest is not a bund
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,21 @@ class EmbeddingTable:
     offset: int  # bytes
     dtype: str
     shape: tuple[int, int]
+
+    @classmethod
+    def in_graph(cls, path: Path) -> "EmbeddingTable":
+        """Find the table in the weights of the target graph at `path`."""
+        import onnx
+
+        graph = onnx.load(path, load_external_data=False).graph
+        name = next(
+            node.input[0] for node in graph.node if node.op_type == "Gather" and "input_ids" in node.input
+        )
+        table = next(tensor for tensor in graph.initializer if tensor.name == name)
+        where = {entry.key: entry.value for entry in table.external_data}
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(table.data_type).name
+        vocab, hidden = table.dims
+        return cls(where["location"], int(where.get("offset", 0)), dtype, (vocab, hidden))
 
     def open(self, folder: Path) -> np.ndarray[Any, np.dtype[Any]]:
         """Map the table of the bundle in `folder`, read-only: rows are read from disk when they are used."""
@@ -89,7 +105,8 @@ class Manifest:
 
     A bundle without a drafter can only decode with the target. `versions` maps library to version,
     `parity` maps a check to its figure, `created` is an ISO 8601 time, `argv` the command that built it.
-    `engines` are compiled from the graphs; ONNX Runtime reads the graphs themselves.
+    `engines` are compiled from the graphs; ONNX Runtime reads the graphs themselves. `quantisation` says how
+    each graph was quantised, `quality` what that costs (docs/quantisation.md).
     """
 
     target: TargetEntry
@@ -104,6 +121,34 @@ class Manifest:
     parity: dict[str, float]
     files: dict[str, FileEntry]
     engines: tuple[EngineEntry, ...] = ()
+    quantisation: dict[GraphName, dict[str, Any]] = field(default_factory=dict)
+    quality: dict[str, Any] | None = None
+
+    @property
+    def least_width(self) -> int:
+        """Tokens of a target call from which on a row's result no longer depends on how many there are."""
+        return self._widths.get("least_width") or 1
+
+    @property
+    def exact(self) -> bool | None:
+        """Whether speculation leaves every logit as target-only decoding computes it, bit for bit.
+
+        None where that was not measured: in floating point near-ties may be decided by rounding.
+        """
+        if not self._widths or self.drafter is None:
+            return None
+        return bool(self._widths["least_width"]) and (
+            self._widths["tree_exact"] or self.drafter.tree.top_k == 1
+        )
+
+    @property
+    def _widths(self) -> dict[str, Any]:
+        widths: dict[str, Any] = (self.quality or {}).get("widths", {})
+        return widths
+
+    def label(self, graph: GraphName) -> str:
+        """Return in which precision a graph computes, in the words of the command line."""
+        return str(self.quantisation[graph]["scheme"]) if graph in self.quantisation else self.precision
 
     def graph_sha256(self, graph: GraphName) -> str:
         """Return the hash of a graph and its weights, from those of their files."""
@@ -134,6 +179,14 @@ class Manifest:
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     """Hash the files of a bundle for its manifest."""
     return {name: FileEntry(_sha256(folder / name), (folder / name).stat().st_size) for name in sorted(names)}
+
+
+def link_or_copy(file: Path, to: Path) -> None:
+    """Put `file` at `to`, without a copy where the file system can."""
+    try:
+        to.hardlink_to(file)
+    except OSError:
+        shutil.copy2(file, to)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -13,7 +13,8 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from poss_export.errors import InputError
-from poss_export.exporters.target import check_target, embedding_table
+from poss_export.exporters.target import check_target
+from poss_export.manifest import EmbeddingTable
 from poss_export.exporters.widening import widen
 from poss_export.runtime.differences import TOLERANCE, difference
 from poss_export.runtime.tree import DraftTree
@@ -85,7 +86,7 @@ def test_widening_keeps_every_weight(graph: Path, tmp_path: Path) -> None:
 
 
 def test_the_embedding_table_is_mapped_as_bits(graph: Path, tiny_folder: Any) -> None:
-    table = embedding_table(graph)
+    table = EmbeddingTable.in_graph(graph)
     assert table.dtype == "bfloat16"
     bits = table.open(graph.parent)
     values = (bits.astype(np.uint32) << 16).view(np.float32)
