@@ -203,4 +203,3 @@ def require_quality(figures: Mapping[str, Any], thresholds: Thresholds) -> None:
             "precision (--most-sensitive, --layer-precision), take another --precision, or lower the "
             "threshold; nothing was written"
         )
-

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from poss_export.calibration import insertion
-from poss_export.calibration.acceptance import ACCEPTANCE, from_record, save_acceptance
+from poss_export.calibration.acceptance import from_record, save_acceptance
 from poss_export.calibration.decisions import Decisions, GraphRequest, Sweep, decide
 from poss_export.calibration.heads import COPY, untie
 from poss_export.calibration.quality import (
@@ -28,7 +28,15 @@ from poss_export.calibration.sites import find_sites
 from poss_export.calibration.smoothing import find_folds, move_scales
 from poss_export.calibration.statistics import Feed, Statistics, observe
 from poss_export.engine import GraphName
-from poss_export.manifest import GRAPHS, TARGET_GRAPH, TOKENIZER, EmbeddingTable, Manifest, link_or_copy
+from poss_export.manifest import (
+    ACCEPTANCE,
+    GRAPHS,
+    TARGET_GRAPH,
+    TOKENIZER,
+    EmbeddingTable,
+    Manifest,
+    link_or_copy,
+)
 from poss_export.runtime.bundle import Bundle, contracts_of
 from poss_export.runtime.checks import PROMPTS
 from poss_export.runtime.ort import OrtDraftSession, OrtOptions, OrtTargetSession

@@ -3,7 +3,7 @@
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -353,9 +353,7 @@ def _graphs(folder: Path, plan: Plan, capacity: int, report: Report) -> Iterator
         yield Path(other)
 
 
-def _make(
-    folder: Path, plan: Plan, argv: Sequence[str], report: Report, progress: Progress
-) -> Manifest:
+def _make(folder: Path, plan: Plan, argv: Sequence[str], report: Report, progress: Progress) -> Manifest:
     """Fill `folder` with everything but the manifest and engines; return the manifest."""
     if plan.quantise is None:
         return _fill(folder, plan, argv, report)

@@ -86,4 +86,3 @@ def _in_precision(decoder: Decoder, precision: Precision) -> Decoder:
     weights = dict(decoder.named_parameters())  # a tied table once
     dtype = getattr(torch, FLOAT[precision])
     return assign(decoder.config, {name: weight.to(dtype) for name, weight in weights.items()})
-

@@ -90,13 +90,7 @@ class Stream:
         Raises:
             InputError: a value cannot be used, or the prompt does not fit the capacity.
         """
-        if not prompt_ids:
-            raise InputError("the prompt is empty; give at least one token of text")
-        if len(prompt_ids) > target.capacity:
-            raise InputError(
-                f"the prompt has {len(prompt_ids)} tokens, the bundle's capacity is {target.capacity}: "
-                "shorten the prompt, or build with a larger --capacity"
-            )
+        check_prompt(prompt_ids, target.capacity)
         if prefill_chunk < 1:
             raise InputError(f"prefill_chunk is {prefill_chunk}; it must be at least 1")
         self._target, self._drafter = target, drafter
@@ -152,3 +146,14 @@ class Stream:
 
     def _engine_seconds(self) -> tuple[float, float]:
         return self._target.engine_seconds, self._drafter.engine_seconds if self._drafter else 0.0
+
+
+def check_prompt(prompt_ids: Sequence[int], capacity: int) -> None:
+    """Raise InputError where a prompt is empty, or longer than the caches."""
+    if not prompt_ids:
+        raise InputError("the prompt is empty; give at least one token of text")
+    if len(prompt_ids) > capacity:
+        raise InputError(
+            f"the prompt has {len(prompt_ids)} tokens, the bundle's capacity is {capacity}: "
+            "shorten the prompt, or build with a larger --capacity"
+        )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poss_export.runtime.session import DraftSession, Ints, TargetSession
+from poss_export.runtime.session import DraftSession, Ints, TargetOutput, TargetSession
 from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import Verify
 
@@ -42,12 +42,16 @@ def prefill(
     """Read the prompt [length]; return t and f of its last chunk, which the first round proposes from."""
     for start in range(0, len(prompt), chunk):
         ids = prompt[start : start + chunk]
-        n = len(ids)
-        output = target.forward(
-            ids[None], np.arange(n)[None], np.tri(n, dtype=bool)[None], np.array([[n - 1]])
-        )
-        target.commit([range(n)])
-        if drafter is not None and start + n < len(prompt):
-            drafter.propose(prompt[None, start + 1 : start + n + 1], output.features)  # for its cache only
+        end = start + len(ids)
+        output = run_chunk(target, ids)
+        target.commit([range(len(ids))])
+        if drafter is not None and end < len(prompt):
+            drafter.propose(prompt[None, start + 1 : end + 1], output.features)  # for its cache only
     root = verify(DraftTree.with_root(int(ids[-1])), output).bonus
     return np.append(ids[1:], root), output.features
+
+
+def run_chunk(target: TargetSession, ids: Ints) -> TargetOutput:
+    """Run a chunk of a prompt [length] behind the committed rows; only its last logits are wanted."""
+    n = len(ids)
+    return target.forward(ids[None], np.arange(n)[None], np.tri(n, dtype=bool)[None], np.array([[n - 1]]))

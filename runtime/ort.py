@@ -111,11 +111,30 @@ class OrtSession(CachedSession):
         allocate = CudaCaches if self.options.provider == "cuda" else HostCaches
         self._caches = allocate((len(caches), *caches[0].sizes), caches[0].dtype)
         self._call = lru_cache(_CALLS_KEPT)(self._bind)
+        self._last: _Call | None = None
         return self
 
     def __exit__(self, *error: object) -> None:
         """Free the graph and its caches."""
-        del self._call, self._caches, self._session
+        del self._call, self._last, self._caches, self._session
+
+    def last_feed(self) -> dict[str, NDArray[Any]]:
+        """Return every input of the last call by name, as views of the session's own buffers.
+
+        They are valid until the session's next call or `reset`. Cache rows before `past_length` are those
+        that the call read, also after `commit`; what lies behind them is provisional.
+
+        Raises:
+            InputError: there was no call yet.
+            BackendError: the caches are on a device.
+        """
+        if self._last is None:
+            raise InputError(f"{self.name} has not run yet; there is no feed to return")
+        if not isinstance(self._caches, HostCaches):
+            raise BackendError(f"the caches of {self.name} are on a device; run it on the CPU to read feeds")
+        names, arrays = _cache_names(self.contract.inputs), self._last.arrays
+        plain = {spec.name: arrays[spec.name] for spec in _plain(self.contract.inputs)}
+        return {**plain, **dict(zip(names, self._caches.block, strict=True))}
 
     def _bind(self, **widths: int) -> _Call:
         contract = self.contract.with_sizes(**widths)
@@ -131,6 +150,7 @@ class OrtSession(CachedSession):
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed in {self.graph.name}: {error}") from error
         self.engine_seconds += time.perf_counter() - start
+        self._last = call
 
 
 class OrtTargetSession(OrtSession):

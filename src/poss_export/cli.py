@@ -32,7 +32,9 @@ from poss_export.training.presets import PRESETS, Recipe
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from poss_export.calibration.acceptance import Acceptance
     from poss_export.calibration.quantise import QuantiseRequest
+    from poss_export.calibration.record import Record
     from poss_export.exporters.build import Plan
     from poss_export.runtime.checks import Check
     from poss_export.runtime.generation import Generation, Stream
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 # What the `export` extra brings; a deployment has none of it.
 EXPORT_LIBRARIES = ("gguf", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch")
 # Options of `train` that change its stages.
+_FITS = ("before", "after")  # of an acceptance calibration
 STAGE_FIELDS = ("steps", "step_decay", "token_weight", "top_weight", "feature_weight", "learning_rate")
 
 
@@ -161,8 +164,12 @@ def _quantising(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default="a few built in",
             help="JSON Lines of prompts that tau is measured on.",
         ),
-        click.option("--max-perplexity", default=1.05, help="Of the quantised target, times the float one's."),
-        click.option("--min-agreement", default=0.85, help="Share of tokens with the same likeliest next one."),
+        click.option(
+            "--max-perplexity", default=1.05, help="Of the quantised target, times the float one's."
+        ),
+        click.option(
+            "--min-agreement", default=0.85, help="Share of tokens with the same likeliest next one."
+        ),
         click.option("--min-tau", default=0.85, help="Of the quantised pair, times the float pair's."),
     )
     for option in reversed(options):
@@ -626,6 +633,110 @@ def profile(
     from poss_export.tables import profile_table
 
     Console().print(profile_table(values))
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompt", nargs=-1)
+@click.option("-o", "--output", "record", metavar="RECORD", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    show_default="the target invents some",
+    help="JSON Lines of `prompt`, or of `turns` (the first is asked).",
+)
+@click.option(
+    "--num-prompts",
+    type=click.IntRange(1),
+    show_default="32 invented ones, or all given ones",
+    help="Record so many answers.",
+)
+@click.option("--max-new-tokens", type=click.IntRange(1), default=64, help="Longest answer, in tokens.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of invented prompts.")
+@click.option("--threads", type=int, show_default="ONNX Runtime's choice", help="CPU threads.")
+@click.option(
+    "--acceptance",
+    metavar="FILE.json",
+    type=click.Path(path_type=Path),
+    help="Write what the drafter's scores are worth, as docs/acceptance-calibration.md defines it.",
+)
+@click.option(
+    "--plot", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw it: reliability by depth."
+)
+@click.option("--force", is_flag=True, help="Replace files that are there.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@click.pass_context
+def calibrate(
+    ctx: click.Context,
+    bundle: Path,
+    prompt: tuple[str, ...],
+    record: Path,
+    prompts: Path | None,
+    num_prompts: int | None,
+    max_new_tokens: int,
+    seed: int,
+    threads: int | None,
+    acceptance: Path | None,
+    plot: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Record in RECORD what draft/verify rounds of BUNDLE feed its graphs: samples for calibration.
+
+    The bundle answers the prompts greedily on the CPU. Without prompts the target invents some.
+    """
+    from poss_export.calibration.acceptance import from_record, save_acceptance
+    from poss_export.calibration.prompts import invent_prompts
+    from poss_export.calibration.record import check_output, open_to_record, record_rounds, save_record
+    from poss_export.plots import check_plot, plot_acceptance
+    from poss_export.prompts import read_prompts
+
+    outputs = [path for path in (record, acceptance, plot) if path is not None]
+    for path in outputs:
+        check_output(path, force, [other for other in outputs if other is not path])
+    if plot is not None:
+        check_plot(plot)
+    asked = [*prompt, *(read_prompts(prompts) if prompts else ())][:num_prompts]
+    if prompts is not None and not asked:
+        raise InputError(f"{str(prompts)!r} is empty; write prompts into it, or leave it out to invent some")
+    opened = open_to_record(bundle, threads, with_drafter=acceptance is not None or plot is not None)
+    with opened as engines, _progress() as progress:
+        asked = asked or invent_prompts(engines, num_prompts or 32, seed, progress)
+        ids = [engines.encode(text, raw=engines.manifest.text.chat_template is None) for text in asked]
+        made = record_rounds(engines, ids, max_new_tokens, argv=ctx.meta["argv"], progress=progress)
+    fitted = from_record(made) if acceptance is not None or plot is not None else None
+    save_record(made, record)
+    if fitted is not None and acceptance is not None:
+        save_acceptance(fitted, acceptance)
+    if fitted is not None and plot is not None:
+        plot_acceptance(fitted.to_dict(), plot)
+    _print_record(record, made, fitted, as_json)
+
+
+def _print_record(path: Path, record: "Record", acceptance: "Acceptance | None", as_json: bool) -> None:
+    facts: dict[str, Any] = {
+        "record": str(path),
+        "sha256": record.sha256,
+        "dialogues": len(record.dialogues),
+        "rounds": len(record.rounds),
+        "tokens": record.tokens,
+        "tau": record.tau,
+    }
+    errors = None if acceptance is None else {name: asdict(getattr(acceptance, name)) for name in _FITS}
+    if as_json:
+        click.echo(json.dumps({**facts, "acceptance": errors}, indent=2))
+        return
+    click.echo(
+        f"{path}: {facts['dialogues']} dialogues, {facts['rounds']} rounds, {facts['tokens']} tokens, "
+        f"tau {record.tau:.2f}, sha256 {record.sha256}"
+    )
+    if errors is not None:
+        ece, brier = ([errors[fit][figure] for fit in _FITS] for figure in ("ece", "brier"))
+        click.echo(
+            f"acceptance: expected calibration error {ece[0]:.4f}, fitted {ece[1]:.4f}; "
+            f"Brier score {brier[0]:.4f}, fitted {brier[1]:.4f}"
+        )
 
 
 def _print_checks(checks: Sequence["Check"], as_json: bool) -> None:

@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 TARGET_GRAPH = "target.onnx"
 DRAFT_GRAPH = "draft.onnx"
 TOKENIZER = "tokenizer.json"
+ACCEPTANCE = "acceptance.json"  # how the drafter's scores are to be read (docs/acceptance-calibration.md)
 GRAPHS: dict[GraphName, str] = {"target": TARGET_GRAPH, "draft": DRAFT_GRAPH}
 
 SMALL_FILE = 64 << 20  # bytes; larger files are hashed only on a full check, or loading would take seconds

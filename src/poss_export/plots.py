@@ -7,6 +7,7 @@ from typing import Any
 
 from poss_export.errors import InputError
 
+_SHARES = (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
 _COLOURS = ("#1f6f8b", "#d1495b", "#5b8c5a", "#edae49")
 
 
@@ -69,3 +70,77 @@ def plot_profile(profile: Mapping[str, Any], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False)
     figure.savefig(path)
+
+
+def plot_acceptance(acceptance: Mapping[str, Any], path: Path) -> None:
+    """Draw an acceptance calibration, as its `to_dict` returns it, to `path`: reliability by depth."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    depths = acceptance["depths"]
+    columns = min(len(depths), 3)
+    rows = -(-len(depths) // columns)
+    figure = Figure(figsize=(1 + 3 * columns, 1.3 + 2.8 * rows), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, curve in zip(grid, depths, strict=False):
+        _plot_depth(axes, curve)
+    for axes in grid[len(depths) :]:
+        axes.set_axis_off()
+    for axes in grid[max(len(depths) - columns, 0) :]:
+        axes.tick_params(labelbottom=True)  # also above a place that stays empty
+    figure.supxlabel("probability that the drafter gives to a node", fontsize=10)
+    figure.supylabel("share of such nodes that were accepted", fontsize=10)
+    figure.suptitle(
+        f"{acceptance['drafter_name']} for {acceptance['target_name']}, {acceptance['precision']}: "
+        f"{acceptance['dialogues']} dialogues, {acceptance['rounds']} rounds",
+        fontsize=10,
+    )
+    grid[0].legend(loc="upper left", fontsize=7, frameon=False)
+    figure.savefig(path)
+
+
+def _plot_depth(axes: Any, curve: Mapping[str, Any]) -> None:
+    bins = curve["bins"]
+    shares = [item["accepted"] for item in bins]
+    below = [item["accepted"] - item["low"] for item in bins]
+    above = [item["high"] - item["accepted"] for item in bins]
+    axes.plot([0, 1], [0, 1], ":", color="grey", linewidth=1, label="drafter is right")
+    axes.plot(
+        [0, *curve["probabilities"], 1],
+        [curve["chances"][0], *curve["chances"], curve["chances"][-1]],
+        color=_COLOURS[1],
+        linewidth=1.2,
+        label="monotone fit",
+    )
+    axes.errorbar(
+        [item["predicted"] for item in bins],
+        shares,
+        [below, above],
+        fmt="o",
+        markersize=3.5,
+        color=_COLOURS[0],
+        elinewidth=1,
+        label="observed, 95 % interval",
+    )
+    axes.set_title(
+        f"depth {curve['depth']}, {curve['nodes']:,} nodes\n"
+        f"calibration error {curve['before']['ece']:.3f}, fitted {curve['after']['ece']:.3f}",
+        fontsize=8,
+    )
+    # Most nodes are improbable: a root spreads them and leaves the diagonal straight.
+    axes.set_xscale("function", functions=(_root, _square))
+    axes.set_yscale("function", functions=(_root, _square))
+    labels = [f"{share:g}" for share in _SHARES]
+    axes.set(xlim=(0, 1), xticks=_SHARES, xticklabels=labels, ylim=(0, 1), yticks=_SHARES, yticklabels=labels)
+    axes.tick_params(labelsize=7)
+    axes.set_aspect("equal")
+    axes.grid(alpha=0.3)
+
+
+def _root(values: Any) -> Any:
+    return abs(values) ** 0.5
+
+
+def _square(values: Any) -> Any:
+    return values**2

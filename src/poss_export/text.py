@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
 
+_MARKER = "\x00"  # stands for what a user says; no template writes it
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -71,11 +73,21 @@ class Text:
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of a dialogue that the assistant answers next."""
-        text = self._template.render(
+        ids: list[int] = self.tokenizer.encode(self._render(messages), add_special_tokens=False).ids
+        return ids
+
+    def encode_user_opening(self) -> list[int]:
+        """Return the ids of a dialogue up to where the user begins to speak."""
+        opening, marker, _ = self._render([{"role": "user", "content": _MARKER}]).partition(_MARKER)
+        if not marker:
+            raise InputError("the target's chat template changes what the user says; give prompts instead")
+        ids: list[int] = self.tokenizer.encode(opening, add_special_tokens=False).ids
+        return ids
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        return self._template.render(
             messages=messages, add_generation_prompt=True, **dict(self.config.special_tokens)
         )
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
 
     def decode_special(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, special tokens spelled out."""

@@ -238,3 +238,22 @@ def test_cuda_equals_the_cpu(make_session: MakeSession) -> None:
         for session in (host, device):
             session.commit([[0, 2, 4]])
         np.testing.assert_allclose(read(device, [8]), read(host, [8]), rtol=1e-3, atol=1e-3)
+
+
+def test_the_last_feed_is_what_the_graph_read(session: OrtTargetSession) -> None:
+    with pytest.raises(InputError, match=r"target.onnx has not run yet"):
+        session.last_feed()
+    read(session, PROMPT)
+    read(session, [8, 9])
+    feed = session.last_feed()
+    assert list(feed) == [spec.name for spec in session.contract.inputs]
+    assert (feed["input_ids"].tolist(), feed["past_length"].tolist()) == ([[8, 9]], [len(PROMPT)])
+    assert feed["logits_rows"].tolist() == [[1]]
+    assert (feed["past_key_values.1.value"][..., : len(PROMPT) + 2, :] != 0).all()
+
+
+def test_feeds_stay_on_a_device(session: OrtTargetSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    read(session, PROMPT)
+    monkeypatch.setattr(session, "_caches", object())
+    with pytest.raises(BackendError, match="are on a device; run it on the CPU"):
+        session.last_feed()

@@ -1,0 +1,218 @@
+"""Acceptance calibration: the fit against its definition, figures by hand, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from poss_export.calibration.acceptance import (
+    Acceptance,
+    Errors,
+    fit_isotonic,
+    from_record,
+    load_acceptance,
+    reliability,
+    save_acceptance,
+    wilson,
+)
+from poss_export.calibration.record import Dialogue, Record, Round
+from poss_export.config import TreeShape
+from poss_export.errors import InputError
+from poss_export.plots import plot_acceptance
+
+
+def made_record(dialogues: list[list[Round]]) -> Record:
+    return Record(
+        target_name="target",
+        target_sha256="a" * 64,
+        drafter_name="drafter",
+        drafter_sha256="b" * 64,
+        tree=TreeShape(2, 2, 4),
+        precision="fp32",
+        created="2026-01-01T00:00:00+00:00",
+        argv=(),
+        versions={},
+        dialogues=tuple(Dialogue(np.array([1, 2]), tuple(rounds)) for rounds in dialogues),
+    )
+
+
+def one_node(probability: float, accepted: bool) -> Round:
+    scores = np.log([1, probability]).astype(np.float32)
+    return Round(np.array([3, 4]), np.array([0, 0]), scores, (0, 1) if accepted else (0,))
+
+
+def chains(truth: Any, dialogues: int = 40, rounds: int = 50, seed: int = 0) -> Record:
+    """A record of chains of two nodes, each accepted behind its parent with truth(its probability)."""
+    rng = np.random.default_rng(seed)
+
+    def draw() -> Round:
+        first, second = rng.uniform(0.05, 0.95, 2)
+        scores = np.log([1, first, first * second]).astype(np.float32)
+        path = (0,) if rng.random() > truth(first) else (0, 1) if rng.random() > truth(second) else (0, 1, 2)
+        return Round(np.array([3, 4, 5]), np.array([0, 0, 1]), scores, path)
+
+    return made_record([[draw() for _ in range(rounds)] for _ in range(dialogues)])
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Acceptance:
+    """A drafter that is too sure of itself: half of what it says is true."""
+    return from_record(chains(lambda p: p / 2))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_fit_is_the_isotonic_one(seed: int) -> None:
+    """By its definition: the highest of the lowest means of the intervals around each point."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.permutation(40) / 40, rng.random(40)
+    knots, chances = fit_isotonic(x, y, fewest=1)
+    ordered = y[np.argsort(x)]
+    expected = [
+        max(min(ordered[a : b + 1].mean() for b in range(i, 40)) for a in range(i + 1)) for i in range(40)
+    ]
+    np.testing.assert_allclose(np.unique(np.round(chances, 9)), np.unique(np.round(expected, 9)))
+    assert (np.diff(knots) > 0).all()
+    assert (np.diff(chances) > 0).all()
+
+
+def test_pools_hold_their_means() -> None:
+    x = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+    knots, chances = fit_isotonic(x, np.array([0.0, 1.0, 0.0, 1.0, 1.0]), fewest=1)
+    np.testing.assert_allclose(knots, [0.1, 0.25, 0.45])  # ones at the end have equal means: one pool
+    np.testing.assert_allclose(chances, [0, 0.5, 1])
+
+
+def test_equal_scores_have_one_chance() -> None:
+    knots, chances = fit_isotonic(np.full(60, 0.5), np.arange(60) / 60)
+    assert (knots.tolist(), len(chances)) == ([0.5], 1)
+    assert chances[0] == pytest.approx(59 / 120)
+
+
+def test_few_points_make_no_certainty() -> None:
+    x = np.arange(40) / 40
+    _, chances = fit_isotonic(x, (x > 0.96).astype(float))  # only the last one is accepted
+    assert chances.tolist() == pytest.approx([0, 1 / 20])
+
+
+def test_the_truth_is_found(fitted: Acceptance) -> None:
+    assert [curve.nodes for curve in fitted.depths] == [2000, 2000]
+    for p in (0.2, 0.5, 0.8):
+        assert fitted.chance(1, np.log(p)) == pytest.approx(p / 2, abs=0.06)
+    for p in (0.2, 0.5):
+        assert fitted.chance(2, np.log(p)) == pytest.approx(p / 4, abs=0.06)
+    for figures in (fitted, *fitted.depths):
+        assert figures.after.ece < 0.03 < 0.1 < figures.before.ece
+        assert figures.after.brier < figures.before.brier - 0.02
+
+
+def test_a_drafter_that_is_right_stays_right() -> None:
+    acceptance = from_record(chains(lambda p: p, seed=1))
+    assert acceptance.before.ece < 0.02
+    assert acceptance.after.ece < 0.03
+    assert acceptance.after.brier == pytest.approx(acceptance.before.brier, abs=0.005)
+
+
+def test_the_chance_is_linear_between_knots_and_flat_beyond(fitted: Acceptance) -> None:
+    curve = fitted.depths[1]
+    x, y = curve.probabilities, curve.chances
+    assert fitted.chance(2, np.log((x[0] + x[1]) / 2)) == pytest.approx((y[0] + y[1]) / 2)
+    assert fitted.chance(2, -99.0) == y[0]
+    assert fitted.chance(2, 0.0) == y[-1]
+    assert fitted.chance(7, np.log(x[1])) == fitted.chance(2, np.log(x[1])) != fitted.chance(1, np.log(x[1]))
+    assert fitted.chance(0, 0.0) == 1.0
+    assert (np.diff([fitted.chance(1, s) for s in np.linspace(-5, 0, 200)]) >= 0).all()
+
+
+def test_held_out_dialogues_are_not_fitted() -> None:
+    """Every fourth dialogue accepts, no other does: fits on the others say 1/3 to those, and 0 to these.
+
+    Seen dialogues would say 1/4 to all, with a Brier score of 3/16.
+    """
+    rounds = [[one_node(0.5, number % 4 == 0)] * 10 for number in range(16)]
+    acceptance = from_record(made_record(rounds))
+    assert acceptance.chance(1, np.log(0.5)) == pytest.approx(1 / 4)
+    assert acceptance.before.brier == pytest.approx(1 / 4)
+    assert acceptance.after.brier == pytest.approx((1 * 1 + 3 * (1 / 3) ** 2) / 4)
+
+
+def test_figures_by_hand() -> None:
+    rounds = [[one_node(0.2, True)] * 5 + [one_node(0.8, True)] * 5 for _ in range(8)]
+    (curve,) = from_record(made_record(rounds)).depths
+    assert [item.count for item in curve.bins] == [20] * 4
+    assert [item.predicted for item in curve.bins] == pytest.approx([0.2, 0.2, 0.8, 0.8])
+    assert [item.accepted for item in curve.bins] == [1.0] * 4
+    assert curve.before.ece == pytest.approx((0.8 + 0.2) / 2)
+    assert curve.before.brier == pytest.approx((0.64 + 0.04) / 2)
+    assert curve.after == Errors(0.0, 0.0)
+
+
+def test_intervals_are_wilson_s() -> None:
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert wilson(20, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
+    for count in range(1, 300):  # plots need shares within their intervals, also at 0 and 1
+        for successes in (0, count // 3, count):
+            low, high = wilson(successes, count)
+            assert 0 <= low <= successes / count <= high <= 1
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+
+
+def test_bins_have_equal_counts_and_not_too_few() -> None:
+    predicted = np.random.default_rng(0).random(205)
+    bins = reliability(predicted, np.round(predicted))
+    assert [item.count for item in bins] == [21] * 5 + [20] * 5
+    assert [item.predicted for item in bins] == sorted(item.predicted for item in bins)
+    assert [item.count for item in reliability(predicted[:59], np.round(predicted[:59]))] == [30, 29]
+    assert [item.count for item in reliability(predicted[:3], np.round(predicted[:3]))] == [3]
+
+
+def test_a_real_record_is_fitted(record: Record) -> None:
+    acceptance = from_record(record)
+    assert (acceptance.target_sha256, acceptance.drafter_sha256) == (record.target_sha256, "0" * 64)
+    assert (acceptance.tree, acceptance.record_sha256) == (record.tree, record.sha256)
+    assert (acceptance.dialogues, acceptance.rounds) == (19, len(record.rounds))
+    assert sum(curve.nodes for curve in acceptance.depths) == sum(len(r.tokens) - 1 for r in record.rounds)
+    accepted = sum(item.accepted * item.count for item in acceptance.depths[0].bins)
+    assert accepted == pytest.approx(sum(len(item.path) > 1 for item in record.rounds))
+
+
+def test_it_is_kept_as_json(fitted: Acceptance, tmp_path: Path) -> None:
+    path = tmp_path / "acceptance.json"
+    save_acceptance(fitted, path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert load_acceptance(path) == fitted
+    assert json.loads(path.read_text())["format_version"] == 1
+
+
+def test_other_files_are_refused(fitted: Acceptance, tmp_path: Path) -> None:
+    path = tmp_path / "acceptance.json"
+    with pytest.raises(InputError, match="is not an acceptance calibration; make one with"):
+        load_acceptance(path)
+    values = fitted.to_dict()
+    for content, message in (
+        ("[]", "is not an acceptance calibration"),
+        ("nonsense", "is not an acceptance calibration"),
+        (json.dumps({**values, "format_version": 2}), "has format version 2, this release reads 1"),
+        (json.dumps({k: v for k, v in values.items() if k != "tree"}), "is incomplete"),
+    ):
+        path.write_text(content)
+        with pytest.raises(InputError, match=message):
+            load_acceptance(path)
+    with pytest.raises(InputError, match=r"cannot write .* choose another output file"):
+        save_acceptance(fitted, tmp_path / "none" / "acceptance.json")
+
+
+def test_records_without_drafts_are_refused(record: Record) -> None:
+    with pytest.raises(InputError, match="recorded without a drafter"):
+        from_record(replace(record, drafter_name=None, drafter_sha256=None, tree=None))
+    with pytest.raises(InputError, match=r"fitted to 7 dialogues and .* rounds, expected at least 8 and 64"):
+        from_record(replace(record, dialogues=record.dialogues[:7]))
+
+
+@pytest.mark.parametrize("depths", [1, 2])
+def test_the_plot_is_a_picture(depths: int, fitted: Acceptance, tmp_path: Path) -> None:
+    path = tmp_path / "plot.png"
+    plot_acceptance(replace(fitted, depths=fitted.depths[:depths]).to_dict(), path)
+    assert path.read_bytes().startswith(b"\x89PNG")
