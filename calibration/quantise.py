@@ -111,12 +111,14 @@ def quantise_bundle(
     alone = source.folder == reference.folder
     with nullcontext(to) if alone else _temporary(to) as twin_folder:
         twin = Source(twin_folder, reference.manifest)  # the reference, quantised graph by graph
-        _copy(reference, twin.folder, GRAPHS)
+        _copy(reference, twin.folder, GRAPHS.keys() - request.graphs.keys())
         decided = dict[GraphName, Decisions]()
         for graph in (graph for graph in GRAPHS if graph in request.graphs):  # the target first
             wanted = request.graphs[graph]
             report(f"quantising {GRAPHS[graph]}")
-            model = onnx.load(reference.folder / GRAPHS[graph])
+            model = onnx.load(
+                reference.folder / GRAPHS[graph]
+            )  # before it has a second link, which it refuses
             statistics = None
             if request.samples is not None:
                 statistics = _observe(reference, twin, graph, request.samples, progress)
@@ -130,7 +132,7 @@ def quantise_bundle(
             for graph, decisions in decided.items():
                 _write(_moved(source.folder / GRAPHS[graph], decisions), decisions, "qdq", to / GRAPHS[graph])
             result = Source(to, _described(source.manifest, to, decided, request))
-        quality = _measure(result, reference, request, report)
+        quality = _measure(result, reference, request, report) if decided else None
         if request.samples is not None and twin.manifest.drafter is not None:
             report("calibrating acceptance")
             write_acceptance(twin, request.samples, to)
@@ -138,7 +140,7 @@ def quantise_bundle(
 
 
 def write_acceptance(source: Source, samples: Record, to: Path) -> None:
-    """Answer the prompts of the samples with the bundle, and write how its drafter's scores are to be read."""
+    """Answer the prompts of the samples with the bundle; write how its drafter's scores are to be read."""
     prompts = [dialogue.prompt.tolist() for dialogue in samples.dialogues]
     longest = max(sum(len(r.path) for r in dialogue.rounds) for dialogue in samples.dialogues)
     with source.open() as bundle:
@@ -152,6 +154,8 @@ def _observe(
     """Observe a graph of the reference; a drafter reads the features of the target that will run."""
     rows = max(dialogue.rows for dialogue in samples.dialogues[:DIALOGUES])
     calls = sum(len(dialogue.rounds) + 1 for dialogue in samples.dialogues[:DIALOGUES])
+    if graph == "draft":
+        _copy(reference, twin.folder, [graph])
     with (twin if graph == "draft" else reference).open(rows) as bundle:
         assert isinstance(bundle.target, OrtTargetSession)
         assert bundle.drafter is None or isinstance(bundle.drafter, OrtDraftSession)

@@ -278,7 +278,7 @@ def _unchanged(plan: Plan, folder: Path) -> Manifest | None:
     return manifest
 
 
-def _requests(made: Manifest | Plan) -> dict[str, Any]:
+def _requests(made: Manifest | Plan) -> dict[GraphName, dict[str, Any]]:
     """Return what is asked of each graph, as plain values."""
     if isinstance(made, Manifest):
         return {graph: entry["request"] for graph, entry in made.quantisation.items()}

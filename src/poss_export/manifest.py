@@ -138,9 +138,17 @@ class Manifest:
         """
         if not self._widths or self.drafter is None:
             return None
-        return bool(self._widths["least_width"]) and (
-            self._widths["tree_exact"] or self.drafter.tree.top_k == 1
-        )
+        return self.trees_exact or (self.chains_exact and self.drafter.tree.top_k == 1)
+
+    @property
+    def chains_exact(self) -> bool:
+        """Whether a chain of tokens was measured to have the logits of single steps, bit for bit."""
+        return self._widths.get("least_width") is not None
+
+    @property
+    def trees_exact(self) -> bool:
+        """Whether the same holds for a path between siblings."""
+        return bool(self._widths.get("tree_exact", False))
 
     @property
     def _widths(self) -> dict[str, Any]:
