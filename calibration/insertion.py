@@ -68,11 +68,11 @@ def quantise(
         schemes: of each weight to quantise, by its name, as in `Site.weight`; all uses of it follow.
         scales: largest magnitude of each activation that `w8a8` and `fp8` round, by its name, as in
             `Site.input`; what lies beyond is clipped.
-        form: which operators.
+        form: "qoperator" for a graph that ONNX Runtime runs on a CPU, "qdq" for TensorRT.
 
     Raises:
-        InputError: this graph does not multiply by a weight, or has no form in blocks; a largest magnitude
-            is missing or is no positive number.
+        InputError: a weight is not multiplied by in this graph, or TensorRT has no such blocks of it; a
+            largest magnitude is missing or is no positive number.
     """
     sites = {site.output: site for site in find_sites(model)}
     writer = _Writer(model.graph, form)
@@ -107,7 +107,8 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 def _check(
     schemes: Mapping[str, Scheme], sites: Sequence[Site], scales: Mapping[str, float], writer: "_Writer"
 ) -> None:
-    for weight in schemes.keys() - {site.weight for site in sites}:
+    known = {site.weight for site in sites}
+    for weight in (weight for weight in schemes if weight not in known):
         raise InputError(
             f"this graph does not multiply by {weight!r}: quantise weights that find_sites names"
         )
