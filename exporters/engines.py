@@ -133,7 +133,7 @@ def build_engine(
         BundleError: the graph is not what the contract says.
         OSError: the engine cannot be written.
     """
-    require_clean(graph)
+    require_clean(graph, spec.options.compute_capabilities)
     sized = contract.with_sizes(batch=1, capacity=spec.capacity)
     sized.check(*graph_tensors(graph), graph.name)
     job = Job(

@@ -15,7 +15,15 @@ import onnx.inliner
 from numpy.typing import NDArray
 
 from poss_export.errors import BackendError, InputError
-from poss_export.exporters.operator_rules import CACHE_DTYPES, OPERATORS, OPSETS, RULES, TOPK_MOST
+from poss_export.exporters.operator_rules import (
+    CACHE_DTYPES,
+    OPERATORS,
+    OPSETS,
+    QUANTISED,
+    RULES,
+    TOPK_MOST,
+    WEIGHTS_ONLY,
+)
 
 Found = Iterator[tuple[str, str]]
 Shape = list[int | str]
@@ -38,8 +46,12 @@ class Violation:
         return f"{broken}: {self.detail}; {rule.remedy}"
 
 
-def lint(path: Path) -> list[Violation]:
+def lint(path: Path, devices: Sequence[str] = ()) -> list[Violation]:
     """Return every violation in the ONNX file at `path`; its weights are not read.
+
+    Args:
+        path: the file.
+        devices: compute capabilities that it shall run on, as "8.9"; none: any.
 
     Raises:
         InputError: there is no such file, or it is no ONNX model.
@@ -50,20 +62,20 @@ def lint(path: Path) -> list[Violation]:
             raise ValueError("it has no nodes")
     except Exception as error:  # protobuf's own error is no subclass of a named one
         raise InputError(f"{str(path)!r} cannot be read as ONNX ({error}); give an .onnx file") from error
-    return lint_model(model)
+    return lint_model(model, devices)
 
 
-def require_clean(path: Path) -> None:
-    """Raise BackendError that names the first violation in the ONNX file at `path`."""
-    if violations := lint(path):
+def require_clean(path: Path, devices: Sequence[str] = ()) -> None:
+    """Raise BackendError that names the first violation in the ONNX file at `path`; as `lint`."""
+    if violations := lint(path, devices):
         more = (
             f" (and {len(violations) - 1} more; see `poss-export inspect --lint`)" if violations[1:] else ""
         )
         raise BackendError(f"TensorRT would refuse {path.name}: {violations[0]}{more}")
 
 
-def lint_model(model: onnx.ModelProto) -> list[Violation]:
-    """Return every violation in `model`, in graph order."""
+def lint_model(model: onnx.ModelProto, devices: Sequence[str] = ()) -> list[Violation]:
+    """Return every violation in `model`, in graph order; `devices` as of `lint`."""
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     found = []
     if not OPSETS[0] <= opset <= OPSETS[1]:
@@ -74,14 +86,14 @@ def lint_model(model: onnx.ModelProto) -> list[Violation]:
         onnx.shape_inference.InferenceError
     ):  # an unknown operator is a violation itself
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    return found + list(_lint_graph(_Graph(model.graph)))
+    return found + list(_lint_graph(_Graph(model.graph, devices)))
 
 
 class _Graph:
     """What checks ask about the tensors of a graph; `outer` is the graph that a branch belongs to."""
 
-    def __init__(self, proto: onnx.GraphProto, outer: "_Graph | None" = None) -> None:
-        self.proto, self.outer = proto, outer
+    def __init__(self, proto: onnx.GraphProto, devices: Sequence[str], outer: "_Graph | None" = None) -> None:
+        self.proto, self.devices, self.outer = proto, devices, outer
         described = [*proto.input, *proto.output, *proto.value_info]
         self.types = {info.name: info.type.tensor_type for info in described}
         self.inputs = {info.name for info in proto.input}
@@ -130,7 +142,7 @@ def _lint_graph(graph: _Graph) -> Iterator[Violation]:
                 yield Violation(node.name or node.output[0], node.op_type, rule, detail)
         for attribute in node.attribute:
             for branch in [attribute.g, *attribute.graphs]:
-                yield from _lint_graph(_Graph(branch, graph))
+                yield from _lint_graph(_Graph(branch, graph.devices, graph))
 
 
 def _known(graph: _Graph, node: onnx.NodeProto) -> Found:
@@ -192,7 +204,7 @@ def _scatter(graph: _Graph, node: onnx.NodeProto) -> Found:
         yield "scatter", f"reduction {reduction.decode()}"
 
 
-def _quantise(graph: _Graph, node: onnx.NodeProto) -> Found:
+def _zero_point(graph: _Graph, node: onnx.NodeProto) -> Found:
     if len(node.input) < 3 or not node.input[2]:
         return
     zero_point = graph.values(node.input[2])
@@ -202,6 +214,42 @@ def _quantise(graph: _Graph, node: onnx.NodeProto) -> Found:
         yield "zero-point", f"{node.input[2]!r} is not 0"
 
 
+def _quantised_type(graph: _Graph, node: onnx.NodeProto) -> Found:
+    dtype = _small_type(graph, node)
+    if dtype is None:
+        return
+    if dtype not in QUANTISED:
+        yield "quantised-type", f"{dtype}"
+    elif node.op_type == "QuantizeLinear" and dtype in WEIGHTS_ONLY:
+        yield "quantised-type", f"an activation becomes {dtype}"
+    elif lacking := [name for name in graph.devices if _version(name) < _version(QUANTISED[dtype])]:
+        yield "device", f"{dtype} needs {QUANTISED[dtype]}, the engine shall run on {', '.join(lacking)}"
+
+
+def _small_type(graph: _Graph, node: onnx.NodeProto) -> str | None:
+    if node.op_type == "DequantizeLinear":
+        return graph.dtype(node.input[0])
+    if len(node.input) > 2 and node.input[2]:
+        return graph.dtype(node.input[2])
+    code = _attribute(node, "output_dtype", onnx.TensorProto.UINT8) or onnx.TensorProto.UINT8
+    return onnx.helper.tensor_dtype_to_np_dtype(code).name
+
+
+def _scales(graph: _Graph, node: onnx.NodeProto) -> Found:
+    scale = graph.values(node.input[1])
+    if scale is not None and not (scale.astype(np.float32) > 0).all():
+        yield "scale", f"{node.input[1]!r} has others"
+    shape, block = graph.shape(node.input[0]), _attribute(node, "block_size", 0)
+    if shape is not None and block:
+        size = shape[_attribute(node, "axis", 1)]
+        if isinstance(size, int) and size % block:
+            yield "blocks", f"{size} in blocks of {block}"
+
+
+def _version(name: str) -> tuple[int, ...]:
+    return tuple(map(int, name.split(".")))
+
+
 _Check = Callable[[_Graph, onnx.NodeProto], Found]
 _CHECKS: dict[str, Sequence[_Check]] = {
     "Attention": [_attention],
@@ -209,8 +257,8 @@ _CHECKS: dict[str, Sequence[_Check]] = {
     "RotaryEmbedding": [_rotary],
     "TopK": [_top_k],
     "ScatterND": [_scatter],
-    "QuantizeLinear": [_quantise],
-    "DequantizeLinear": [_quantise],
+    "QuantizeLinear": [_zero_point, _quantised_type, _scales],
+    "DequantizeLinear": [_zero_point, _quantised_type, _scales],
 }
 
 

@@ -12,6 +12,10 @@ VERSION = "2026-11-25"
 OPSETS = (9, 24)  # of the standard domain
 TOPK_MOST = 3840  # measured: 3840 builds, 3841 is refused
 CACHE_DTYPES = ("float32", "float16", "bfloat16")
+# Types that QuantizeLinear and DequantizeLinear may have, and the compute capability that has them; measured,
+# but for FP4, which is documented from 10.0 on. uint8 would be read as INT8.
+QUANTISED = {"int8": "7.5", "int4": "8.0", "float8_e4m3fn": "8.9", "float4_e2m1fn": "10.0"}
+WEIGHTS_ONLY = ("int4",)
 
 _OPERATORS = """
 Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization
@@ -107,6 +111,26 @@ RULES = {
             "zero-point",
             "QuantizeLinear and DequantizeLinear are symmetric: zero points are 0",
             "quantise symmetrically",
+        ),
+        Rule(
+            "quantised-type",
+            f"QuantizeLinear and DequantizeLinear have one of {', '.join(QUANTISED)}; INT4 is for weights",
+            "choose another scheme of quantisation",
+        ),
+        Rule(
+            "device",
+            "every device has the graph's types",
+            "choose another scheme of quantisation, or leave the device out",
+        ),
+        Rule(
+            "scale",
+            "scales are above 0",
+            "give channels of zeros a small scale, and negative scales the other sign",
+        ),
+        Rule(
+            "blocks",
+            "the axis that has blocks divides into whole ones",
+            "leave the weight as it is, or choose another size",
         ),
     )
 }

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from poss_export.config import TreeShape
 from poss_export.drafters.rounds import make_drafting
+from poss_export.engine import RTX_COMPUTE_CAPABILITIES
 from poss_export.errors import BackendError, InputError
 from poss_export.exporters import operator_rules
 from poss_export.exporters.drafter import export_drafter
@@ -75,7 +76,16 @@ def in_a_branch() -> onnx.NodeProto:
     return node("If", ["condition"], then_branch=branch, else_branch=branch)
 
 
+def int4_weight(rows: int, block: int, scale: float = 0.1) -> list[onnx.TensorProto]:
+    scales = np.full((-(-rows // block), 8), scale)
+    weight = helper.make_tensor("weight", TensorProto.INT4, (rows, 8), [1] * (8 * rows))
+    return [weight, constant("scales", scales, np.float16)]
+
+
 SCALE = constant("scale", 0.1, np.float16)
+INT8 = node("QuantizeLinear", ["query", "scale"], output_dtype=TensorProto.INT8)
+FLOAT8 = node("QuantizeLinear", ["query", "scale"], output_dtype=TensorProto.FLOAT8E4M3FN)
+INT4 = node("DequantizeLinear", ["weight", "scales"], axis=0, block_size=32)
 PLANTED: dict[str, dict[str, Any]] = {
     "opset": {"opset": 25},
     "domain": {"more": [node("GroupQueryAttention", ["query"], domain="com.microsoft")]},
@@ -113,7 +123,12 @@ PLANTED: dict[str, dict[str, Any]] = {
         "more": [node("QuantizeLinear", ["query", "scale", "zero"])],
         "constants": [SCALE, constant("zero", 3, np.int8)],
     },
+    "quantised-type": {"more": [node("QuantizeLinear", ["query", "scale"])], "constants": [SCALE]},  # uint8
+    "device": {"more": [FLOAT8], "constants": [SCALE]},
+    "scale": {"more": [INT8], "constants": [constant("scale", 0.0, np.float16)]},
+    "blocks": {"more": [INT4], "constants": [*int4_weight(rows=48, block=32)]},
 }
+DEVICES = ("8.6", "8.9")
 
 
 def parser_errors(path: Path) -> list[str]:
@@ -131,7 +146,7 @@ def test_every_rule_has_a_planted_violation() -> None:
 
 @pytest.mark.parametrize("rule", PLANTED)
 def test_a_planted_violation_is_found_and_nothing_else(rule: str) -> None:
-    violations = lint_model(attention_model(**PLANTED[rule]))
+    violations = lint_model(attention_model(**PLANTED[rule]), DEVICES)
     assert [violation.rule for violation in violations] in ([rule], [rule, rule])  # both branches of an If
     text = str(violations[0])
     assert violations[0].node in text
@@ -148,10 +163,41 @@ def test_a_planted_violation_is_found_and_nothing_else(rule: str) -> None:
             {"inputs": ["zero"], "zero": (), "types": {"zero": TensorProto.INT8}, "constants": [SCALE]}
             | {"more": [node("QuantizeLinear", ["query", "scale", "zero"])]},
         ),
+        (
+            "quantised-type",
+            {"more": [node("QuantizeLinear", ["query", "scale"], output_dtype=TensorProto.INT4)]}
+            | {"constants": [SCALE]},
+        ),
+        (
+            "quantised-type",
+            {"more": [node("QuantizeLinear", ["query", "scale", "zero"])]}
+            | {"constants": [SCALE, constant("zero", 0, np.uint8)]},
+        ),
+        ("scale", {"more": [INT4], "constants": int4_weight(64, 32, scale=-0.1)}),
     ],
 )
 def test_a_rule_is_broken_in_more_than_one_way(rule: str, changes: dict[str, Any]) -> None:
     assert [violation.rule for violation in lint_model(attention_model(**changes))] == [rule]
+
+
+@pytest.mark.parametrize(
+    ("more", "constants", "least"),
+    [
+        (INT8, [SCALE], (7, 5)),
+        (INT4, int4_weight(64, 32), (8, 0)),
+        (FLOAT8, [SCALE], (8, 9)),
+        (node("QuantizeLinear", ["query", "scale"], output_dtype=TensorProto.FLOAT4E2M1), [SCALE], (10, 0)),
+    ],
+    ids=["int8", "int4", "float8", "float4"],
+)
+def test_devices_have_the_types(
+    more: onnx.NodeProto, constants: list[onnx.TensorProto], least: tuple[int, int]
+) -> None:
+    model = attention_model(more=[more], constants=constants)
+    assert lint_model(model) == []
+    for device in RTX_COMPUTE_CAPABILITIES:
+        known = tuple(map(int, device.split("."))) >= least
+        assert [found.rule for found in lint_model(model, (device,))] == ([] if known else ["device"])
 
 
 def test_a_cache_that_is_no_graph_input_is_found() -> None:
