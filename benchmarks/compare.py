@@ -6,10 +6,8 @@ Every engine lives in a process of its own and they take turns, prompt by prompt
 so that noise of the machine hits all alike. Greedy, float32, one sequence, the chat template.
 """
 
-import multiprocessing
 import statistics
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -22,45 +20,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks import environment, questions
-from benchmarks.engines import BASELINE, ENGINES, Answer, Engine, Setup
+from benchmarks.engines import BASELINE, ENGINES, Answer, Engine
 from benchmarks.peers import Peers
+from benchmarks.workers import Setup, Worker
 from poss_export.errors import InputError
 from poss_export.manifest import TOKENIZER, Manifest, read_manifest
 from poss_export.targets.checkpoint import open_target
 from poss_export.text import Text
-
-
-class Worker:
-    """An engine in its own process."""
-
-    def __init__(self, name: str, setup: Setup) -> None:
-        """Start the process and load the engine."""
-        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        self.pool.submit(_open, name, setup).result()
-
-    def __enter__(self) -> "Worker":
-        """Nothing more to acquire."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """End the process."""
-        self.pool.shutdown()
-
-    def answer(self, ids: list[int], max_new_tokens: int) -> Answer:
-        """Return the engine's answer."""
-        return self.pool.submit(_answer, ids, max_new_tokens).result()
-
-
-_engine: Engine  # of this process
-
-
-def _open(name: str, setup: Setup) -> None:
-    global _engine
-    _engine = ENGINES[name].open(setup)
-
-
-def _answer(ids: list[int], max_new_tokens: int) -> Answer:
-    return _engine(ids, max_new_tokens)
 
 
 @dataclass
@@ -105,19 +71,19 @@ def first_difference(a: list[int], b: list[int]) -> int:
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-def measure(workers: dict[str, Worker], prompts: list[list[int]], tokens: int, repeats: int) -> list[Row]:
+def measure(workers: Mapping[str, Engine], prompts: list[list[int]], tokens: int, repeats: int) -> list[Row]:
     """Let the workers take turns; the first prompt is answered once before, to warm up."""
     rows = {name: Row(name, [[] for _ in range(repeats)]) for name in workers}
     names = list(workers)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("measuring", total=len(names) * (repeats * len(prompts) + 1))
         for name in names:
-            workers[name].answer(prompts[0], tokens)
+            workers[name](prompts[0], tokens)
             progress.advance(task)
         for repeat in range(repeats):
             for turn, ids in enumerate(prompts):
                 for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                    rows[name].answers[repeat].append(workers[name].answer(ids, tokens))
+                    rows[name].answers[repeat].append(workers[name](ids, tokens))
                     progress.advance(task)
     return list(rows.values())
 
@@ -208,7 +174,7 @@ def main(
             if name not in missing:
                 model = kind.files(open_peers(manifest, target, cache)) if kind.files else bundle
                 setup = Setup(model, manifest.text.stop_ids, manifest.capacity, threads)
-                workers[name] = stack.enter_context(Worker(name, setup))
+                workers[name] = stack.enter_context(Worker(kind.open, setup))
         rows = measure(workers, asked, max_new_tokens, repeats)
     figures = list(summary(rows, sum(map(len, asked))))
     Console().print(table(figures, missing, len(asked)))

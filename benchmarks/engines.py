@@ -1,7 +1,7 @@
 """The engines that are compared, each as a function from a prompt's ids to a timed greedy answer.
 
-All of them compute in float32 with the same weights, decode one sequence, and stop at the same
-tokens. Prompts come as ids; ours decodes its answer to text as it goes, the others do not.
+Those of `ENGINES` compute in float32 with the same weights. All decode one sequence, and stop at the
+same tokens. Prompts come as ids; ours decodes its answer to text as it goes, the others do not.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks import environment
 from benchmarks.peers import Peers
+from benchmarks.workers import Setup
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,7 @@ class Answer:
     prefill_seconds: float  # until the first token
     seconds: float  # until the last token, prefill included
     rounds: int  # calls of the target after prefill
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What an engine is opened with."""
-
-    model: Path  # the bundle, or what `peers` made for the engine
-    stop_ids: tuple[int, ...]
-    capacity: int  # tokens of prompt and answer
-    threads: int
+    draft_seconds: float = 0.0  # of the rounds
 
 
 Engine = Callable[[list[int], int], Answer]  # ids and the most new tokens to an answer
@@ -77,7 +69,8 @@ def _ours(setup: Setup, target_only: bool) -> Engine:
     def answer(ids: list[int], max_new_tokens: int) -> Answer:
         stream = Stream(bundle.target, drafter, bundle.text, "", ids, max_new_tokens=max_new_tokens)
         result = stream.run()
-        return Answer(list(result.token_ids), result.prefill_seconds, result.seconds, result.rounds)
+        times = result.prefill_seconds, result.seconds
+        return Answer(list(result.token_ids), *times, result.rounds, result.draft_seconds)
 
     return answer
 
@@ -107,14 +100,21 @@ def transformers(setup: Setup) -> Engine:
     return answer
 
 
-def onnxruntime_genai(setup: Setup) -> Engine:
-    """onnxruntime-genai on the folder that its model builder makes, CPU."""
+def open_genai(setup: Setup) -> Any:
+    """Return the model of onnxruntime-genai, CPU."""
     import onnxruntime_genai as og
 
     config = og.Config(str(setup.model))
     session = {"intra_op_num_threads": setup.threads}
     config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
-    model = og.Model(config)
+    return og.Model(config)
+
+
+def onnxruntime_genai(setup: Setup) -> Engine:
+    """onnxruntime-genai on the folder that its model builder makes, CPU."""
+    import onnxruntime_genai as og
+
+    model = open_genai(setup)
 
     def answer(ids: list[int], max_new_tokens: int) -> Answer:
         clock = _Clock()
@@ -135,20 +135,33 @@ def onnxruntime_genai(setup: Setup) -> Engine:
     return answer
 
 
-def llama_cpp(setup: Setup) -> Engine:
-    """llama.cpp by llama-cpp-python: float32 weights and cache."""
+def open_llama(setup: Setup, **options: Any) -> Any:
+    """Return llama.cpp's model by llama-cpp-python."""
     import llama_cpp as cpp
 
-    model: Any = cpp.Llama(
+    return cpp.Llama(
         str(setup.model),
         n_ctx=setup.capacity,
         n_threads=setup.threads,
         n_threads_batch=setup.threads,
-        type_k=cpp.GGML_TYPE_F32,
-        type_v=cpp.GGML_TYPE_F32,
         verbose=False,
+        **options,
     )
 
+
+def llama_cpp(setup: Setup) -> Engine:
+    """llama.cpp by llama-cpp-python: float32 weights and cache."""
+    import llama_cpp as cpp
+
+    return _llama(open_llama(setup, type_k=cpp.GGML_TYPE_F32, type_v=cpp.GGML_TYPE_F32), setup)
+
+
+def llama_cpp_by_default(setup: Setup) -> Engine:
+    """llama.cpp by llama-cpp-python with its own choice of a cache, which is float16."""
+    return _llama(open_llama(setup), setup)
+
+
+def _llama(model: Any, setup: Setup) -> Engine:
     def answer(ids: list[int], max_new_tokens: int) -> Answer:
         model.reset()  # or it would reuse the cache of the previous, equal prompt
         clock = _Clock()

@@ -1,13 +1,15 @@
-"""The target in the formats of other engines, with exactly the weights that ours computes with.
+"""The target in the formats of other engines, made from exactly the weights that our float32 computes with.
 
 A peer's files are written once below a folder named by the hash of the weights, each in a folder of
 its own that appears under its final name only when it is complete.
 """
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -34,13 +36,23 @@ class Peers:
         """Return a float32 Hugging Face folder: config.json, model.safetensors, tokenizer.json."""
         return self._once("hugging-face", self._write_hugging_face)
 
-    def genai(self) -> Path:
-        """Return a float32 CPU folder of onnxruntime-genai, made by its own model builder."""
-        return self._once("genai", self._write_genai)
+    def genai(self, precision: str = "fp32") -> Path:
+        """Return a CPU folder of onnxruntime-genai, made by its own model builder."""
+        name = "genai" if precision == "fp32" else f"genai-{precision}"
+        return self._once(name, partial(self._write_genai, precision))
 
     def gguf(self) -> Path:
         """Return a float32 GGUF file of a target that is itself a GGUF file."""
         return self._once("gguf", self._write_gguf) / "model.gguf"
+
+    def quantised_gguf(self, kind: str) -> Path:
+        """Return a GGUF file of a kind such as "Q8_0", quantised by llama.cpp.
+
+        The target's own file where that is of the kind: to quantise its values again may round them.
+        """
+        if self._gguf_kind() == f"MOSTLY_{kind}":
+            return self.target.weight_files[0]
+        return self._once(f"gguf-{kind}", partial(self._quantise_gguf, kind)) / "model.gguf"
 
     def _once(self, name: str, write: Callable[[Path], None]) -> Path:
         path = self.folder / name
@@ -70,22 +82,46 @@ class Peers:
         )
         write_json(folder / "generation_config.json", {"eos_token_id": list(text.config.stop_ids)})
 
-    def _write_genai(self, folder: Path) -> None:
-        builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+    def _write_genai(self, precision: str, folder: Path) -> None:
         paths = ["-i", str(self.hugging_face()), "-o", str(folder), "-c", str(folder / "cache")]
-        command = [*builder, *paths, "-p", "fp32", "-e", "cpu"]
+        command = [sys.executable, *genai_builder(precision), *paths]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             raise InputError(f"onnxruntime-genai's model builder failed: {result.stderr.strip()[-500:]}")
+
+    def _gguf_reader(self) -> Any:
+        import gguf
+
+        (source,) = self.target.weight_files
+        if source.suffix != ".gguf":
+            raise InputError("llama.cpp is compared on targets that are GGUF files; this one is not")
+        return gguf.GGUFReader(source)
+
+    def _gguf_kind(self) -> str | None:
+        """Return the kind that the target's GGUF file says it is of."""
+        import gguf
+
+        field = self._gguf_reader().fields.get("general.file_type")
+        return None if field is None else gguf.LlamaFileType(field.contents()).name
+
+    def _quantise_gguf(self, kind: str, folder: Path) -> None:
+        import ctypes
+
+        import gguf
+        import llama_cpp as cpp
+
+        logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # it tells of every tensor
+        options = cpp.llama_model_quantize_default_params()
+        options.ftype = int(gguf.LlamaFileType[f"MOSTLY_{kind}"])
+        paths = (str(path).encode() for path in (self.gguf(), folder / "model.gguf"))
+        if cpp.llama_model_quantize(*paths, ctypes.byref(options)):
+            raise InputError(f"llama.cpp could not write a GGUF file of kind {kind}; see its messages above")
 
     def _write_gguf(self, folder: Path) -> None:
         import gguf
         import numpy as np
 
-        (source,) = self.target.weight_files
-        if source.suffix != ".gguf":
-            raise InputError("llama.cpp is compared on targets that are GGUF files; this one is not")
-        reader = gguf.GGUFReader(source)
+        reader = self._gguf_reader()
         architecture = reader.fields["general.architecture"].contents()
         writer = gguf.GGUFWriter(folder / "model.gguf", architecture)
         own = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version")
@@ -102,6 +138,15 @@ class Peers:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+
+def genai_builder(precision: str) -> list[str]:
+    """Return the arguments of Python that run onnxruntime-genai's model builder, but for paths.
+
+    "int8" and "int4" are weights only (MatMulNBits), in symmetric blocks of 32 with accuracy level 4, the
+    builder's defaults for a CPU.
+    """
+    return ["-m", "onnxruntime_genai.models.builder", "-p", precision, "-e", "cpu"]
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

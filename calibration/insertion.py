@@ -155,7 +155,7 @@ class _Writer:
     def shape(self, site: Site) -> tuple[int, int]:
         """Return K and N of a site's weight."""
         rows, columns = self.floats[site.weight].dims
-        return (columns, rows) if site.role == "head" else (rows, columns)
+        return (columns, rows) if site.transposed else (rows, columns)
 
     def write(self, name: str, site: Site, scheme: Scheme, scales: Mapping[str, float]) -> None:
         """Add what replaces the node of a site, under its name."""
@@ -245,7 +245,7 @@ class _Writer:
 
     def _array(self, site: Site) -> NDArray[Any]:
         array: NDArray[Any] = numpy_helper.to_array(self.floats[site.weight])
-        return array.T if site.role == "head" else array
+        return array.T if site.transposed else array
 
     def _add(self, name: str, array: NDArray[Any]) -> str:
         self.added[name] = numpy_helper.from_array(array, name)

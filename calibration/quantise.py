@@ -196,13 +196,13 @@ def _sweep(reference: Source, samples: Record | None, progress: Progress) -> Swe
     return lambda model, limits: sensitivities(model, limits, feed, progress=report)
 
 
-def _write(model: onnx.ModelProto, decisions: Decisions, nbits: insertion.NBits, path: Path) -> None:
+def _write(model: onnx.ModelProto, decisions: Decisions, form: insertion.Form, path: Path) -> None:
     """Rewrite `model`, whose scales were moved, and save it."""
     limits: dict[str, float] = {}
     for site in find_sites(model):
         if site.name in decisions.limits:
             limits[site.input] = max(limits.get(site.input, 0.0), decisions.limits[site.name])
-    insertion.quantise(model, decisions.schemes, limits, nbits)
+    insertion.quantise(model, decisions.schemes, limits, form)
     for file in (path, path.with_name(f"{path.name}.data")):
         file.unlink(missing_ok=True)  # a link to what is copied
     insertion.save(model, path)

@@ -114,7 +114,7 @@ def test_edited_manifest(bundle: tuple[Path, m.Manifest]) -> None:
     "field",
     [
         *("target", "drafter", "precision", "cache_form", "capacity", "text", "created", "argv"),
-        *("versions", "parity", "files", "engines"),
+        *("versions", "parity", "files", "engines", "quantisation", "quality"),
     ],
 )
 def test_an_edited_field_is_named(field: str, bundle: tuple[Path, m.Manifest]) -> None:

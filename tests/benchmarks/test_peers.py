@@ -1,13 +1,15 @@
 """The peers' models have the target's weights."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from benchmarks.peers import Peers
+from benchmarks.peers import Peers, genai_builder
 from poss_export.errors import InputError
 from poss_export.targets.checkpoint import open_target
+from tests.targets.test_gguf import write_gguf
 
 
 @pytest.mark.parametrize("name", ["llama", "llama3", "linear", "mistral", "qwen2", "qwen3"])
@@ -34,3 +36,40 @@ def test_a_failed_model_leaves_nothing(tiny_folder: Callable[[str], Path], tmp_p
     with pytest.raises(InputError, match="GGUF"):
         peers.gguf()
     assert list(peers.folder.iterdir()) == []
+
+
+def test_only_gguf_files_are_quantised(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    peers = Peers(open_target(str(tiny_folder("llama"))), tmp_path / "cache")
+    with pytest.raises(InputError, match="GGUF"):
+        peers.quantised_gguf("Q8_0")
+    assert not peers.folder.exists()
+
+
+def test_a_file_that_is_of_the_kind_is_taken_itself(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import gguf
+
+    file = write_gguf(
+        tmp_path / "t.gguf", tiny_folder("llama"), "llama", file_type=gguf.LlamaFileType.MOSTLY_Q4_1
+    )
+    assert Peers(open_target(str(file)), tmp_path / "cache").quantised_gguf("Q4_1") == file
+
+
+@pytest.mark.skipif(
+    find_spec("llama_cpp") is None,
+    reason="needs llama-cpp-python: pip install -c constraints.txt -r benchmarks/requirements.txt",
+)
+def test_llama_cpp_quantises(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    import gguf
+
+    file = write_gguf(tmp_path / "t.gguf", tiny_folder("llama"), "llama")
+    made = Peers(open_target(str(file)), tmp_path / "cache").quantised_gguf("Q8_0")
+    reader = gguf.GGUFReader(made)
+    assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q8_0
+    kinds = {tensor.tensor_type.name for tensor in reader.tensors if tensor.name.startswith("blk.0.ffn_down")}
+    assert kinds == {"Q8_0"}
+
+
+def test_the_builder_is_told_the_precision() -> None:
+    assert genai_builder("int8")[-4:] == ["-p", "int8", "-e", "cpu"]
