@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
+import numpy as np
 import onnx
 
 from poss_export.calibration.heads import COPY, untie
@@ -25,15 +26,16 @@ class GraphRequest:
     """What is asked of one graph.
 
     `layers` override the scheme where a pattern fits: "head", "fusion", or a weight's name with wildcards; of
-    several the last one counts, and None leaves a layer in floating point. A layer whose rounded activations
-    alone cost more than `most_sensitive` nats a token gets `refuge` in place of its scheme.
+    several the last one counts, and None leaves a layer in floating point. Rounded activations may cost
+    `budget` nats a token, added up over the layers; the most sensitive ones beyond it get `refuge` in place of
+    their scheme.
     """
 
     scheme: Scheme
     layers: tuple[tuple[str, Scheme | None], ...] = ()
     observer: Observer = "min-max"
     smoothing: bool = True
-    most_sensitive: float = 0.005
+    budget: float = 0.01
     refuge: Scheme | None = None
 
     @property
@@ -103,13 +105,20 @@ def decide(
     if sweep is not None and limits:
         by_input = sweep(model, {site.input: limits[site.name] for site in sites if site.name in limits})
         sensitivity = {site.weight: by_input[site.input] for site in sites if site.input in by_input}
-    chosen = {weight for site in sites for weight in [site.weight] if _override(site, request) is not None}
-    refuges = {w for w, cost in sensitivity.items() if cost > request.most_sensitive} - chosen
+    asked_for = {site.weight for site in sites if _override(site, request) is not None}
+    refuges = _too_sensitive(sensitivity, request.budget) - asked_for
     for weight in refuges:
         del schemes[weight]
         if request.refuge is not None:
             schemes[weight] = request.refuge
     return Decisions(schemes, limits, scales, sensitivity, tuple(sorted(refuges)))
+
+
+def _too_sensitive(sensitivity: Mapping[str, float], budget: float) -> set[str]:
+    """Return the weights beyond the budget, which goes to the least sensitive ones first."""
+    costs = sorted((cost, weight) for weight, cost in sensitivity.items())
+    spent = np.cumsum([cost for cost, _ in costs])
+    return {weight for (_, weight), total in zip(costs, spent, strict=True) if total > budget}
 
 
 def _assign(sites: Sequence[Site], request: GraphRequest) -> dict[str, Scheme]:

@@ -9,14 +9,15 @@ from poss_export.calibration.statistics import Floats, Statistics
 
 Observer = Literal["min-max", "percentile", "entropy", "mse"]
 
+HEADROOM = 1.5  # samples are few, and a value beyond the range is worse than coarser steps within
 PERCENTILE = 99.99
 _BINS = 512  # on each side of zero, of the histogram that entropy reads
 _LEVELS = 127  # on each side of zero
 
 
 def min_max(statistics: Statistics) -> float:
-    """Return the largest magnitude of all rows: nothing is cut off."""
-    return float(statistics.channel_max.max())
+    """Return the largest magnitude of all rows with some headroom: nothing is cut off."""
+    return HEADROOM * float(statistics.channel_max.max())
 
 
 def percentile(statistics: Statistics) -> float:
@@ -28,7 +29,7 @@ def entropy(statistics: Statistics) -> float:
     """Return the threshold of least Kullback-Leibler divergence, as ONNX Runtime's calibrator finds it."""
     from onnxruntime.quantization.calibrate import HistogramCollector
 
-    rows, reach = statistics.rows, min_max(statistics)
+    rows, reach = statistics.rows, float(statistics.channel_max.max())
     counts, edges = np.histogram(rows, bins=2 * _BINS + 1, range=(-reach, reach))
     collector = HistogramCollector("entropy", True, 2 * _BINS + 1, 2 * _LEVELS + 1, None, None)
     low, high = collector.get_entropy_threshold((counts, edges, -reach, reach), 2 * _LEVELS + 1)[:2]
@@ -37,7 +38,7 @@ def entropy(statistics: Statistics) -> float:
 
 def mse(statistics: Statistics) -> float:
     """Return the range whose rounding and cutting together have the least mean squared error."""
-    reach = min_max(statistics)
+    reach = float(statistics.channel_max.max())
     candidates = reach * np.geomspace(1, 0.02, 40)
     return float(min(candidates, key=lambda limit: _squared_error(statistics.rows, limit)))
 

@@ -200,6 +200,6 @@ def require_quality(figures: Mapping[str, Any], thresholds: Thresholds) -> None:
     if missed := failures(figures, thresholds):
         raise QualityError(
             f"the quantised bundle is not good enough: {'; '.join(missed)}. Leave more layers in a higher "
-            "precision (--most-sensitive, --layer-precision), take another --precision, or lower the "
+            "precision (a smaller --budget, --layer-precision), take another --precision, or lower the "
             "threshold; nothing was written"
         )

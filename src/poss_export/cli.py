@@ -148,9 +148,10 @@ def _quantising(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Move outliers of activations into weights, where that makes the output more accurate.",
         ),
         click.option(
-            "--most-sensitive",
-            default=0.001,
-            help="Layers whose rounded activations alone cost more nats a token stay in a higher precision.",
+            "--budget",
+            default=0.01,
+            help="Nats a token that rounded activations may cost the target; the most sensitive layers beyond "
+            "it get 8-bit weights only, or stay as they are for TensorRT.",
         ),
         click.option(
             "--held-out",
@@ -360,7 +361,7 @@ def _quantise_request(
                 + tuple(_layer_precision(text) for text in layers[graph]),
                 observer=options["observer"],
                 smoothing=options["smoothing"],
-                most_sensitive=options["most_sensitive"],
+                budget=options["budget"],
                 refuge=refuge,
             )
             for graph, scheme in asked.items()
