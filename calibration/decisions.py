@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from poss_export.calibration.heads import COPY, untie
+from poss_export.calibration.gains import COPY, add_gains, untie
 from poss_export.calibration.observers import OBSERVERS, Observer
 from poss_export.calibration.rounding import LARGEST, output_error
 from poss_export.calibration.sites import Site, find_sites
@@ -27,8 +27,7 @@ class GraphRequest:
 
     `layers` override the scheme where a pattern fits: "head", "fusion", or a weight's name with wildcards; of
     several the last one counts, and None leaves a layer in floating point. Rounded activations may cost
-    `budget` nats a token, added up over the layers; the most sensitive ones beyond it get `refuge` in place of
-    their scheme.
+    `budget` nats a token, added up over the layers; the most sensitive ones beyond it get `refuge` instead.
     """
 
     scheme: Scheme
@@ -84,18 +83,19 @@ def decide(
         InputError: a pattern of the request fits no layer.
     """
     schemes = _assign(find_sites(model), request)
-    untie_heads(model, schemes)
-    sites = find_sites(model)
+    _untie_heads(model, schemes)
     if statistics is None:
         return Decisions(schemes, {}, {}, {}, ())
     scales = dict[str, Floats]()
     divided = dict[str, Floats]()  # weight: s of its input
     if request.smoothing:
-        folds = find_folds(model, sites)
+        _add_gains(model, schemes)
+        folds = find_folds(model, sites := find_sites(model))
         errors = {weight: partial(output_error, scheme) for weight, scheme in schemes.items()}
         scales = choose_scales(model, folds, by_weight(sites, statistics), errors)
         move_scales(model, folds, scales)
         divided = _by_reader(folds, scales)
+    sites = find_sites(model)
     limits = {
         site.name: OBSERVERS[request.observer](_smoothed(statistics[site.name], divided.get(site.weight)))
         for site in sites
@@ -138,12 +138,20 @@ def _assign(sites: Sequence[Site], request: GraphRequest) -> dict[str, Scheme]:
     return schemes
 
 
-def untie_heads(model: onnx.ModelProto, schemes: dict[str, Scheme]) -> None:
+def _untie_heads(model: onnx.ModelProto, schemes: dict[str, Scheme]) -> None:
     """Give the heads that have a scheme weights of their own, which take the table's place in `schemes`."""
     tables = {site.weight for site in find_sites(model) if site.transposed} & schemes.keys()
     untie(model, tables)
     for table in tables:
         schemes[table + COPY] = schemes.pop(table)
+
+
+def _add_gains(model: onnx.ModelProto, schemes: Mapping[str, Scheme]) -> None:
+    """Give heads and fusions whose input is rounded, and has no place for scales yet, a gain."""
+    sites = find_sites(model)
+    folded = {weight for fold in find_folds(model, sites) for weight in fold.weights}
+    rounded = {weight for weight, scheme in schemes.items() if scheme in LARGEST}
+    add_gains(model, {site.weight for site in sites if site.role != "layer"} & rounded - folded)
 
 
 def _override(site: Site, request: GraphRequest) -> tuple[str, Scheme | None] | None:

@@ -13,7 +13,7 @@ import onnx
 from poss_export.calibration import insertion
 from poss_export.calibration.acceptance import from_record, save_acceptance
 from poss_export.calibration.decisions import Decisions, GraphRequest, Sweep, decide
-from poss_export.calibration.heads import COPY, untie
+from poss_export.calibration.gains import COPY, GAIN, add_gains, untie
 from poss_export.calibration.quality import (
     HELD_OUT,
     Thresholds,
@@ -211,8 +211,8 @@ def _write(model: onnx.ModelProto, decisions: Decisions, form: insertion.Form, p
 def _moved(graph: Path, decisions: Decisions) -> onnx.ModelProto:
     """Load another export of a graph that was decided on, and move its scales likewise."""
     model = onnx.load(graph)
-    tables = {name.removesuffix(COPY) for name in decisions.schemes if name.endswith(COPY)}
-    untie(model, tables)
+    untie(model, {name.removesuffix(COPY) for name in decisions.schemes if name.endswith(COPY)})
+    add_gains(model, {name.removesuffix(GAIN) for name in decisions.scales if name.endswith(GAIN)})
     move_scales(model, find_folds(model, find_sites(model)), decisions.scales)
     return model
 

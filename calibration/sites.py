@@ -7,7 +7,7 @@ from typing import Literal
 
 import onnx
 
-from poss_export.calibration.heads import COPY
+from poss_export.calibration.gains import COPY
 
 Role = Literal["head", "fusion", "layer"]
 
