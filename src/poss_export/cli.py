@@ -150,8 +150,8 @@ def _quantising(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--budget",
             default=0.01,
-            help="Nats a token that rounded activations may cost the target; the most sensitive layers beyond "
-            "it get 8-bit weights only, or stay as they are for TensorRT.",
+            help="Nats a token that rounded activations may cost the target; more sensitive layers get 8-bit "
+            "weights only, or stay as they are for TensorRT.",
         ),
         click.option(
             "--held-out",
