@@ -8,6 +8,12 @@ from poss_export.calibration.statistics import Floats, Statistics
 from poss_export.config import Scheme
 
 BLOCK = 32  # rows of a weight that share a scale where only weights are quantised
+BYTES: dict[Scheme, float] = {
+    "w8a8": 1,
+    "fp8": 1,
+    "int8": 1.125,
+    "int4": 0.625,
+}  # a weight, its scales included
 LARGEST: dict[Scheme, float] = {"w8a8": 127.0, "fp8": 448.0}  # of the schemes that round activations
 
 

@@ -19,6 +19,7 @@ import torch
 
 from poss_export.calibration.quantise import QuantiseRequest, Source, quantise_bundle
 from poss_export.calibration.record import check_record
+from poss_export.calibration.rounding import BYTES
 from poss_export.config import CacheForm, Precision, TreeShape
 from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
 from poss_export.drafters.checkpoint import DrafterCheckpoint, check_pair, check_tables
@@ -82,16 +83,17 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON values; sizes in bytes, those of graphs without their structure."""
-        item = np.dtype(FLOAT[self.precision]).itemsize
         target = target_contract(self.target.config, self.precision)
+        weights = self._weight_bytes()
         files = {
-            f"{TARGET_GRAPH}.data": item * self.target.parameters,
+            f"{TARGET_GRAPH}.data": weights["target"],
             TOKENIZER: len(self.target.text.tokenizer_json.encode()),
         }
         values: dict[str, Any] = {
             "target": {"name": self.target.name, "parameters": self.target.parameters},
             "drafter": None,
             "precision": self.precision,
+            "quantisation": {graph: asked["scheme"] for graph, asked in _requests(self).items()},
             "cache_form": self.cache_form,
             "capacity": self.capacity,
             "files": files,
@@ -99,7 +101,7 @@ class Plan:
         }
         if self.drafter is not None:
             drafter = draft_contract(self.drafter.drafter.config, self.tree, self.precision)
-            files[f"{DRAFT_GRAPH}.data"] = item * self.draft_parameters
+            files[f"{DRAFT_GRAPH}.data"] = weights["draft"]
             values["drafter"] = {
                 "name": self.drafter.name,
                 "dialect": self.drafter.dialect.name,
@@ -108,17 +110,37 @@ class Plan:
             }
             values["cache_bytes"]["drafter"] = _cache_bytes(drafter, self.capacity)
         if self.engines is not None:
-            weights = {"target": self.target.parameters, "draft": self.draft_parameters}
             values["engines"] = {
                 "backend": f"{self.engines.flavour} {self.engines.version}",
                 "options": asdict(self.engines.options),
                 "capacities": [*self.engines.capacities, self.capacity],
                 "estimates": {  # of each capacity
-                    graph: estimate(graph, item * weights[graph], len(profiles), self.precision)
+                    graph: estimate(graph, weights[graph], len(profiles), self.precision)
                     for graph, profiles in self.engine_profiles(self.capacity).items()
                 },
             }
         return values
+
+    def _weight_bytes(self) -> dict[GraphName, int]:
+        """Return the sizes of the graphs' weights; layers that turn out to be sensitive are not known yet."""
+        config = self.target.config
+        table = config.vocab_size * config.hidden_size
+        tied = config.tied_embeddings
+        sizes: dict[GraphName, int] = {"target": self._bytes("target", self.target.parameters, table, tied)}
+        if self.drafter is not None:
+            drafter = self.drafter.drafter.config
+            looked_up = drafter.draft_vocab_size * drafter.hidden_size * (drafter.drafting == "tree")
+            sizes["draft"] = self._bytes("draft", self.draft_parameters, looked_up, tied)
+        return sizes
+
+    def _bytes(self, graph: GraphName, parameters: int, table: int, tied: bool) -> int:
+        """Return the size of weights, of which `table` are looked up, and read by the head too if `tied`."""
+        item = np.dtype(FLOAT[self.precision]).itemsize
+        request = None if self.quantise is None else self.quantise.graphs.get(graph)
+        if request is None:
+            return item * parameters
+        head = table if tied else 0  # its quantised copy
+        return round(item * table + BYTES[request.scheme] * (parameters - table + head))
 
     def engine_profiles(self, capacity: int) -> dict[GraphName, tuple[Profile, ...]]:
         """Return the sizes of calls that each graph's engine of a capacity is made for."""
