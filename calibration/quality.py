@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poss_export.calibration.sensitivity import divergence, log_softmax
-from poss_export.calibration.widths import measure_widths
 from poss_export.engine import GraphName
 from poss_export.errors import InputError, QualityError
 from poss_export.manifest import GRAPHS
@@ -39,7 +38,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Trial:
-    """What is asked: windows of ids; prompts, each for so many new tokens; widths and times, if `timed`."""
+    """What is asked: windows of ids; prompts, each for so many new tokens; times, if `timed`."""
 
     windows: Sequence[Ints]
     prompts: Sequence[str]
@@ -78,8 +77,6 @@ def measure_quality(reference: Bundle, bundle: Bundle, trial: Trial, report: Rep
     report("answering held-out prompts")
     figures["rounds"] = judge_rounds(reference, bundle, trial)
     if trial.timed:
-        report("measuring widths")
-        figures["widths"] = measure_widths(bundle, trial.windows[0])
         report("timing")
         figures["ms"] = {"reference": _times(reference), "quantised": _times(bundle)}
     figures["bytes"] = {"reference": _sizes(reference), "quantised": _sizes(bundle)}
