@@ -102,7 +102,7 @@ def decide(
     sensitivity = dict[str, float]()
     if sweep is not None and limits:
         by_input = sweep(model, {site.input: limits[site.name] for site in sites if site.name in limits})
-        sensitivity = {site.weight: by_input[site.input] for site in sites if site.input in by_input}
+        sensitivity = {site.weight: by_input[site.input] for site in sites if site.name in limits}
     chosen = {weight for site in sites for weight in [site.weight] if _override(site, request) is not None}
     refuges = {w for w, cost in sensitivity.items() if cost > request.most_sensitive} - chosen
     for weight in refuges:
@@ -142,7 +142,7 @@ def _override(site: Site, request: GraphRequest) -> tuple[str, Scheme | None] | 
 
 
 def _fits(site: Site, pattern: str) -> bool:
-    return site.role == pattern or fnmatchcase(site.weight, pattern)
+    return site.role == pattern or fnmatchcase(site.weight.removesuffix(COPY), pattern)
 
 
 def _by_reader(folds: Sequence[Fold], scales: Mapping[str, Floats]) -> dict[str, Floats]:

@@ -20,8 +20,7 @@ PROMPTS = [[i, i + 1, 2 * i, 3, 5] for i in range(1, 20)]
 FAMILIES: dict[str, dict[str, Any]] = {
     "linear": {},
     "gated": {"fusion": "gated", "fusion_bias": True},
-    "guided": {"fusion": "guided", "fusion_bias": True, "qkv_bias": True},
-    "split": {"fusion": "gated", "fusion_bias": True, "alignment": "split"},
+    "split": {"fusion": "guided", "fusion_bias": True, "qkv_bias": True, "alignment": "split"},
     "parallel": {"drafting": "parallel", "num_masks": 4},
 }
 TEMPLATE = "{% for message in messages %}<1> {{ message['content'] }} <2> {% endfor %}<3>"
