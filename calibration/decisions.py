@@ -42,9 +42,9 @@ class GraphRequest:
         return {scheme for _, scheme in (*self.layers, ("", self.scheme), ("", self.refuge)) if scheme}
 
     @property
-    def needs_samples(self) -> bool:
-        """Whether activations are rounded anywhere, which takes their ranges."""
-        return bool(self.all_schemes & LARGEST.keys())
+    def need_samples(self) -> set[Scheme]:
+        """The schemes among them that round activations, which takes their ranges."""
+        return self.all_schemes & LARGEST.keys()
 
 
 @dataclass(frozen=True)

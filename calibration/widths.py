@@ -40,10 +40,10 @@ def measure_widths(bundle: Bundle, ids: Ints) -> dict[str, Any]:
     contract = contracts_of(bundle.manifest)["target"]
     capacity = bundle.manifest.capacity
     worst: dict[str, float] = {}
+    room = min(capacity - max(WIDTHS), len(ids)) - STEPS
+    prefixes = [prefix for prefix in PREFIXES if prefix <= room] or [room]
     with OrtTargetSession(bundle.folder / TARGET_GRAPH, contract, capacity, OrtOptions()) as session:
-        for prefix in PREFIXES:
-            if prefix + STEPS + max(WIDTHS) > capacity or prefix + STEPS > len(ids):
-                continue
+        for prefix in prefixes if room > 0 else ():
             for name, difference in _differences(session, ids[:prefix], ids[prefix : prefix + STEPS]).items():
                 worst[name] = max(worst.get(name, 0.0), difference)
     widths = {width: worst[str(width)] for width in WIDTHS if str(width) in worst}

@@ -130,10 +130,10 @@ def test_no_smoothing_moves_nothing(target: onnx.ModelProto, statistics: dict[st
 
 def test_weights_only_need_no_samples(target: onnx.ModelProto, statistics: dict[str, Statistics]) -> None:
     request = GraphRequest("int8")
-    assert not request.needs_samples
+    assert request.need_samples == set()
     assert decide(target, request, None).limits == {}
-    assert GraphRequest("int4", (("head", "w8a8"),)).needs_samples
-    assert GraphRequest("int4", refuge="fp8").needs_samples
+    assert GraphRequest("int4", (("head", "w8a8"),)).need_samples == {"w8a8"}
+    assert GraphRequest("w8a8", refuge="fp8").need_samples == {"w8a8", "fp8"}
 
 
 @pytest.mark.parametrize("refuge", ["int8", None])
