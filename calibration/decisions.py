@@ -43,9 +43,9 @@ class GraphRequest:
         return {scheme for _, scheme in (*self.layers, ("", self.scheme), ("", self.refuge)) if scheme}
 
     @property
-    def needs_samples(self) -> bool:
-        """Whether activations are rounded anywhere, which takes their ranges."""
-        return bool(self.all_schemes & LARGEST.keys())
+    def need_samples(self) -> set[Scheme]:
+        """The schemes among them that round activations, which takes their ranges."""
+        return self.all_schemes & LARGEST.keys()
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def decide(
     sensitivity = dict[str, float]()
     if sweep is not None and limits:
         by_input = sweep(model, {site.input: limits[site.name] for site in sites if site.name in limits})
-        sensitivity = {site.weight: by_input[site.input] for site in sites if site.input in by_input}
+        sensitivity = {site.weight: by_input[site.input] for site in sites if site.name in limits}
     asked_for = {site.weight for site in sites if _override(site, request) is not None}
     refuges = _too_sensitive(sensitivity, request.budget) - asked_for
     for weight in refuges:
@@ -159,7 +159,7 @@ def _override(site: Site, request: GraphRequest) -> tuple[str, Scheme | None] | 
 
 
 def _fits(site: Site, pattern: str) -> bool:
-    return site.role == pattern or fnmatchcase(site.weight, pattern)
+    return site.role == pattern or fnmatchcase(site.weight.removesuffix(COPY), pattern)
 
 
 def _by_reader(folds: Sequence[Fold], scales: Mapping[str, Floats]) -> dict[str, Floats]:

@@ -152,17 +152,18 @@ def _acceptance(answers: Sequence[Generation]) -> list[float]:
 
 def _times(bundle: Bundle) -> dict[str, Any]:
     """Return median ms of target calls by width, and of a draft round and the whole round around it."""
-    widths = [width for width in WIDTHS if _CONTEXT + width <= bundle.target.capacity]
-    context = min(_CONTEXT, bundle.target.capacity - max(widths, default=1))
+    capacity, drafter = bundle.target.capacity, bundle.manifest.drafter
+    widths = [width for width in WIDTHS if width < capacity]
+    most = max(widths) if drafter is None else max(*widths, drafter.tree.nodes + 1)  # in one call
+    context = max(min(_CONTEXT, capacity - most), 1)
     vocab = bundle.manifest.target.config.vocab_size
     times = target_times(bundle.target, vocab, context, widths, _REPEATS)
     found: dict[str, Any] = {
         "target": {str(width): round(float(np.median(ms)), 3) for width, ms in times.items()}
     }
-    if bundle.drafter is not None and bundle.manifest.drafter is not None:
+    if bundle.drafter is not None and drafter is not None:
         ids = np.random.default_rng(0).integers(0, vocab, context)
-        depth = bundle.manifest.drafter.tree.depth
-        draft, whole = round_times(bundle.target, bundle.drafter, ids, depth, _REPEATS)
+        draft, whole = round_times(bundle.target, bundle.drafter, ids, drafter.tree.depth, _REPEATS)
         found["draft"] = round(float(np.median(draft[1])), 3)
         found["round"] = round(float(np.median(whole)), 3)
     return found

@@ -34,6 +34,18 @@ class Fold:
     weights: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """What makes an activation: the parameter that can take 1 / s, and the node whose second input it is.
+
+    `between` are the tensors from that node's output on, without the activation: they are divided too.
+    """
+
+    parameter: str
+    maker: str
+    between: tuple[str, ...] = ()
+
+
 def find_folds(model: onnx.ModelProto, sites: Sequence[Site]) -> list[Fold]:
     """Return the places of a graph where scales can move without changing what it computes."""
     graph = model.graph
@@ -44,50 +56,42 @@ def find_folds(model: onnx.ModelProto, sites: Sequence[Site]) -> list[Fold]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     outputs = {value.name for value in graph.output}
-    at = {site.node: site for site in sites}
-    made_by = dict[str, set[str]]()  # activations of a parameter
+    at = {site.node: site for site in sites if not site.transposed}
+    made_by = dict[str, dict[str, _Origin]]()  # activations of a parameter
     for name in {site.input for site in sites}:
-        if (parameter := _parameter(name, producers, weights)) is not None:
-            made_by.setdefault(parameter, set()).add(name)
+        if (origin := _origin(name, producers, weights)) is not None:
+            made_by.setdefault(origin.parameter, {})[name] = origin
     folds = []
     for parameter, activations in made_by.items():
         nodes = [node for name in activations for node in readers[name]]
-        makers = {_maker(name, producers).name for name in activations}
+        makers = {origin.maker for origin in activations.values()}
+        between = {name for origin in activations.values() for name in origin.between}
         inside = all(node.name in at and at[node.name].input in activations for node in nodes)
         alone = {node.name for node in readers[parameter]} == makers
+        straight = all(len(readers[name]) == 1 for name in between)
         read = {at[node.name].weight for node in nodes if node.name in at}
         whole = all(site.input in activations for site in sites if site.weight in read)
-        if inside and alone and whole and not activations & outputs:
+        if inside and alone and straight and whole and not outputs & {*activations, *between}:
             folds.append(Fold(parameter, tuple(sorted(read))))
     return folds
 
 
-def _maker(name: str, producers: dict[str, onnx.NodeProto]) -> onnx.NodeProto:
-    """Return the node whose second input scales the channels of an activation: a norm, gain or projection."""
-    node = producers[name]
-    while node.op_type in ("Mul", "Split"):
-        name = node.input[1 if node.op_type == "Mul" else 0]
-        if name not in producers:
-            break
-        node = producers[name]
-    return node
-
-
-def _parameter(name: str, producers: dict[str, onnx.NodeProto], weights: set[str]) -> str | None:
-    """Return the initializer that can take 1 / s of an activation, if there is one."""
+def _origin(name: str, producers: dict[str, onnx.NodeProto], weights: set[str]) -> _Origin | None:
+    """Return the norm, gain or up projection that makes an activation, if one does."""
     node = producers.get(name)
     if node is None or node.op_type not in ("RMSNormalization", "Mul"):
         return None
+    between = list[str]()
     if node.op_type == "Mul" and node.input[1] not in weights:  # SiLU(gate) * up; in one matrix, gate first
-        up = producers.get(node.input[1])
-        if up is not None and up.op_type == "Split":
-            if list(up.output).index(node.input[1]) != len(up.output) - 1:
-                return None
-            up = producers.get(up.input[0])
-        if up is None or up.op_type != "MatMul":
+        between.append(node.input[1])
+        node = producers.get(between[-1])
+        if node is not None and node.op_type == "Split" and node.output[-1] == between[-1]:
+            between.append(node.input[0])
+            node = producers.get(between[-1])
+        if node is None or node.op_type != "MatMul":
             return None
-        node = up
-    return node.input[1] if node.input[1] in weights else None
+    parameter = node.input[1]
+    return _Origin(parameter, node.name, tuple(between)) if parameter in weights else None
 
 
 def scales(channel_max: Floats, weights: Sequence[Floats], strength: float) -> Floats:

@@ -54,10 +54,10 @@ def observe(graph: Path, feeds: Iterable[Feed], threads: int | None = None) -> d
 
     model = onnx.load(graph, load_external_data=False)
     sites = find_sites(model)
-    inputs = sorted({site.input for site in sites})
-    given = {value.name for value in (*model.graph.output, *model.graph.input)}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inputs if name not in given)
-    collectors = {name: _Collector() for name in inputs}
+    collectors = {name: _Collector() for name in sorted({site.input for site in sites})}
+    computed = sorted(collectors.keys() - {value.name for value in model.graph.input})
+    given = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed if name not in given)
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = threads or 0
@@ -66,8 +66,10 @@ def observe(graph: Path, feeds: Iterable[Feed], threads: int | None = None) -> d
     )
     session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     for feed in feeds:
-        for name, rows in zip(inputs, session.run(inputs, dict(feed)), strict=True):
-            collectors[name].add(rows.reshape(-1, rows.shape[-1]).astype(np.float32, copy=False), name)
+        values = {**feed, **dict(zip(computed, session.run(computed, dict(feed)), strict=True))}
+        for name, collector in collectors.items():
+            rows = values[name]
+            collector.add(rows.reshape(-1, rows.shape[-1]).astype(np.float32, copy=False), name)
     return {site.name: collectors[site.input].statistics() for site in sites}
 
 

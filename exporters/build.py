@@ -32,6 +32,7 @@ from poss_export.exporters.parity import ROWS, compare, make_reference, require_
 from poss_export.exporters.target import check_target, export_target
 from poss_export.exporters.widening import runnable_on_cpu
 from poss_export.manifest import (
+    ACCEPTANCE,
     DRAFT_GRAPH,
     GRAPHS,
     MANIFEST,
@@ -68,6 +69,11 @@ class Plan:
     cache_form: CacheForm
     engines: EngineRequest | None = None
     quantise: QuantiseRequest | None = None
+
+    @property
+    def calibrates_acceptance(self) -> bool:
+        """Whether the bundle will say how its drafter's scores are to be read."""
+        return self.drafter is not None and self.quantise is not None and self.quantise.samples is not None
 
     @property
     def draft_parameters(self) -> int:
@@ -209,9 +215,9 @@ def _check_quantise(
             raise InputError(
                 f"{graph} precision int8 (weights only) is for ONNX Runtime on the CPU: take w8a8 or int4"
             )
-        if wanted.needs_samples and request.samples is None:
+        if (rounding := wanted.need_samples) and request.samples is None:
             raise InputError(
-                f"{graph} precision {wanted.scheme} needs samples of real rounds: record them with "
+                f"{graph} precision {min(rounding)} needs samples of real rounds: record them with "
                 "`poss-export calibrate` and name the file with --samples"
             )
     if request.samples is not None:
@@ -287,6 +293,7 @@ def _unchanged(plan: Plan, folder: Path) -> Manifest | None:
         ("tree", drafter and drafter.tree, planned and plan.tree),
         ("precision", manifest.precision, plan.precision),
         ("quantisation", _requests(manifest), _requests(plan)),
+        ("acceptance", ACCEPTANCE in manifest.files, plan.calibrates_acceptance),
         ("cache form", manifest.cache_form, plan.cache_form),
         ("capacity", manifest.capacity, plan.capacity),
         *((f"version of {name}", manifest.versions[name], versions[name]) for name in _DECIDING),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from poss_export.config import CacheForm, Precision, TargetConfig
-from poss_export.contract import FLOAT, target_contract
+from poss_export.contract import FLOAT, WIDEST, target_contract
 from poss_export.errors import InputError
 from poss_export.exporters.caches import CACHE_FORMS
 from poss_export.exporters.tracing import export_graph
@@ -23,7 +23,9 @@ class TargetGraph(nn.Module):
         """Wrap `decoder` in caches; rotary tables reach as far as they do."""
         super().__init__()
         self.decoder, self.cache_form = decoder, cache_form
-        tables = rope_tables(decoder.config.rope, decoder.config.head_dim, capacity)
+        # What fills up a call may stand behind the capacity: nobody reads it, but the operator counts it.
+        rows = capacity + (WIDEST - 1 if cache_form == "shared" else 0)
+        tables = rope_tables(decoder.config.rope, decoder.config.head_dim, rows)
         self.cos, self.sin = (nn.Buffer(table.to(decoder.norm.weight.dtype)) for table in tables)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -171,3 +171,39 @@ def test_file_outside_the_folder(bundle: tuple[Path, m.Manifest]) -> None:
     m.write_manifest(folder, replace(manifest, files={"../target.onnx": entry}))
     with pytest.raises(BundleError, match="not a plain file name"):
         m.read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("widths", "top_k", "least", "exact"),
+    [
+        (None, 2, 1, None),
+        ({}, 2, 1, None),
+        ({"least_width": None, "tree_exact": False}, 1, 1, False),
+        ({"least_width": 4, "tree_exact": False}, 2, 4, False),
+        ({"least_width": 4, "tree_exact": False}, 1, 4, True),
+        ({"least_width": 4, "tree_exact": True}, 2, 4, True),
+    ],
+)
+def test_what_was_measured_is_claimed(
+    widths: dict[str, object] | None,
+    top_k: int,
+    least: int,
+    exact: bool | None,
+    bundle: tuple[Path, m.Manifest],
+) -> None:
+    folder, manifest = bundle
+    assert manifest.drafter is not None
+    drafter = replace(manifest.drafter, tree=TreeShape(3, top_k, 3))
+    quality = None if widths is None else {"widths": widths}
+    m.write_manifest(folder, replace(manifest, drafter=drafter, quality=quality))
+    read = m.read_manifest(folder)
+    assert (read.least_width, read.exact) == (least, exact)
+    assert read.chains_exact == (least > 1)
+    assert replace(read, drafter=None).exact is None
+
+
+def test_labels_are_the_command_line_s(bundle: tuple[Path, m.Manifest]) -> None:
+    folder, manifest = bundle
+    m.write_manifest(folder, replace(manifest, quantisation={"target": {"scheme": "int4"}}))
+    read = m.read_manifest(folder)
+    assert (read.label("target"), read.label("draft")) == ("int4", "fp32")

@@ -351,7 +351,10 @@ def _quantise_request(
     from poss_export.runtime.checks import PROMPTS
 
     refuge: Scheme | None = "int8" if form == "shared" else None
-    prompts = options["held_out_prompts"]
+    file = options["held_out_prompts"]
+    prompts = PROMPTS if file is None else tuple(read_prompts(file))
+    if not prompts:
+        raise InputError(f"{str(file)!r} is empty; write prompts into it, or leave it out")
     return QuantiseRequest(
         graphs={
             graph: GraphRequest(
@@ -370,7 +373,7 @@ def _quantise_request(
         samples=None if options["samples"] is None else load_record(options["samples"]),
         thresholds=Thresholds(options["max_perplexity"], options["min_agreement"], options["min_tau"]),
         text=options["held_out"] or HELD_OUT,
-        prompts=PROMPTS if prompts is None else tuple(read_prompts(prompts)),
+        prompts=prompts,
     )
 
 
@@ -406,7 +409,11 @@ def _print_quality(quality: Mapping[str, Any]) -> None:
                     "width-independent": f"from {widths['least_width']} tokens a call on"
                     if widths["least_width"]
                     else "no",
-                    "exact in trees": "yes" if widths["tree_exact"] else "no, only in chains (--top-k 1)",
+                    "exact in trees": "yes"
+                    if widths["tree_exact"]
+                    else "no, only in chains (--top-k 1)"
+                    if widths["least_width"]
+                    else "no",
                 }
                 if widths
                 else {}

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -21,9 +20,9 @@ from poss_export.config import TreeShape
 from poss_export.drafters.rounds import make_drafting
 from poss_export.errors import InputError
 from poss_export.exporters.drafter import export_drafter
+from tests.calibration_graphs import CAPACITY, call, initializers, random, run, session
 from tests.random_drafter import random_drafter, random_rows
 
-ROWS, CAPACITY = 5, 48  # tokens of a call, tokens of a cache
 INPUTS, OUTPUTS, WORDS = 64, 24, 40  # of the graph with one MatMul and a head
 FORMS = [
     *((scheme, "qdq") for scheme in ("w8a8", "fp8", "int4")),
@@ -55,55 +54,6 @@ def one_matmul(weight: NDArray[Any], tied: bool = True) -> onnx.ModelProto:
         [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(table, "table")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=10)
-
-
-def random(*shape: int, seed: int) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
-def initializers(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-
-
-def session(model: onnx.ModelProto, optimised: Path | None = None) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3  # it warns of files that are for this machine only
-    if optimised is not None:
-        options.optimized_model_filepath = str(optimised)
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-
-
-def run(model: onnx.ModelProto, names: list[str], **feed: NDArray[Any]) -> list[NDArray[np.float32]]:
-    return [np.asarray(value, np.float32) for value in session(model).run(names, feed)]
-
-
-def call(model: onnx.ModelProto, names: list[str]) -> list[NDArray[np.float32]]:
-    """Return tensors of a target or draft graph, inner ones too, of a first call of 5 rows."""
-    known = {info.name for info in model.graph.output}
-    whole = onnx.ModelProto()
-    whole.CopyFrom(model)
-    whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted({*names} - known))
-    order = np.arange(ROWS)[None]
-    given = {
-        "input_ids": order + 3,
-        "position_ids": order,
-        "logits_rows": order,
-        "tree_mask": np.tril(np.ones((1, ROWS, ROWS), bool)),
-        "past_length": np.array([0]),
-        "row_count": np.array([ROWS]),
-    }
-    runner, feed = session(whole), {}
-    for spec in runner.get_inputs():
-        shape = [{"batch": 1, "capacity": CAPACITY}.get(dim, ROWS) if isinstance(dim, str) else dim
-                 for dim in spec.shape]  # fmt: skip
-        dtype = np.float16 if "float16" in spec.type else np.float32
-        empty = spec.name.startswith("past_key_values")
-        rows = np.zeros(shape) if empty else random(*shape, seed=len(spec.name))
-        feed[spec.name] = given.get(spec.name, rows.astype(dtype))
-    return [np.asarray(value, np.float32) for value in runner.run(names, feed)]
 
 
 def maxima(model: onnx.ModelProto) -> dict[str, float]:

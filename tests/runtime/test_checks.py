@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,91 @@ def test_greedy_mismatches_are_counted_and_listed(bundle: Bundle, monkeypatch: p
     wrong = checks.check_greedy(bundle, prompts, 40, reported.append)
     assert wrong.passed is False
     assert all(note.startswith("mismatch at token ") for note in wrong.notes)
+
+
+EXACT_TREES = {"least_width": 4, "tree_exact": True}
+EXACT_CHAINS = {"least_width": 4, "tree_exact": False}
+INEXACT = {"least_width": None, "tree_exact": False}
+
+
+@pytest.fixture
+def quantised(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return quantised(widths, *graphs, top_k=3): let the bundle's manifest call it a quantised one."""
+
+    def change(widths: dict[str, Any] | None, *graphs: Any, top_k: int = 3) -> None:
+        drafter = bundle.manifest.drafter
+        assert drafter is not None
+        manifest = replace(
+            bundle.manifest,
+            drafter=replace(drafter, tree=replace(drafter.tree, top_k=top_k, nodes=4)),
+            quantisation={graph: {"scheme": "w8a8"} for graph in graphs},
+            quality={} if widths is None else {"widths": widths},
+        )
+        monkeypatch.setattr(bundle, "manifest", manifest)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("widths", "claimed"),
+    [
+        (None, {"draft rows at once = in parts"}),
+        (INEXACT, {"draft rows at once = in parts"}),
+        (EXACT_CHAINS, {"n tokens = n steps", "draft rows at once = in parts"}),
+        (
+            EXACT_TREES,
+            {"n tokens = n steps", "tree = its paths", "commit = fresh run", "draft rows at once = in parts"},
+        ),
+    ],
+)
+def test_laws_are_claimed_as_measured(
+    widths: Any, claimed: set[str], bundle: Bundle, quantised: Callable[..., None]
+) -> None:
+    quantised(widths, "target")
+    found = checks.check_cache_laws(bundle)
+    assert {check.name for check in found if check.passed} == claimed
+    for check in found:
+        if check.name not in claimed:
+            assert check.passed is None
+            assert check.detail.startswith("not claimed of a quantised graph: difference ")
+
+
+def test_a_quantised_drafter_claims_less(bundle: Bundle, quantised: Callable[..., None]) -> None:
+    quantised(INEXACT, "draft")
+    found = {check.name: check.passed for check in checks.check_cache_laws(bundle)}
+    assert found.pop("draft rows at once = in parts") is None
+    assert [*found.values()] == [True] * 3
+    assert checks.check_greedy(bundle, ["<5> <9>"], 12, lambda _: None).passed is True
+
+
+@pytest.mark.parametrize(
+    ("widths", "top_k", "claimed"),
+    [
+        (None, 3, False),
+        (INEXACT, 1, False),
+        (EXACT_CHAINS, 3, False),
+        (EXACT_CHAINS, 1, True),
+        (EXACT_TREES, 3, True),
+    ],
+)
+def test_greedy_is_claimed_as_measured(
+    widths: Any,
+    top_k: int,
+    claimed: bool,
+    bundle: Bundle,
+    quantised: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quantised(widths, "target", top_k=top_k)
+    right = checks.check_greedy(bundle, ["<5> <9>"], 12, lambda _: None)
+    assert right.passed is (True if claimed else None)
+    assert right.detail.startswith("not claimed of a quantised graph: 1 prompts") != claimed
+    # No near-tie excuses what was measured to be exact.
+    monkeypatch.setattr(checks, "find_divergence", lambda *_: checks.Divergence(3, 1e-9))
+    wrong = checks.check_greedy(bundle, ["<5> <9>"], 12, lambda _: None)
+    assert wrong.passed is (False if claimed else None)
+    assert "1 mismatches, 0 near-ties" in wrong.detail
+    assert [note.partition(",")[0] for note in wrong.notes] == ["mismatch at token 3"]
 
 
 def test_divergence_measures_the_gap(bundle: Bundle) -> None:

@@ -257,3 +257,56 @@ def test_feeds_stay_on_a_device(session: OrtTargetSession, monkeypatch: pytest.M
     monkeypatch.setattr(session, "_caches", object())
     with pytest.raises(BackendError, match="are on a device; run it on the CPU"):
         session.last_feed()
+
+
+def call(session: OrtTargetSession, ids: list[int], wanted: list[int]) -> tuple[NDArray[Any], ...]:
+    """Return logits, next tokens and features of siblings: tokens that do not see each other."""
+    n = len(ids)
+    output = session.forward(
+        np.array([ids]), np.zeros((1, n), np.int64), np.eye(n, dtype=bool)[None], np.array([wanted])
+    )
+    return output.logits[0].copy(), output.next_tokens[0].copy(), output.features[0].copy()
+
+
+def test_narrow_calls_are_filled_up(make_session: MakeSession) -> None:
+    """Bit for bit what a wide call gives, up to the last free row; and what fills up is never seen."""
+    plain = make_session(capacity=CAPACITY + 2)
+    filled = OrtTargetSession(plain.graph, plain.contract, CAPACITY, ONE_THREAD, least_width=3)
+    with plain, filled:
+        assert filled.capacity == CAPACITY
+        for length in (1, 7, CAPACITY - 2, CAPACITY - 1):
+            ids = [(5 * i) % 96 for i in range(length)]
+            fresh(plain, ids)
+            fresh(filled, ids)
+            wide = call(plain, [9, 8, 7], [0, 1, 2])
+            for found, first in zip(call(filled, [9], [0]), wide, strict=True):
+                np.testing.assert_array_equal(found, first[:1])
+            if length < CAPACITY - 1:
+                expected = call(plain, [8, 9, 7], [1, 2, 0])
+                logits, tokens, features = call(filled, [8, 9], [1])
+                np.testing.assert_array_equal(logits, expected[0][:1])
+                np.testing.assert_array_equal(tokens, expected[1][:1])
+                np.testing.assert_array_equal(features, expected[2][:2])
+                filled.commit([[1]])
+                assert filled.lengths.tolist() == [length + 1]
+        filled.reset()
+        assert not filled._caches.block.any()  # type: ignore[attr-defined]
+        fresh(filled, ids)
+        with pytest.raises(InputError, match=f"2 tokens after {CAPACITY - 1} do not fit the capacity"):
+            call(filled, [9, 8], [0])
+        wide_enough = call(plain, [9, 8, 7], [2, 0])
+        assert wide_enough[0].shape == (2, 96)
+
+
+def test_every_row_is_as_asked_in_wider_calls(make_session: MakeSession) -> None:
+    plain = make_session()
+    filled = OrtTargetSession(plain.graph, plain.contract, CAPACITY, ONE_THREAD, least_width=3)
+    with plain, filled:
+        for wanted in ([0], [3, 1], [0, 1, 2, 3]):
+            fresh(plain, PROMPT)
+            fresh(filled, PROMPT)
+            expected = call(plain, [9, 8, 7, 6], [0, 1, 2, 3])
+            logits, tokens, features = call(filled, [9, 8, 7, 6], wanted)
+            np.testing.assert_allclose(logits, expected[0][wanted], rtol=1e-5, atol=1e-5)
+            np.testing.assert_array_equal(tokens, expected[1][wanted])
+            np.testing.assert_array_equal(features, expected[2])
