@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from poss_export.calibration.decisions import Decisions, GraphRequest, decide
-from poss_export.calibration.heads import COPY, untie
+from poss_export.calibration.gains import COPY, untie
+from poss_export.calibration.observers import HEADROOM
 from poss_export.calibration.sites import find_sites
 from poss_export.calibration.smoothing import find_folds
 from poss_export.calibration.statistics import Statistics, observe
@@ -109,7 +110,7 @@ def test_ranges_and_scales_are_of_the_sites(
     inputs = {site.name: site.input for site in find_sites(target)}
     reach = call_maxima(target, [inputs[name] for name in made.limits])
     for name, limit in made.limits.items():
-        assert limit == pytest.approx(reach[inputs[name]], rel=1e-3)
+        assert limit == pytest.approx(HEADROOM * reach[inputs[name]], rel=1e-3)
 
 
 def call_maxima(model: onnx.ModelProto, names: list[str]) -> dict[str, float]:
@@ -125,7 +126,7 @@ def test_no_smoothing_moves_nothing(target: onnx.ModelProto, statistics: dict[st
     after = initializers(target)
     for name in before:
         np.testing.assert_array_equal(after[name], before[name])
-    assert made.limits[f"{DOWN}#0"] == statistics[f"{DOWN}#0"].channel_max.max()
+    assert made.limits[f"{DOWN}#0"] == HEADROOM * statistics[f"{DOWN}#0"].channel_max.max()
 
 
 def test_weights_only_need_no_samples(target: onnx.ModelProto, statistics: dict[str, Statistics]) -> None:
@@ -143,7 +144,7 @@ def test_sensitive_layers_get_a_refuge(
     seen: list[Mapping[str, float]] = []
     head = table(target) + COPY
     sweep = costing({DOWN: 0.3, QKV: 0.01, table(target): 0.2}, seen)
-    request = GraphRequest("w8a8", most_sensitive=0.1, refuge=refuge)
+    request = GraphRequest("w8a8", budget=0.1, refuge=refuge)
     made = decide(target, request, statistics, sweep)
     assert made.refuges == tuple(sorted((DOWN, head)))
     assert made.schemes.get(DOWN) == made.schemes.get(head) == refuge
@@ -158,7 +159,7 @@ def test_what_the_user_chose_gets_no_refuge(
 ) -> None:
     name = table(target)
     layer = (pattern.format(table=name), "w8a8")
-    request = GraphRequest("w8a8", (layer,), most_sensitive=0.1, refuge="int8")  # type: ignore[arg-type]
+    request = GraphRequest("w8a8", (layer,), budget=0.1, refuge="int8")  # type: ignore[arg-type]
     made = decide(target, request, statistics, costing({DOWN: 0.3, name: 0.3}))
     chosen, other = (DOWN, name + COPY) if "down" in pattern else (name + COPY, DOWN)
     assert made.schemes[chosen] == "w8a8"

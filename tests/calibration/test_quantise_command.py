@@ -24,7 +24,7 @@ from poss_export.targets.checkpoint import open_target
 
 CAPACITY = 96  # widths are measured behind 17 tokens
 # Random weights suffer more than those of a real target.
-LOOSE = ("--max-perplexity", 9e9, "--min-agreement", 0, "--min-tau", 0, "--most-sensitive", 9e9)
+LOOSE = ("--max-perplexity", 9e9, "--min-agreement", 0, "--min-tau", 0, "--budget", 9e9)
 PROGRESS = (
     "loading",
     "exporting",
@@ -331,7 +331,7 @@ def test_a_missed_threshold_leaves_the_figures_and_no_bundle(
     folder, _ = build(*BOTH)
     quality: Any = read_manifest(folder).quality
     given = [str(word).format(drafter=drafter, samples=samples) for word in BOTH]
-    strict = ("--max-perplexity", 1e-3, "--min-agreement", 1.5, "--min-tau", 99, "--most-sensitive", 9e9)
+    strict = ("--max-perplexity", 1e-3, "--min-agreement", 1.5, "--min-tau", 99, "--budget", 9e9)
     result = run(*options, *given, "-o", tmp_path / "out", *strict)
     assert result.exit_code == 1
     assert result.stdout == ""
