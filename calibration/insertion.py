@@ -24,6 +24,7 @@ import onnx_ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from poss_export.calibration.rounding import BLOCK
 from poss_export.calibration.sites import Site, find_sites
 from poss_export.config import Scheme
 from poss_export.errors import InputError
@@ -31,7 +32,6 @@ from poss_export.errors import InputError
 # Operators of ONNX Runtime wherever it has some, for its CPU; or standard ones only, for TensorRT.
 Form = Literal["qoperator", "qdq"]
 
-BLOCK = 32  # inputs that share a scale where only weights are quantised
 _ACCURACY = 4  # of MatMulNBits: it rounds activations to INT8 itself, which is several times faster
 _EXTERNAL = 1024  # bytes: smaller tensors stay in the graph's own file
 _PAGE = 4096  # bytes
