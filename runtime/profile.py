@@ -203,7 +203,8 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
         "target": {"name": manifest.target.name, "sha256": manifest.target.sha256},
         "drafter": None if drafter is None else {"name": drafter.name, "sha256": drafter.sha256},
         "tree": None if drafter is None else vars(drafter.tree),
-        "precision": manifest.precision,
+        "precision": manifest.label("target"),
+        "draft_precision": None if drafter is None else manifest.label("draft"),
         "cache_form": manifest.cache_form,
         "capacity": manifest.capacity,
     }

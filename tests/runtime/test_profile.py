@@ -50,7 +50,8 @@ def test_the_report_says_what_was_measured(report: dict[str, Any]) -> None:
     assert report["profile_version"] == 1
     assert report["engine"].keys() == {"backend", "provider", "version", "device", "threads"}
     assert (report["engine"]["backend"], report["engine"]["threads"]) == ("onnxruntime", 1)
-    assert (report["precision"], report["cache_form"], report["capacity"]) == ("fp32", "shared", CAPACITY)
+    assert (report["precision"], report["draft_precision"]) == ("fp32", "fp32")
+    assert (report["cache_form"], report["capacity"]) == ("shared", CAPACITY)
     assert report["tree"] == {"depth": 4, "top_k": 3, "nodes": 8}
     assert report["target"]["name"]
     assert report["drafter"]["sha256"] == "0" * 64
