@@ -502,13 +502,13 @@ def inspect(
     """
     if lint:
         ctx.exit(_lint(Path(thing), as_json))
-    from poss_export.facts import facts_of
+    from poss_export.facts import facts_of, in_short
 
     facts = facts_of(thing, positions_per_specialist)
     if as_json:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
-        _print_facts(facts)
+        _print_facts(in_short(facts))
 
 
 @main.command()

@@ -1,5 +1,6 @@
 """What a bundle, a drafter or a target is, as plain JSON values."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,19 @@ def _target_facts(spec: str) -> dict[str, Any]:
         "config": target.config.to_dict(),
         "weight_files": [str(path) for path in target.weight_files],
     }
+
+
+def in_short(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts without what a bundle says of every weight: how many there are, in its place."""
+    quantisation = {
+        graph: {
+            **{name: value for name, value in entry.items() if not isinstance(value, dict | list | tuple)},
+            "request": entry["request"],
+            "weights": dict(Counter(entry["schemes"].values())),
+            "rounded_activations": len(entry["limits"]),
+            "moved_scales": len(entry["scales"]),
+            "refuges": len(entry["refuges"]),
+        }
+        for graph, entry in facts.get("quantisation", {}).items()
+    }
+    return {**facts, "quantisation": quantisation} if quantisation else facts
