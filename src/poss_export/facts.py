@@ -70,7 +70,6 @@ def in_short(facts: dict[str, Any]) -> dict[str, Any]:
             **{name: value for name, value in entry.items() if not isinstance(value, dict | list | tuple)},
             "request": entry["request"],
             "weights": dict(Counter(entry["schemes"].values())),
-            "rounded_activations": len(entry["limits"]),
             "moved_scales": len(entry["scales"]),
             "refuges": len(entry["refuges"]),
         }
