@@ -97,7 +97,7 @@ def decide(
         divided = _by_reader(folds, scales)
     sites = find_sites(model)
     limits = {
-        site.name: OBSERVERS[request.observer](_smoothed(statistics[site.name], divided.get(site.weight)))
+        site.name: _limit(request.observer, statistics[site.name], divided.get(site.weight))
         for site in sites
         if schemes.get(site.weight) in LARGEST
     }
@@ -166,5 +166,8 @@ def _by_reader(folds: Sequence[Fold], scales: Mapping[str, Floats]) -> dict[str,
     return {w: scales[fold.parameter] for fold in folds if fold.parameter in scales for w in fold.weights}
 
 
-def _smoothed(statistics: Statistics, scale: Floats | None) -> Statistics:
-    return statistics if scale is None else statistics / scale
+def _limit(observer: Observer, statistics: Statistics, scale: Floats | None) -> float:
+    """Return how far the range of an activation divided by `scale` reaches; one that is always 0 has any."""
+    if not statistics.channel_max.any():
+        return 1.0
+    return OBSERVERS[observer](statistics if scale is None else statistics / scale)

@@ -1,6 +1,6 @@
 """From a bundle in floating point to a quantised one: observe, decide, rewrite, measure."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -41,6 +41,7 @@ from poss_export.manifest import (
 from poss_export.runtime.bundle import Bundle, contracts_of
 from poss_export.runtime.checks import PROMPTS
 from poss_export.runtime.ort import OrtDraftSession, OrtOptions, OrtTargetSession
+from poss_export.runtime.session import Ints
 
 DIALOGUES = 24  # of the samples are observed; what they bring beyond is for the acceptance
 _SWEEP_TOKENS = 192
@@ -110,6 +111,9 @@ def quantise_bundle(
         QualityError: the result misses a threshold.
     """
     alone = source.folder == reference.folder
+    # On the CPU a static form is many times slower, and its times say nothing of the engines made of it.
+    timed = source.manifest.cache_form == "shared"
+    windows = read_windows(reference.open(), request.text, None if timed else _STATIC_WINDOWS)
     with nullcontext(to) if alone else _temporary(to) as twin_folder:
         twin = Source(twin_folder, reference.manifest)  # the reference, quantised graph by graph
         _copy(reference, twin.folder, GRAPHS.keys() - request.graphs.keys())
@@ -133,7 +137,7 @@ def quantise_bundle(
             for graph, decisions in decided.items():
                 _write(_moved(source.folder / GRAPHS[graph], decisions), decisions, "qdq", to / GRAPHS[graph])
             result = Source(to, _described(source.manifest, to, decided, request))
-        quality = _measure(result, reference, request, report) if decided else None
+        quality = _measure(result, reference, request, windows, report) if decided else None
         if request.samples is not None and twin.manifest.drafter is not None:
             report("calibrating acceptance")
             write_acceptance(twin, request.samples, to)
@@ -232,11 +236,11 @@ def _described(
     return replace(manifest, target=target, quantisation=quantisation)
 
 
-def _measure(result: Source, reference: Source, request: QuantiseRequest, report: Report) -> dict[str, Any]:
+def _measure(
+    result: Source, reference: Source, request: QuantiseRequest, windows: Sequence[Ints], report: Report
+) -> dict[str, Any]:
     """Return the figures of the result, if they are good enough."""
-    # On the CPU a static form is many times slower, and its times say nothing of the engines made of it.
     timed = result.manifest.cache_form == "shared"
-    windows = read_windows(reference.open(), request.text, None if timed else _STATIC_WINDOWS)
     prompts = request.prompts if timed else request.prompts[:_STATIC_PROMPTS]
     trial = Trial(windows, prompts, _NEW_TOKENS if timed else _STATIC_NEW_TOKENS, timed)
     figures: dict[str, Any] = {"thresholds": asdict(request.thresholds)}

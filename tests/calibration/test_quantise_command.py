@@ -25,17 +25,9 @@ from poss_export.targets.checkpoint import open_target
 CAPACITY = 96  # widths are measured behind 17 tokens
 # Random weights suffer more than those of a real target.
 LOOSE = ("--max-perplexity", 9e9, "--min-agreement", 0, "--min-tau", 0, "--budget", 9e9)
-PROGRESS = (
-    "loading",
-    "exporting",
-    "checking",
-    "quantising",
-    "observing",
-    "measuring",
-    "reading",
-    "answering",
-)
-PROGRESS += ("timing", "calibrating", "writing")
+# What lines begin with that tell what is done.
+PROGRESS: tuple[str, ...] = ("loading", "exporting", "checking", "quantising", "observing", "measuring")
+PROGRESS += ("reading", "answering", "timing", "calibrating", "writing")
 
 
 def run(*arguments: object) -> Result:
@@ -181,7 +173,7 @@ def test_target_and_drafter_in_eight_bits(build: Any, samples: Path, inputs: Pat
     check_figures(manifest)
     for graph in ("target", "draft"):
         assert "MatMulIntegerToFloat" in operators(folder, graph)
-        made = manifest.quantisation[graph]  # type: ignore[index]
+        made = manifest.quantisation[graph]
         assert made["request"]["samples"] == record.sha256
         assert {*made["schemes"].values()} == {"w8a8"}
         assert made["limits"]

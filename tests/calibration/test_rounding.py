@@ -18,7 +18,7 @@ def in_onnx_runtime(scheme: str, values: Floats, scale: Floats) -> Floats:
     """Quantise and dequantise; a scale for each column, or one."""
     code, _ = TYPES[scheme]
     zero = np.zeros(scale.shape, helper.tensor_dtype_to_np_dtype(code))
-    axis = {"axis": 1} if scale.shape else {}
+    axis: dict[str, Any] = {"axis": 1} if scale.shape else {}
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["small"], **axis),
         helper.make_node("DequantizeLinear", ["small", "scale", "zero"], ["y"], **axis),

@@ -95,7 +95,7 @@ UP = [
 
 
 def make(nodes: list[onnx.NodeProto], outputs: tuple[str, ...] = ("y",)) -> onnx.ModelProto:
-    weights = {
+    weights: dict[str, Any] = {
         "gain": 1 + random(K, seed=1) / 4,
         "weight": random(K, K, seed=2),
         "other": random(K, K, seed=3),

@@ -85,7 +85,8 @@ def test_the_extremes_may_come_at_any_time(one: Path) -> None:
 def test_bad_feeds_are_refused(one: Path) -> None:
     spent: Iterator[Feed] = iter([{"x": numbered(0, 2)}])
     assert observe(one, spent, threads=1)
-    for none in ([], spent):
+    empty: list[Feed] = []
+    for none in (empty, spent):
         with pytest.raises(
             InputError, match=r"no samples: .* An iterator can be read only once; pass a list"
         ):
