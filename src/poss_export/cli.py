@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
+from click.core import ParameterSource
 
 from poss_export.config import (
     Alignment,
@@ -48,6 +49,13 @@ EXPORT_LIBRARIES = ("gguf", "onnx", "onnx_ir", "onnxscript", "safetensors", "tor
 # Options of `train` that change its stages.
 _FITS = ("before", "after")  # of an acceptance calibration
 STAGE_FIELDS = ("steps", "step_decay", "token_weight", "top_weight", "feature_weight", "learning_rate")
+
+
+# Options of `build` that say nothing of graphs in floating point.
+_QUALITY_OPTIONS = (
+    *("observer", "smoothing", "budget", "held_out", "held_out_prompts"),
+    *("max_perplexity", "min_agreement", "min_tau"),
+)
 
 
 class Commands(click.Group):
@@ -341,8 +349,12 @@ def _quantise_request(
     for graph, scheme in asked.items():
         if layers[graph] and scheme is None:
             raise InputError(f"precisions of layers are of a quantised {graph}: name its precision too")
-    if not any(asked.values()) and options["samples"] is None:
-        return None
+    if not any(asked.values()):
+        _refuse_given(
+            _QUALITY_OPTIONS, "is of quantised graphs: name a --precision such as w8a8, or leave it out"
+        )
+        if options["samples"] is None:
+            return None
     from poss_export.calibration.decisions import GraphRequest
     from poss_export.calibration.quality import HELD_OUT, Thresholds
     from poss_export.calibration.quantise import QuantiseRequest
@@ -375,6 +387,14 @@ def _quantise_request(
         text=options["held_out"] or HELD_OUT,
         prompts=prompts,
     )
+
+
+def _refuse_given(names: Sequence[str], reason: str) -> None:
+    """Raise InputError where one of these options of the running command was typed."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        if option.name in names and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
+            raise InputError(f"{option.opts[0]} {reason}")
 
 
 def _layer_precision(text: str) -> "tuple[str, Scheme | None]":

@@ -94,19 +94,24 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def options(target: Path, drafter: Path, inputs: Path) -> tuple[object, ...]:
+def float_options(target: Path) -> tuple[object, ...]:
     """What all builds here have in common."""
     tree = ("--tree-depth", 3, "--top-k", 2, "--tree-nodes", 5, "--capacity", CAPACITY)
-    held_out = ("--held-out", inputs / "text.txt", "--held-out-prompts", inputs / "three.jsonl")
-    return ("build", target, *tree, *held_out)
+    return ("build", target, *tree)
+
+
+@pytest.fixture(scope="module")
+def options(float_options: tuple[object, ...], inputs: Path) -> tuple[object, ...]:
+    """What all quantised builds here have in common."""
+    return (*float_options, "--held-out", inputs / "text.txt", "--held-out-prompts", inputs / "three.jsonl")
 
 
 @pytest.fixture(scope="module")
 def samples(
-    options: tuple[object, ...], drafter: Path, inputs: Path, tmp_path_factory: pytest.TempPathFactory
+    float_options: tuple[object, ...], drafter: Path, inputs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     folder = tmp_path_factory.mktemp("samples")
-    done(*options, "--drafter", drafter, "-o", folder / "float")
+    done(*float_options, "--drafter", drafter, "-o", folder / "float")
     record = folder / "samples.npz"
     done("calibrate", folder / "float", "--prompts", inputs / "prompts.jsonl", "-o", record)
     return record
@@ -284,14 +289,15 @@ def test_a_quantised_drafter_leaves_a_float_target_lossless(build: Any, inputs: 
 
 
 def test_samples_alone_calibrate_acceptance(
-    build: Any, options: Any, drafter: Path, samples: Path, tmp_path: Path
+    float_options: Any, drafter: Path, samples: Path, tmp_path: Path
 ) -> None:
-    folder, _ = build(*BOTH[:4])
+    folder, given = tmp_path / "bundle", ("--drafter", drafter, "--samples", samples)
+    done(*float_options, "-o", folder, *given)
     manifest = read_manifest(folder, full=True)
     assert (manifest.quantisation, manifest.quality) == ({}, None)
     assert load_acceptance(folder / "acceptance.json").dialogues == 12
     without = Path(shutil.copytree(samples.parent / "float", tmp_path / "float"))
-    result = run(*options, "-o", without, "--drafter", drafter, "--samples", samples)
+    result = run(*float_options, "-o", without, *given)
     assert result.exit_code == 2  # or a bundle without it would pass as what was asked for
     assert "it has another acceptance" in result.stderr
 
@@ -376,6 +382,7 @@ def spoilt(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--precision int8 --layer-precision =int8", "layer precision '=int8': expected LAYER=PRECISION"),
         ("--precision int8 --layer-precision head=int3", "'head=int3': expected LAYER=PRECISION"),
         ("--precision int8 --layer-precision nose=int8", "no layer fits 'nose'"),
+        ("--budget 0.1", "--budget is of quantised graphs"),
         ("--layer-precision head=int8", "precisions of layers are of a quantised target"),
         ("--precision int8 --draft-layer-precision head=int8", "are of a quantised draft"),
         ("--precision int8 --held-out {spoilt}/none.txt", "none.txt' cannot be read"),
