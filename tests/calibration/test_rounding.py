@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from poss_export.calibration.observers import HEADROOM
 from poss_export.calibration.rounding import BLOCK, output_error, round_rows, round_weight
 from poss_export.calibration.statistics import Floats, Statistics
 from poss_export.config import Scheme
@@ -67,7 +68,7 @@ def test_what_can_be_stored_costs_nothing(scheme: Any) -> None:
     levels = round_weight(scheme, levels[:, None])[:, 0]
     weight = np.stack([np.roll(levels, i) for i in range(8)])
     rows = np.stack([np.roll(levels, 3 * i) for i in range(5)])
-    exact = Statistics(np.abs(rows).max(axis=0), rows, rows[:1])
+    exact = Statistics(np.abs(rows).max(axis=0) / HEADROOM, rows, rows[:1])
     assert output_error(scheme, weight, exact) == pytest.approx(0, abs=1e-12)
     assert output_error(scheme, weight + random(8, 8, seed=1), exact) > 1e-7
 
@@ -75,7 +76,7 @@ def test_what_can_be_stored_costs_nothing(scheme: Any) -> None:
 def test_the_error_is_relative_to_each_output() -> None:
     weight = np.eye(4, dtype=np.float32)
     rows = np.array([[1, 0, 0, 0], [0, 0.3, 0, 0]], np.float32)  # the second is rounded: 38.1 of 127
-    statistics = Statistics(np.abs(rows).max(axis=0), rows[:1], rows[1:])
+    statistics = Statistics(np.abs(rows).max(axis=0) / HEADROOM, rows[:1], rows[1:])
     expected = ((38 / 127 - 0.3) / 0.3) ** 2 / 2
     assert output_error("w8a8", weight, statistics) == pytest.approx(expected, rel=1e-3)
 
