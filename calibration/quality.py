@@ -63,19 +63,22 @@ def read_windows(bundle: Bundle, path: Path, limit: int | None = None) -> list[I
     return windows[:limit]
 
 
-def measure_quality(reference: Bundle, bundle: Bundle, trial: Trial, report: Report) -> dict[str, Any]:
-    """Return every figure as plain JSON values; both bundles are entered, and emptied.
+def measure_quality(
+    reference: Bundle, bundle: Bundle, pair: Bundle, trial: Trial, report: Report
+) -> dict[str, Any]:
+    """Return every figure as plain JSON values; all bundles are entered, and emptied.
 
     Args:
         reference: the same target, drafter and tree in floating point.
         bundle: the quantised one.
+        pair: what answers prompts: `bundle`, or another cache form of it.
         trial: what is asked.
         report: told what begins.
     """
     report("reading held-out text")
     figures: dict[str, Any] = {"text": judge_text(reference.target, bundle.target, trial.windows)}
     report("answering held-out prompts")
-    figures["rounds"] = judge_rounds(reference, bundle, trial)
+    figures["rounds"] = judge_rounds(reference, pair, trial)
     if trial.timed:
         report("timing")
         figures["ms"] = {"reference": _times(reference), "quantised": _times(bundle)}

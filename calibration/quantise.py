@@ -46,7 +46,7 @@ from poss_export.runtime.session import Ints
 DIALOGUES = 24  # of the samples are observed; what they bring beyond is for the acceptance
 _SWEEP_TOKENS = 192
 _NEW_TOKENS = 48  # a prompt
-_STATIC_WINDOWS, _STATIC_PROMPTS, _STATIC_NEW_TOKENS = 2, 2, 16
+_STATIC_WINDOWS = 2
 
 Report = Callable[[str], None]
 
@@ -137,7 +137,7 @@ def quantise_bundle(
             for graph, decisions in decided.items():
                 _write(_moved(source.folder / GRAPHS[graph], decisions), decisions, "qdq", to / GRAPHS[graph])
             result = Source(to, _described(source.manifest, to, decided, request))
-        quality = _measure(result, reference, request, windows, report) if decided else None
+        quality = _measure(result, twin, reference, request, windows, report) if decided else None
         if request.samples is not None and twin.manifest.drafter is not None:
             report("calibrating acceptance")
             write_acceptance(twin, request.samples, to)
@@ -237,19 +237,27 @@ def _described(
 
 
 def _measure(
-    result: Source, reference: Source, request: QuantiseRequest, windows: Sequence[Ints], report: Report
+    result: Source,
+    twin: Source,
+    reference: Source,
+    request: QuantiseRequest,
+    windows: Sequence[Ints],
+    report: Report,
 ) -> dict[str, Any]:
-    """Return the figures of the result, if they are good enough."""
+    """Return the figures of the result, if they are good enough; its twin answers the prompts."""
     timed = result.manifest.cache_form == "shared"
-    prompts = request.prompts if timed else request.prompts[:_STATIC_PROMPTS]
-    trial = Trial(windows, prompts, _NEW_TOKENS if timed else _STATIC_NEW_TOKENS, timed)
+    trial = Trial(windows, request.prompts, _NEW_TOKENS, timed)
     figures: dict[str, Any] = {"thresholds": asdict(request.thresholds)}
     if timed:  # first: plain steps have the least width that it finds
         report("measuring widths")
         figures["widths"] = measure_widths(result.open(), windows[0])
-    measured = replace(result, manifest=replace(result.manifest, quality=figures))
-    with reference.open() as exact, measured.open() as bundle:
-        figures |= measure_quality(exact, bundle, trial, report)
+    answering = replace(twin, manifest=replace(twin.manifest, quality=figures))
+    with reference.open() as exact, answering.open() as pair:
+        if timed:
+            figures |= measure_quality(exact, pair, pair, trial, report)
+        else:
+            with result.open() as bundle:
+                figures |= measure_quality(exact, bundle, pair, trial, report)
     require_quality(figures, request.thresholds)
     return figures
 

@@ -73,7 +73,7 @@ def test_equal_bundles_lose_nothing(bundles: tuple[Bundle, Bundle], text: Path) 
     windows = read_windows(bundles[0], text)
     told: list[str] = []
     trial = Trial(windows, ["<5> <9>", "<7>"], 24, timed=True)
-    figures = measure_quality(*bundles, trial, told.append)
+    figures = measure_quality(*bundles, bundles[1], trial, told.append)
     assert figures["text"]["divergence"] == 0
     assert figures["text"]["agreement"] == 1
     assert figures["text"]["perplexity"] == figures["text"]["reference_perplexity"] > 1
@@ -95,7 +95,7 @@ def test_equal_bundles_lose_nothing(bundles: tuple[Bundle, Bundle], text: Path) 
 
 def test_what_was_not_asked_for_is_not_there(bundles: tuple[Bundle, Bundle], text: Path) -> None:
     trial = Trial(read_windows(bundles[0], text, 1), ["<5>"], 4, timed=False)
-    figures = measure_quality(*bundles, trial, lambda _: None)
+    figures = measure_quality(*bundles, bundles[1], trial, lambda _: None)
     assert figures.keys() == {"text", "rounds", "bytes"}
     assert figures["text"]["tokens"] == 48
 
