@@ -1,6 +1,6 @@
 """What quantising costs a bundle, measured against the pair in floating point on held-out text."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from poss_export.errors import InputError, QualityError
 from poss_export.manifest import GRAPHS
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.generation import Generation
-from poss_export.runtime.profile import round_times, target_times
+from poss_export.runtime.profile import Report, round_times, target_times
 from poss_export.runtime.session import Ints, TargetSession
 
 WINDOW = 256  # tokens of text that are read at once
@@ -23,8 +23,6 @@ HELD_OUT = Path(__file__).parent / "heldout.txt"  # written for this purpose; no
 
 _CONTEXT = 128  # tokens before a call that is timed
 _REPEATS = 9
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

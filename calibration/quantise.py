@@ -1,6 +1,6 @@
 """From a bundle in floating point to a quantised one: observe, decide, rewrite, measure."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,11 +22,11 @@ from poss_export.calibration.quality import (
     read_windows,
     require_quality,
 )
-from poss_export.calibration.record import Progress, Record, check_feeds, record_rounds, replay
+from poss_export.calibration.record import Feed, Progress, Record, check_feeds, record_rounds, replay
 from poss_export.calibration.sensitivity import sensitivities
 from poss_export.calibration.sites import find_sites
 from poss_export.calibration.smoothing import find_folds, move_scales
-from poss_export.calibration.statistics import Feed, Statistics, observe
+from poss_export.calibration.statistics import Statistics, observe
 from poss_export.calibration.widths import measure_widths
 from poss_export.engine import GraphName
 from poss_export.manifest import (
@@ -39,7 +39,7 @@ from poss_export.manifest import (
     link_or_copy,
 )
 from poss_export.runtime.bundle import Bundle, contracts_of
-from poss_export.runtime.checks import PROMPTS
+from poss_export.runtime.checks import PROMPTS, Report
 from poss_export.runtime.ort import OrtDraftSession, OrtOptions, OrtTargetSession
 from poss_export.runtime.session import Ints
 
@@ -47,8 +47,6 @@ DIALOGUES = 24  # of the samples are observed; what they bring beyond is for the
 _SWEEP_TOKENS = 192
 _NEW_TOKENS = 48  # a prompt
 _STATIC_WINDOWS = 2
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

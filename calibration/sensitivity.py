@@ -9,7 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from poss_export.calibration.statistics import Feed, Floats
+from poss_export.calibration.record import Feed
+from poss_export.calibration.statistics import Floats
 
 _FLAGS = "rounded_activations"
 

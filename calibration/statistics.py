@@ -3,17 +3,16 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from poss_export.calibration.record import Feed
 from poss_export.calibration.sites import Site, find_sites
 from poss_export.errors import InputError
 
 Floats = NDArray[np.float32]
-Feed = Mapping[str, NDArray[Any]]  # every input of a graph, by name
 
 ROWS = 512  # kept of each site
 EXTREMES = 32  # kept beside them: the rows that a range may cut off
