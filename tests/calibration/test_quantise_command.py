@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from poss_export.calibration.acceptance import load_acceptance
 from poss_export.calibration.record import load_record, save_record
-from poss_export.cli import main
 from poss_export.drafters.checkpoint import save_drafter
 from poss_export.exporters import build as build_module
 from poss_export.manifest import Manifest, read_manifest
 from poss_export.runtime.bundle import open_bundle
 from poss_export.targets.checkpoint import open_target
+from tests.test_cli import done, run
 
 CAPACITY = 96  # widths are measured behind 17 tokens
 # Random weights suffer more than those of a real target.
@@ -28,16 +28,6 @@ LOOSE = ("--max-perplexity", 9e9, "--min-agreement", 0, "--min-tau", 0, "--budge
 # What lines begin with that tell what is done.
 PROGRESS: tuple[str, ...] = ("loading", "exporting", "checking", "quantising", "observing", "measuring")
 PROGRESS += ("reading", "answering", "timing", "calibrating", "writing")
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def done(*arguments: object) -> Result:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def words(*ids: int) -> str:
