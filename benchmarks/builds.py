@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import environment
-from poss_export.engine import EngineOptions, EngineSpec, Profile, target_profiles
+from poss_export.engine_spec import EngineOptions, EngineSpec, Profile, target_profiles
 from poss_export.errors import BackendError
-from poss_export.exporters.engines import build_engine, estimate, request_engines
+from poss_export.exporters.engine_build import build_engine, estimate, request_engines
 from poss_export.manifest import TARGET_GRAPH, Manifest, read_manifest
 from poss_export.runtime.bundle import contracts_of
 from poss_export.runtime.generation import PREFILL_CHUNK

@@ -20,7 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks import environment, questions
-from benchmarks.engines import BASELINE, ENGINES, Answer, Engine
+from benchmarks.contestants import BASELINE, ENGINES, Answer, Engine
 from benchmarks.peers import Peers
 from benchmarks.workers import Setup, Worker
 from poss_export.errors import InputError

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from benchmarks import environment, questions
 from benchmarks.questions import Question
+from poss_export.evaluation.latency import WIDTHS, target_times
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.generation import Generation, Stream
-from poss_export.runtime.profile import WIDTHS, target_times
 
 
 def by_width(bundle: Bundle, past: int, widths: Sequence[int], repeats: int) -> dict[int, float]:

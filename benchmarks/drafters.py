@@ -21,21 +21,21 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import environment, questions
+from benchmarks.contestants import BASELINE
 from benchmarks.cost import parts, pooled_tau, rounds
 from benchmarks.drafters_report import Row, count_mismatches, plot_rows, print_rows
-from benchmarks.engines import BASELINE
 from benchmarks.lossless import answer, rounds_by_depth
-from benchmarks.pairs import capacity_for, exported, paired, plan_pair
 from benchmarks.questions import Question
 from benchmarks.trees import parse_tree, tree_name
+from poss_export.bundling.tuning import capacity_for, exported, paired, plan_pair
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter, shipped_drafters
 from poss_export.errors import CheckpointError, InputError, PossExportError
+from poss_export.evaluation.checks import find_divergence
 from poss_export.plots import check_library
 from poss_export.runtime.bundle import Bundle
-from poss_export.runtime.checks import find_divergence
 from poss_export.runtime.generation import Generation
-from poss_export.runtime.session import TargetSession
+from poss_export.runtime.sessions.base import TargetSession
 from poss_export.targets.checkpoint import Target, open_target
 from poss_export.training.run import EVALUATED_DEPTH, EVALUATED_TREES
 

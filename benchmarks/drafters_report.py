@@ -9,9 +9,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.engines import BASELINE
+from benchmarks.contestants import BASELINE
 from benchmarks.lossless import divergence_line
-from poss_export.runtime.checks import Divergence
+from poss_export.evaluation.checks import Divergence
 
 Row = dict[str, Any]  # of the table, as it stands in the JSON file
 

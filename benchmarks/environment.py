@@ -15,7 +15,7 @@ from poss_export.errors import InputError, PossExportError
 from poss_export.machine import cores as cores
 from poss_export.machine import processor
 from poss_export.runtime.bundle import Bundle
-from poss_export.runtime.session import DraftSession
+from poss_export.runtime.sessions.base import DraftSession
 from poss_export.training.files import write_whole
 
 REPORT = click.Path(dir_okay=False, writable=True, path_type=Path)

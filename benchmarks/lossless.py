@@ -2,7 +2,7 @@
 
     python -m benchmarks.lossless BUNDLE --prompts FILE.jsonl --prompts FILE.jsonl
 
-Exits with 1 on a mismatch. A divergence at a near-tie (`runtime/checks.py`) is none: rounding decides
+Exits with 1 on a mismatch. A divergence at a near-tie (`evaluation/checks.py`) is none: rounding decides
 between the target's two likeliest tokens there, and it is listed with its gap.
 """
 
@@ -19,8 +19,8 @@ from rich.table import Table
 from benchmarks import environment, questions
 from benchmarks.cost import pooled_tau
 from benchmarks.questions import Question
+from poss_export.evaluation.checks import Divergence, find_divergence
 from poss_export.runtime.bundle import Bundle, open_bundle
-from poss_export.runtime.checks import Divergence, find_divergence
 from poss_export.runtime.generation import Generation, Stream
 
 

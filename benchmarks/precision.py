@@ -21,7 +21,7 @@ import click
 
 from benchmarks import environment, questions
 from benchmarks.compare import Row, measure, open_peers, summary
-from benchmarks.engines import (
+from benchmarks.contestants import (
     BASELINE,
     Engine,
     llama_cpp_by_default,
@@ -44,12 +44,12 @@ from benchmarks.quality import (
 from benchmarks.questions import Question
 from benchmarks.widths import WIDTHS, measure_widths
 from benchmarks.workers import Setup, Worker
-from poss_export.calibration.quality import HELD_OUT
 from poss_export.errors import InputError
+from poss_export.evaluation.checks import Divergence, find_divergence
+from poss_export.evaluation.quality import HELD_OUT
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
 from poss_export.plots import check_plot
 from poss_export.runtime.bundle import open_bundle
-from poss_export.runtime.checks import Divergence, find_divergence
 from poss_export.text import Text
 
 MODES: dict[str, Callable[[Setup], Engine]] = {BASELINE: target_only, "speculative": speculative}

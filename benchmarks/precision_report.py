@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.lossless import divergence_line
-from poss_export.runtime.checks import Divergence
+from poss_export.evaluation.checks import Divergence
 
 Figures = Mapping[str, Any]  # of a bundle, a peer or an answer's engine, as they stand in the JSON file
 Rows = Mapping[str, Sequence[Figures]]  # "bundles" and "peers"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.engines import open_genai, open_llama
+from benchmarks.contestants import open_genai, open_llama
 from benchmarks.workers import Setup
 
 Floats = NDArray[np.float32]
@@ -60,8 +60,8 @@ def judge(texts: Sequence[list[int]], reference: Sequence[Floats], found: Iterab
 
 def bundle_logits(setup: Setup) -> Scorer:
     """Our bundle's target."""
+    from poss_export.evaluation.laws import append
     from poss_export.runtime.bundle import open_bundle
-    from poss_export.runtime.cache_laws import append
 
     bundle = open_bundle(setup.model, threads=setup.threads).__enter__()  # until the process ends
 

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from benchmarks import environment, questions
 from benchmarks.cost import parts, rounds
-from benchmarks.pairs import capacity_for, exported, paired
 from benchmarks.questions import Question
+from poss_export.bundling.tuning import capacity_for, exported, paired
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter
 from poss_export.errors import InputError

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.workers import Setup, Worker
+from poss_export.evaluation.laws import append, run_tree
 from poss_export.runtime.bundle import open_bundle
-from poss_export.runtime.cache_laws import append, run_tree
 from poss_export.runtime.loop import speculate
 from poss_export.runtime.sampling import Sampling
-from poss_export.runtime.session import TargetSession
+from poss_export.runtime.sessions.base import TargetSession
 from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import verifier
 

@@ -62,7 +62,7 @@ class DepthCurve:
 
 
 @dataclass(frozen=True)
-class Acceptance:
+class AcceptanceCurves:
     """The chance that a drafted node is accepted by greedy verification, by depth and score.
 
     `depths` begin at 1. Hashes, tree, precision and time are those of the record; `before` and `after`
@@ -98,7 +98,7 @@ class Acceptance:
         return {"format_version": FORMAT_VERSION, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Acceptance":
+    def from_dict(cls, values: dict[str, Any]) -> "AcceptanceCurves":
         """Read what `to_dict` wrote, after a round trip through JSON.
 
         Raises InputError where it is of another format version or incomplete.
@@ -133,7 +133,7 @@ class _Nodes:
         return _Nodes(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
 
 
-def from_record(record: Record) -> Acceptance:
+def from_record(record: Record) -> AcceptanceCurves:
     """Fit the chance of acceptance to the rounds of a record.
 
     Raises:
@@ -152,7 +152,7 @@ def from_record(record: Record) -> Acceptance:
         )
     nodes = _collect(record)
     held_out = _predict_held_out(nodes)
-    return Acceptance(
+    return AcceptanceCurves(
         target_name=record.target_name,
         target_sha256=record.target_sha256,
         drafter_name=record.drafter_name,
@@ -269,7 +269,7 @@ def _read_curve(values: dict[str, Any]) -> DepthCurve:
     return DepthCurve(**{**values, **knots, **errors, "bins": tuple(Bin(**item) for item in values["bins"])})
 
 
-def save_acceptance(acceptance: Acceptance, path: Path) -> None:
+def save_acceptance(acceptance: AcceptanceCurves, path: Path) -> None:
     """Write a JSON file in one step; raises InputError where it cannot be written."""
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -281,7 +281,7 @@ def save_acceptance(acceptance: Acceptance, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def load_acceptance(path: Path) -> Acceptance:
+def load_acceptance(path: Path) -> AcceptanceCurves:
     """Read what `save_acceptance` wrote; raises InputError where the file is something else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -291,4 +291,4 @@ def load_acceptance(path: Path) -> Acceptance:
             f"{str(path)!r} is not an acceptance calibration; "
             "make one with `poss-export calibrate --acceptance`"
         ) from error
-    return Acceptance.from_dict(values)
+    return AcceptanceCurves.from_dict(values)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from poss_export.calibration.record import Progress
 from poss_export.errors import InputError
+from poss_export.progress import Progress, silent
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.generation import Stream
 from poss_export.runtime.sampling import Sampling
@@ -11,7 +11,7 @@ from poss_export.runtime.sampling import Sampling
 LONGEST_TURN = 96  # tokens; longer turns are cut
 
 
-def invent_prompts(bundle: Bundle, count: int, seed: int, progress: Progress = lambda *_: None) -> list[str]:
+def invent_prompts(bundle: Bundle, count: int, seed: int, progress: Progress = silent) -> list[str]:
     """Let the target of an entered bundle speak for the user `count` times; the same seed repeats it.
 
     Empty turns and duplicates are dropped and tried again, twice `count` times in all. A turn takes at

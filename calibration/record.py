@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -23,16 +23,17 @@ from numpy.typing import NDArray
 
 from poss_export.config import TreeShape
 from poss_export.contract import PAST
-from poss_export.engine import GraphName
+from poss_export.engine_spec import GraphName
 from poss_export.errors import BackendError, InputError
+from poss_export.evaluation.laws import run_tree
 from poss_export.manifest import read_manifest
+from poss_export.progress import Progress, silent
 from poss_export.runtime.bundle import Bundle, open_bundle
-from poss_export.runtime.cache_laws import run_tree
 from poss_export.runtime.generation import PREFILL_CHUNK, check_prompt
 from poss_export.runtime.loop import run_chunk, speculate
-from poss_export.runtime.ort import OrtDraftSession, OrtTargetSession
 from poss_export.runtime.sampling import Sampling
-from poss_export.runtime.session import Ints, TargetOutput
+from poss_export.runtime.sessions.base import Ints, TargetOutput
+from poss_export.runtime.sessions.ort import OrtDraftSession, OrtTargetSession
 from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import Verdict, Verify, verifier
 
@@ -42,7 +43,6 @@ FORMAT_VERSION = 1
 MIN_DIALOGUES, MIN_ROUNDS = 8, 64
 
 Feed = Mapping[str, NDArray[Any]]  # every input of a graph, by name
-Progress = Callable[[str, int, int, str], None]  # told the activity, how much of how much is done, a note
 
 _HEADER, _DIGEST = "header", "sha256"
 _MAKE_ANOTHER = "make one with `poss-export calibrate`"
@@ -163,7 +163,7 @@ def record_rounds(
     max_new_tokens: int,
     *,
     argv: Sequence[str] = (),
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> Record:
     """Answer prompts, given as ids, greedily with an entered bundle and note every round.
 

@@ -26,6 +26,6 @@ def page(command: click.Command, name: str) -> str:
 
 
 if __name__ == "__main__":
-    from poss_export.cli import main
+    from poss_export.cli.main import main
 
     click.echo(page(main, "poss-export"), nl=False)

@@ -11,7 +11,7 @@ from torch.onnx.ops import rotary_embedding
 
 from poss_export.config import CacheForm, Precision
 from poss_export.contract import FLOAT, draft_contract
-from poss_export.drafters.drafting import Drafting
+from poss_export.drafters.round import DraftRound
 from poss_export.exporters.ops import tensor_scatter
 from poss_export.exporters.tracing import export_graph
 from poss_export.targets.decoder import split_heads
@@ -21,7 +21,7 @@ from poss_export.targets.rope import rope_tables
 class DraftGraph(nn.Module):
     """What the draft graph computes; it runs in PyTorch as it does in the graph."""
 
-    def __init__(self, drafting: Drafting, cache_form: CacheForm, capacity: int) -> None:
+    def __init__(self, drafting: DraftRound, cache_form: CacheForm, capacity: int) -> None:
         """Wrap a round in caches."""
         super().__init__()
         self.drafting, self.cache_form = drafting, cache_form
@@ -130,7 +130,7 @@ class DraftCaches:
 
 
 def export_drafter(
-    drafting: Drafting, path: Path, *, cache_form: CacheForm, precision: Precision, capacity: int
+    drafting: DraftRound, path: Path, *, cache_form: CacheForm, precision: Precision, capacity: int
 ) -> None:
     """Write the draft graph to `path` and its weights to `path` + ".data".
 

@@ -15,7 +15,7 @@ import onnx.inliner
 from numpy.typing import NDArray
 
 from poss_export.errors import BackendError, InputError
-from poss_export.exporters.operator_rules import (
+from poss_export.exporters.rules import (
     CACHE_DTYPES,
     OPERATORS,
     OPSETS,

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from poss_export.config import Precision, TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter
-from poss_export.drafters.drafting import Drafting
-from poss_export.drafters.rounds import make_drafting
+from poss_export.drafters.make_round import make_round
+from poss_export.drafters.round import DraftRound
 from poss_export.errors import InputError, ParityError, PossExportError
+from poss_export.evaluation.checks import NO_DRAFTER, Check
+from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE, difference, tree_difference
+from poss_export.evaluation.laws import append, run_tree
 from poss_export.exporters.drafter import DraftGraph
 from poss_export.manifest import DrafterEntry, Manifest, TargetEntry
 from poss_export.runtime.bundle import Bundle
-from poss_export.runtime.cache_laws import append, run_tree
-from poss_export.runtime.checks import NO_DRAFTER, Check
-from poss_export.runtime.differences import SCORE_TOLERANCE, TOLERANCE, difference, tree_difference
-from poss_export.runtime.session import DraftSession, TargetSession
+from poss_export.runtime.sessions.base import DraftSession, TargetSession
 from poss_export.runtime.tree import DraftTree
 from poss_export.targets.checkpoint import Target, open_target
 from poss_export.targets.decoder import Decoder, causal_attend
@@ -51,7 +51,7 @@ class Reference:
     features: Floats
     logits: Floats
     embeddings: Floats
-    drafting: Drafting | None
+    drafting: DraftRound | None
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def make_reference(decoder: Decoder, drafter: DrafterCheckpoint | None, tree: Tr
         rows = drafter.drafter.draft_ids
         embed_rows = decoder.embed_tokens[rows]
         head_rows = embed_rows if decoder.config.tied_embeddings else decoder.lm_head[rows]
-        drafting = make_drafting(drafter.drafter, tree, embed_rows, head_rows).eval().requires_grad_(False)
+        drafting = make_round(drafter.drafter, tree, embed_rows, head_rows).eval().requires_grad_(False)
     return Reference(ids.numpy(), features.numpy(), logits.numpy(), embeddings.numpy(), drafting)
 
 
@@ -173,7 +173,7 @@ def _compare_target(session: TargetSession, reference: Reference) -> dict[str, f
 
 
 @torch.no_grad()
-def _compare_draft(session: DraftSession, reference: Reference, drafting: Drafting) -> dict[str, float]:
+def _compare_draft(session: DraftSession, reference: Reference, drafting: DraftRound) -> dict[str, float]:
     config, rows = drafting.config, PREFIX + BRANCH
     graph = DraftGraph(drafting, "static", rows)
     shape = (1, config.num_kv_heads, rows, config.head_dim)

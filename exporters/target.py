@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from poss_export.config import CacheForm, Precision, TargetConfig
 from poss_export.contract import FLOAT, WIDEST, target_contract
 from poss_export.errors import InputError
-from poss_export.exporters.caches import CACHE_FORMS
+from poss_export.exporters.attention import CACHE_FORMS
 from poss_export.exporters.tracing import export_graph
 from poss_export.manifest import EmbeddingTable
 from poss_export.targets.decoder import Decoder

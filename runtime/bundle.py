@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Self, TypedDict, Unpack
 
 from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
-from poss_export.engine import Backend, EngineEntry, GraphName
+from poss_export.engine_spec import Backend, EngineEntry, GraphName
 from poss_export.errors import BackendError, BundleError, InputError
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
-from poss_export.runtime.cuda import device_capability
-from poss_export.runtime.engines import choose_engines
 from poss_export.runtime.generation import Generation, Stream
-from poss_export.runtime.ort import OrtDraftSession, OrtOptions, OrtTargetSession, Provider
 from poss_export.runtime.sampling import Sampling
-from poss_export.runtime.session import DraftSession, TargetSession
-from poss_export.runtime.tensorrt import TensorrtDraftSession, TensorrtTargetSession
+from poss_export.runtime.sessions.base import DraftSession, TargetSession
+from poss_export.runtime.sessions.cuda import device_capability
+from poss_export.runtime.sessions.fit import choose_engines
+from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, OrtTargetSession, Provider
+from poss_export.runtime.sessions.tensorrt import TensorrtDraftSession, TensorrtTargetSession
 from poss_export.text import Text
 
 GREEDY = Sampling()

@@ -10,7 +10,7 @@ import numpy as np
 from poss_export.errors import InputError
 from poss_export.runtime.loop import speculate
 from poss_export.runtime.sampling import Sampling
-from poss_export.runtime.session import DraftSession, Session, TargetSession
+from poss_export.runtime.sessions.base import DraftSession, Session, TargetSession
 from poss_export.runtime.transcript import FinishReason, Transcript
 from poss_export.runtime.verify import verifier
 from poss_export.text import Text

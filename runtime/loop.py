@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poss_export.runtime.session import DraftSession, Ints, TargetOutput, TargetSession
+from poss_export.runtime.sessions.base import DraftSession, Ints, TargetOutput, TargetSession
 from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import Verify
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poss_export.runtime.sampling import Logits, Sampling, draw, warp
-from poss_export.runtime.session import TargetOutput
+from poss_export.runtime.sessions.base import TargetOutput
 from poss_export.runtime.tree import DraftTree
 
 

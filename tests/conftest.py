@@ -14,6 +14,8 @@ from poss_export.config import DrafterConfig, TargetConfig, TreeShape
 # PyTorch reads it when it is first imported: tiny models are fastest on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+pytest_plugins = ["tests.fixtures.bundles", "tests.fixtures.fakes"]
+
 CAPACITY = 48
 _SIZES = {
     "vocab_size": 96,
@@ -130,8 +132,8 @@ def tiny_bundle(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Return a bundle of a tiny target and a random drafter; to change it, copy it."""
+    from poss_export.bundling.build import build_bundle, plan_build
     from poss_export.drafters.checkpoint import DrafterCheckpoint
-    from poss_export.exporters.build import build_bundle, plan_build
     from poss_export.targets.checkpoint import open_target
 
     target = open_target(str(tiny_folder("llama")))
@@ -154,10 +156,10 @@ def engine_bundle(
 
     @cache
     def build(precision: Any, *capacities: int) -> Path:
+        from poss_export.bundling.build import build_bundle, plan_build
         from poss_export.drafters.checkpoint import DrafterCheckpoint
-        from poss_export.engine import EngineOptions
-        from poss_export.exporters.build import build_bundle, plan_build
-        from poss_export.exporters.engines import request_engines
+        from poss_export.engine_spec import EngineOptions
+        from poss_export.exporters.engine_build import request_engines
         from poss_export.targets.checkpoint import open_target
 
         target = open_target(str(tiny_folder("llama")))

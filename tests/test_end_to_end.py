@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from poss_export.cli import main
+from poss_export.cli.main import main
 
 DRAFTER = "poss-2"
 PROMPTS = ["What is the capital of France?", "Explain why bread rises."]

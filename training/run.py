@@ -9,7 +9,7 @@ OUT/             dialogues.npz (if the target wrote them), training.jsonl (log),
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from poss_export.drafters.checkpoint import check_pair, load_drafter, save_draft
 from poss_export.drafters.model import Drafter
 from poss_export.errors import CheckpointError, InputError
 from poss_export.plots import check_library
+from poss_export.progress import Progress
 from poss_export.targets.checkpoint import Target
 from poss_export.targets.decoder import Decoder
 from poss_export.training.dialogues import Dialogues
@@ -30,7 +31,7 @@ from poss_export.training.initialise import initialise, start_from
 from poss_export.training.plot import plot_training
 from poss_export.training.presets import Recipe, Stage, preset
 from poss_export.training.synthesis import answer_prompts, chat_prompts, invent_turns, join_dialogues
-from poss_export.training.trainer import Corpus, Progress, Trainer
+from poss_export.training.trainer import Corpus, Position, Trainer
 from poss_export.training.tree_tau import tree_taus
 from poss_export.training.vocabulary import choose_vocabulary, coverage
 
@@ -39,9 +40,6 @@ EVALUATED_DEPTH = 6
 EVALUATED_TREES = tuple(TreeShape(depth=6, top_k=4, nodes=nodes) for nodes in (8, 16, 32))
 LOG = "training.jsonl"
 LOGGED = 10  # points of the learning curves, beside the first
-
-# report(activity, done, total, note) after every piece of work.
-Report = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class TrainOptions:
 
 
 def train(
-    target: Target, options: TrainOptions, out: Path, report: Report, cache: Path | None = None
+    target: Target, options: TrainOptions, out: Path, report: Progress, cache: Path | None = None
 ) -> dict[str, Any]:
     """Train a drafter into folder `out`, or go on with a run that was killed there; return its record.
 
@@ -132,7 +130,7 @@ def train(
         "answer_tokens": int(dialogues.answer_mask.sum()),
         "draft_vocabulary_coverage": round(coverage(dialogues, draft_ids.numpy()), 4),
         "parameters": sum(p.numel() for p in drafter.parameters()),
-        "training_seconds": round(trainer.progress.seconds),
+        "training_seconds": round(trainer.position.seconds),
         "held_out": {
             "alpha": [round(rate, 3) for rate in acceptance.alpha],
             "chain_tau": round(acceptance.chain_tau, 3),
@@ -176,7 +174,7 @@ def matmul_dtype(device: torch.device) -> torch.dtype:
 
 
 def _dialogues(
-    target: Target, decoder: Decoder, options: TrainOptions, work: Path, report: Report
+    target: Target, decoder: Decoder, options: TrainOptions, work: Path, report: Progress
 ) -> list[Dialogues]:
     """Load the dialogues given, or let the target write them; what it has written survives a kill."""
     if options.dialogues:
@@ -199,7 +197,9 @@ def _dialogues(
     return [Dialogues.load(written)]
 
 
-def _view(target: Target, decoder: Decoder, dialogues: Dialogues, cache: Path, report: Report) -> TargetView:
+def _view(
+    target: Target, decoder: Decoder, dialogues: Dialogues, cache: Path, report: Progress
+) -> TargetView:
     from safetensors.torch import load_file, save_file
 
     digest = hashlib.sha256(target.sha256.encode() + dialogues.ids.tobytes()).hexdigest()[:16]
@@ -263,11 +263,11 @@ def _new_drafter(
     return drafter
 
 
-def _run(trainer: Trainer, budget: int, log: Path, report: Report) -> None:
+def _run(trainer: Trainer, budget: int, log: Path, report: Progress) -> None:
     logged = max((entry["done"] for entry in read_log(log)), default=-budget)
     since: list[dict[str, float]] = []  # losses of the batches since then
 
-    def step(progress: Progress, losses: dict[str, float]) -> None:
+    def step(progress: Position, losses: dict[str, float]) -> None:
         nonlocal logged
         since.append(losses)
         before = sum(stage.share for stage in trainer.stages[: progress.stage]) * budget

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from poss_export.drafters.model import Drafter
+from poss_export.training.chain_acceptance import AcceptanceCounter, ChainAcceptance
 from poss_export.training.dialogues import Dialogues
-from poss_export.training.evaluation import Acceptance, AcceptanceCounter
 from poss_export.training.features import TargetView, batches_by_length, padded
 from poss_export.training.initialise import copy_first_specialist
 from poss_export.training.losses import feature_loss, token_loss
@@ -65,7 +65,7 @@ class Corpus:
 
 
 @dataclass
-class Progress:
+class Position:
     """Where a run stands; saved with the weights, so that a killed run goes on from there."""
 
     stage: int = 0
@@ -83,12 +83,12 @@ class Trainer:
         """Resume from `work` if a saved state is there."""
         self.drafter, self.corpus, self.stages = drafter.to(corpus.device), corpus, stages
         self.budget, self.seed, self.work = budget, seed, work
-        self.progress = Progress()
+        self.position = Position()
         self.optimizer = torch.optim.AdamW(drafter.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
         self._saved = time.monotonic()
         if self._state_file.exists():
             state = torch.load(self._state_file, weights_only=True)
-            self.progress = Progress(**state["progress"])
+            self.position = Position(**state["position"])
             drafter.load_state_dict(state["drafter"])
             self.optimizer.load_state_dict(state["optimizer"])
 
@@ -96,22 +96,22 @@ class Trainer:
     def _state_file(self) -> Path:
         return self.work / "state.pt"
 
-    def run(self, report: Callable[[Progress, dict[str, float]], None]) -> None:
+    def run(self, report: Callable[[Position, dict[str, float]], None]) -> None:
         """Train to the end of the budget; `report` gets each step's losses."""
-        while self.progress.stage < len(self.stages):
-            stage = self.stages[self.progress.stage]
+        while self.position.stage < len(self.stages):
+            stage = self.stages[self.position.stage]
             for batch in self._batches():
-                if self.progress.row_steps >= stage.share * self.budget:
+                if self.position.row_steps >= stage.share * self.budget:
                     break
                 started = time.monotonic()
                 losses = self._step(stage, batch)
-                self.progress.seconds += time.monotonic() - started
-                report(self.progress, losses)
+                self.position.seconds += time.monotonic() - started
+                report(self.position, losses)
                 if time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
                     self.save()
             if stage.steps == 1:
                 copy_first_specialist(self.drafter)  # as PosS starts
-            self.progress = Progress(stage=self.progress.stage + 1, seconds=self.progress.seconds)
+            self.position = Position(stage=self.position.stage + 1, seconds=self.position.seconds)
             self.optimizer.state.clear()
             self.save()
 
@@ -119,7 +119,7 @@ class Trainer:
         """Write the run's state, whole or not at all."""
         partial = self._state_file.with_suffix(".partial")
         state = {"drafter": self.drafter.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save({**state, "progress": asdict(self.progress)}, partial)
+        torch.save({**state, "position": asdict(self.position)}, partial)
         partial.replace(self._state_file)
         self._saved = time.monotonic()
 
@@ -128,19 +128,19 @@ class Trainer:
         training = np.flatnonzero(~self.corpus.dialogues.validation)
         step, epoch = 0, 0
         while True:
-            random = np.random.default_rng((self.seed, self.progress.stage, epoch))
+            random = np.random.default_rng((self.seed, self.position.stage, epoch))
             batches = list(
                 batches_by_length(self.corpus.dialogues, random.permutation(training), BATCH_TOKENS)
             )
             for index in random.permutation(len(batches)):
-                if step >= self.progress.step:
+                if step >= self.position.step:
                     yield batches[index]
                 step += 1
             epoch += 1
 
     def _step(self, stage: Stage, indices: np.ndarray) -> dict[str, float]:
         """One optimiser step on one batch, losses averaged over the unrolled steps."""
-        corpus, progress = self.corpus, self.progress
+        corpus, progress = self.corpus, self.position
         for group in self.optimizer.param_groups:
             group["lr"] = stage.learning_rate * _schedule(progress.row_steps / (stage.share * self.budget))
         batch, outputs = corpus.load(indices)
@@ -170,7 +170,7 @@ class Trainer:
         return {"token_loss": token.item(), "feature_loss": feature.item()}
 
     @torch.inference_mode()
-    def evaluate(self, steps: int, most: int = 400) -> Acceptance:
+    def evaluate(self, steps: int, most: int = 400) -> ChainAcceptance:
         """Return acceptance by depth on at most `most` held-out dialogues."""
         counter = AcceptanceCounter(steps)
         held_out = np.flatnonzero(self.corpus.dialogues.validation)[:most]

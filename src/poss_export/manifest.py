@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig, TreeShape
-from poss_export.engine import EngineEntry, GraphName
+from poss_export.engine_spec import EngineEntry, GraphName
 from poss_export.errors import BundleError, InputError
 from poss_export.text import TextConfig
 

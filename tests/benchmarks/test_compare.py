@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from benchmarks.compare import Row, first_difference, summary
-from benchmarks.engines import BASELINE, Answer
+from benchmarks.contestants import BASELINE, Answer
 
 
 def answer(tokens: list[int], seconds: float, rounds: int | None = None) -> Answer:

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from benchmarks import precision, widths
 from benchmarks.compare import Row
-from benchmarks.engines import Answer
+from benchmarks.contestants import Answer
 from benchmarks.precision import Ours, bundle_figures, draft_milliseconds, peer_figures
 from benchmarks.precision_report import count_mismatches, print_rows
 from benchmarks.questions import Question
@@ -25,9 +25,9 @@ from benchmarks.widths import plain_width
 from benchmarks.workers import Setup
 from poss_export.config import TreeShape
 from poss_export.errors import BundleError, InputError
+from poss_export.evaluation.checks import Divergence
 from poss_export.manifest import read_manifest, write_manifest
 from poss_export.runtime.bundle import open_bundle
-from poss_export.runtime.checks import Divergence
 from tests.targets.test_gguf import write_gguf
 
 TREE = TreeShape(depth=4, top_k=3, nodes=8)
@@ -102,8 +102,8 @@ def build(random_drafter: Callable[..., Any], tmp_path_factory: pytest.TempPathF
     """Return build(target_path, precision): a bundle with a random drafter."""
 
     def make(path: Path, form: Any) -> Path:
+        from poss_export.bundling.build import build_bundle, plan_build
         from poss_export.drafters.checkpoint import DrafterCheckpoint
-        from poss_export.exporters.build import build_bundle, plan_build
         from poss_export.targets.checkpoint import open_target
 
         target = open_target(str(path))

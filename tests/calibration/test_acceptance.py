@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from poss_export.calibration.acceptance import (
-    Acceptance,
+    AcceptanceCurves,
     Errors,
     fit_isotonic,
     from_record,
@@ -58,7 +58,7 @@ def chains(truth: Any, dialogues: int = 40, rounds: int = 50, seed: int = 0) -> 
 
 
 @pytest.fixture(scope="module")
-def fitted() -> Acceptance:
+def fitted() -> AcceptanceCurves:
     """A drafter that is too sure of itself: half of what it says is true."""
     return from_record(chains(lambda p: p / 2))
 
@@ -97,7 +97,7 @@ def test_few_points_make_no_certainty() -> None:
     assert chances.tolist() == pytest.approx([0, 1 / 20])
 
 
-def test_the_truth_is_found(fitted: Acceptance) -> None:
+def test_the_truth_is_found(fitted: AcceptanceCurves) -> None:
     assert [curve.nodes for curve in fitted.depths] == [2000, 2000]
     for p in (0.2, 0.5, 0.8):
         assert fitted.chance(1, np.log(p)) == pytest.approx(p / 2, abs=0.06)
@@ -115,7 +115,7 @@ def test_a_drafter_that_is_right_stays_right() -> None:
     assert acceptance.after.brier == pytest.approx(acceptance.before.brier, abs=0.005)
 
 
-def test_the_chance_is_linear_between_knots_and_flat_beyond(fitted: Acceptance) -> None:
+def test_the_chance_is_linear_between_knots_and_flat_beyond(fitted: AcceptanceCurves) -> None:
     curve = fitted.depths[1]
     x, y = curve.probabilities, curve.chances
     assert fitted.chance(2, np.log((x[0] + x[1]) / 2)) == pytest.approx((y[0] + y[1]) / 2)
@@ -178,7 +178,7 @@ def test_a_real_record_is_fitted(record: Record) -> None:
     assert accepted == pytest.approx(sum(len(item.path) > 1 for item in record.rounds))
 
 
-def test_it_is_kept_as_json(fitted: Acceptance, tmp_path: Path) -> None:
+def test_it_is_kept_as_json(fitted: AcceptanceCurves, tmp_path: Path) -> None:
     path = tmp_path / "acceptance.json"
     save_acceptance(fitted, path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
@@ -186,7 +186,7 @@ def test_it_is_kept_as_json(fitted: Acceptance, tmp_path: Path) -> None:
     assert json.loads(path.read_text())["format_version"] == 1
 
 
-def test_other_files_are_refused(fitted: Acceptance, tmp_path: Path) -> None:
+def test_other_files_are_refused(fitted: AcceptanceCurves, tmp_path: Path) -> None:
     path = tmp_path / "acceptance.json"
     with pytest.raises(InputError, match="is not an acceptance calibration; make one with"):
         load_acceptance(path)
@@ -212,7 +212,7 @@ def test_records_without_drafts_are_refused(record: Record) -> None:
 
 
 @pytest.mark.parametrize("depths", [1, 2])
-def test_the_plot_is_a_picture(depths: int, fitted: Acceptance, tmp_path: Path) -> None:
+def test_the_plot_is_a_picture(depths: int, fitted: AcceptanceCurves, tmp_path: Path) -> None:
     path = tmp_path / "plot.png"
     plot_acceptance(replace(fitted, depths=fitted.depths[:depths]).to_dict(), path)
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -28,7 +28,7 @@ from poss_export.calibration.record import (
 from poss_export.errors import BackendError, InputError
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, read_manifest
 from poss_export.runtime.bundle import Bundle, open_bundle
-from poss_export.runtime.ort import OrtDraftSession, OrtTargetSession
+from poss_export.runtime.sessions.ort import OrtDraftSession, OrtTargetSession
 
 PROMPT = [5, 17, 80, 3, 44, 9, 61]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from poss_export.config import DrafterConfig, RopeConfig, TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter
-from poss_export.drafters.rounds import make_drafting
+from poss_export.drafters.make_round import make_round
 from poss_export.exporters.drafter import DraftGraph, export_drafter
 from tests.draft_rounds import CAPACITY, ONE_BATCH, check_rounds
 from tests.public_checkpoints import (
@@ -47,12 +47,12 @@ def loaded(folder: Path, layout: Layout, form: str = "safetensors", **options: A
 
 
 def drafted(checkpoint: DrafterCheckpoint) -> Callable[..., Any]:
-    graph = DraftGraph(make_drafting(checkpoint.drafter, TREE, EMBED, HEAD), "shared", CAPACITY)
+    graph = DraftGraph(make_round(checkpoint.drafter, TREE, EMBED, HEAD), "shared", CAPACITY)
     return lambda *inputs: [t.numpy() for t in graph(*(torch.from_numpy(x) for x in inputs))]
 
 
 def exported(checkpoint: DrafterCheckpoint, path: Path) -> Callable[..., Any]:
-    drafting = make_drafting(checkpoint.drafter, TREE, EMBED, HEAD)
+    drafting = make_round(checkpoint.drafter, TREE, EMBED, HEAD)
     export_drafter(drafting, path, cache_form="shared", precision="fp32", capacity=CAPACITY)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -13,10 +13,10 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from poss_export.errors import InputError
+from poss_export.evaluation.differences import TOLERANCE, difference
 from poss_export.exporters.target import check_target
 from poss_export.exporters.widening import widen
 from poss_export.manifest import EmbeddingTable
-from poss_export.runtime.differences import TOLERANCE, difference
 from poss_export.runtime.tree import DraftTree
 from poss_export.targets.checkpoint import open_target
 from poss_export.targets.decoder import causal_attend

@@ -14,7 +14,7 @@ import torch
 
 from poss_export.config import TreeShape
 from poss_export.contract import TensorSpec, draft_contract
-from poss_export.drafters.rounds import make_drafting
+from poss_export.drafters.make_round import make_round
 from poss_export.errors import BundleError, InputError
 from poss_export.exporters.drafter import export_drafter
 from tests.draft_rounds import CAPACITY, ONE_BATCH, TWO_BATCHES, check_rounds
@@ -52,7 +52,7 @@ def draft_graph(tmp_path_factory: pytest.TempPathFactory) -> Export:
         path = tmp_path_factory.mktemp("draft") / "draft.onnx"
         head = EMBED if tied else HEAD
         drafter = random_drafter(specialists, positions, **FAMILIES[family])
-        drafting = make_drafting(drafter, tree, EMBED, head)
+        drafting = make_round(drafter, tree, EMBED, head)
         export_drafter(drafting, path, cache_form=form, precision=precision, capacity=CAPACITY)
         return path
 
@@ -228,4 +228,4 @@ def test_caches_are_written_in_place(draft_graph: Export) -> None:
 def test_more_children_than_draft_words_are_refused() -> None:
     tree = TreeShape(depth=2, top_k=DRAFT_VOCAB + 1, nodes=5)
     with pytest.raises(InputError, match=f"top-k is {DRAFT_VOCAB + 1}.* {DRAFT_VOCAB} words"):
-        make_drafting(random_drafter(), tree, EMBED, HEAD)
+        make_round(random_drafter(), tree, EMBED, HEAD)

@@ -10,10 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from poss_export.config import TreeShape
-from poss_export.drafters.rounds import make_drafting
-from poss_export.engine import RTX_COMPUTE_CAPABILITIES
+from poss_export.drafters.make_round import make_round
+from poss_export.engine_spec import RTX_COMPUTE_CAPABILITIES
 from poss_export.errors import BackendError, InputError
-from poss_export.exporters import operator_rules
+from poss_export.exporters import rules as operator_rules
 from poss_export.exporters.drafter import export_drafter
 from poss_export.exporters.linter import lint, lint_model, require_clean
 from tests.random_drafter import random_drafter, random_rows
@@ -238,9 +238,7 @@ def test_our_static_drafters_pass_the_linter_and_the_parser(
     specialists: int, positions: int | None, choices: dict[str, Any], tmp_path: Path
 ) -> None:
     path, rows = tmp_path / "draft.onnx", random_rows(1)
-    drafting = make_drafting(
-        random_drafter(specialists, positions, **choices), TreeShape(4, 3, 8), rows, rows
-    )
+    drafting = make_round(random_drafter(specialists, positions, **choices), TreeShape(4, 3, 8), rows, rows)
     export_drafter(drafting, path, cache_form="static", precision="fp16", capacity=32)
     require_clean(path)
     assert parser_errors(path) == []

@@ -8,12 +8,10 @@ from typing import Any
 import onnx
 import pytest
 
-from poss_export.calibration.insertion import quantise, save
-from poss_export.calibration.sites import find_sites
 from poss_export.config import TreeShape
 from poss_export.contract import GraphContract, draft_contract, target_contract
-from poss_export.drafters.rounds import make_drafting
-from poss_export.engine import (
+from poss_export.drafters.make_round import make_round
+from poss_export.engine_spec import (
     EngineEntry,
     EngineOptions,
     EngineSpec,
@@ -23,8 +21,10 @@ from poss_export.engine import (
 )
 from poss_export.errors import BackendError
 from poss_export.exporters.drafter import export_drafter
-from poss_export.exporters.engines import build_engine, library_version
+from poss_export.exporters.engine_build import build_engine, library_version
 from poss_export.exporters.linter import require_clean
+from poss_export.quantisation.insertion import quantise, save
+from poss_export.quantisation.sites import find_sites
 from poss_export.targets.checkpoint import open_target
 from tests.random_drafter import random_drafter, random_rows
 
@@ -44,7 +44,7 @@ def quantised(
     @cache
     def draft_graph() -> Path:
         path, rows = tmp_path_factory.mktemp("draft") / "draft.onnx", random_rows(1)
-        drafting = make_drafting(random_drafter(3, 2), TREE, rows, rows)
+        drafting = make_round(random_drafter(3, 2), TREE, rows, rows)
         export_drafter(drafting, path, cache_form="static", precision="fp16", capacity=CAPACITY)
         return path
 

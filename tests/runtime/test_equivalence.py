@@ -12,8 +12,8 @@ import pytest
 from poss_export.config import TreeShape
 from poss_export.contract import draft_contract, target_contract
 from poss_export.runtime.loop import speculate
-from poss_export.runtime.ort import OrtDraftSession, OrtOptions, OrtTargetSession
 from poss_export.runtime.sampling import Sampling
+from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, OrtTargetSession
 from poss_export.runtime.verify import verifier
 from poss_export.targets.checkpoint import open_target
 
@@ -40,7 +40,7 @@ def open_sessions(
 
         @cache
         def open_(form: Any, tree: TreeShape, specialists: int, family: str = "poss") -> Sessions:
-            from poss_export.drafters.rounds import make_drafting
+            from poss_export.drafters.make_round import make_round
             from poss_export.exporters.drafter import export_drafter
 
             target = open_target(str(tiny_folder("llama")))
@@ -51,7 +51,7 @@ def open_sessions(
             graph = tmp_path_factory.mktemp("draft") / "draft.onnx"
             rows = decoder.embed_tokens[drafter.draft_ids]
             shape: Any = {"cache_form": form, "precision": "fp32", "capacity": CAPACITY}
-            export_drafter(make_drafting(drafter, tree, rows, rows), graph, **shape)
+            export_drafter(make_round(drafter, tree, rows, rows), graph, **shape)
             contract = target_contract(target.config, "fp32")
             draft = draft_contract(drafter.config, tree, "fp32")
             table = decoder.embed_tokens.numpy()

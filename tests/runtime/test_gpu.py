@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from poss_export.errors import BackendError
-from poss_export.runtime import cuda
+from poss_export.evaluation.checks import check_cache_laws
 from poss_export.runtime.bundle import Bundle, open_bundle
-from poss_export.runtime.checks import check_cache_laws
+from poss_export.runtime.sessions import cuda
 
 pytestmark = [
     pytest.mark.gpu,

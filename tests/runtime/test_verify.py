@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from poss_export.runtime.sampling import Sampling, draw, warp
-from poss_export.runtime.session import TargetOutput
+from poss_export.runtime.sessions.base import TargetOutput
 from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import Verdict, verifier, verify_greedy, verify_sampled
 

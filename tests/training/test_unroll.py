@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from poss_export.config import DrafterConfig, TreeShape
+from poss_export.drafters.make_round import make_round
 from poss_export.drafters.model import Drafter
-from poss_export.drafters.rounds import make_drafting
 from poss_export.exporters.drafter import DraftGraph
 from poss_export.targets.rope import rope_tables, rotate
 from poss_export.training.unroll import Batch, unroll
@@ -107,7 +107,7 @@ def test_mask_rows_are_trained_as_they_draft(
     batch = Batch(embeddings, features, torch.ones(1, seq, dtype=torch.bool))
     head = torch.randn(20, HIDDEN)
     tree = TreeShape(depth=steps, top_k=1, nodes=steps)  # the likeliest of every position
-    graph = DraftGraph(make_drafting(drafter, tree, head, head), "static", capacity=seq)
+    graph = DraftGraph(make_round(drafter, tree, head, head), "static", capacity=seq)
     shape = (1, KV_HEADS, seq, HEAD_DIM)
     caches = [torch.zeros(shape) for _ in range(2 * drafter.config.num_caches(steps))]
     with torch.no_grad():

@@ -1,0 +1,70 @@
+"""A target that is exported once, and one drafter after another beside it."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks import environment
+from benchmarks.questions import Question
+from poss_export.bundling.build import Plan, build_bundle, plan_build
+from poss_export.config import TreeShape
+from poss_export.contract import draft_contract
+from poss_export.drafters.checkpoint import DrafterCheckpoint
+from poss_export.exporters.drafter import export_drafter
+from poss_export.exporters.parity import ROWS, compare, make_reference, require_parity
+from poss_export.manifest import DRAFT_GRAPH
+from poss_export.runtime.bundle import Bundle, open_bundle
+from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions
+from poss_export.targets.checkpoint import Target
+
+_FORM: dict[str, Any] = {"precision": "fp32", "cache_form": "shared"}
+
+
+def capacity_for(asked: Sequence[Question], tokens: int, trees: Sequence[TreeShape]) -> int:
+    """Return the tokens that a cache must hold for answers of `tokens` tokens and their last trees."""
+    return max(ROWS, max(len(q.ids) for q in asked) + tokens + max(tree.nodes for tree in trees))
+
+
+def plan_pair(target: Target, drafter: DrafterCheckpoint | None, tree: TreeShape, capacity: int) -> Plan:
+    """Return the plan of one build; raises what `plan_build` does."""
+    return plan_build(target, drafter, tree=tree, capacity=capacity, **_FORM)
+
+
+@contextmanager
+def exported(target: Target, capacity: int) -> Iterator[Bundle]:
+    """Give a temporary bundle of the target alone, its engine loaded, for `paired`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "target"
+        plan = plan_pair(target, None, TreeShape(), capacity)
+        build_bundle(plan, path, argv=(), force=False, report=lambda line: None)
+        with open_bundle(path, threads=environment.cores()) as bundle:
+            yield bundle
+
+
+@contextmanager
+def paired(bundle: Bundle, target: Target, drafter: DrafterCheckpoint, tree: TreeShape) -> Iterator[None]:
+    """Put a drafter beside the `exported` target: its round is exported, and checked as a build does.
+
+    Raises:
+        CheckpointError, InputError, ParityError: as a build with this drafter and tree.
+    """
+    manifest, capacity = bundle.manifest, bundle.manifest.capacity
+    plan = plan_pair(target, drafter, tree, capacity)
+    reference = make_reference(target.load_decoder(), plan.drafter, tree)
+    assert reference.drafting is not None
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / DRAFT_GRAPH
+        export_drafter(reference.drafting, graph, capacity=capacity, **_FORM)
+        contract = draft_contract(drafter.drafter.config, tree, manifest.precision)
+        embeddings = manifest.target.embedding.open(bundle.folder)
+        options = OrtOptions(threads=environment.cores())
+        session = OrtDraftSession(graph, contract, capacity, options, embeddings)
+        with session:
+            bundle.drafter = session
+            try:
+                require_parity(compare(bundle, reference), manifest.precision)
+                yield
+            finally:
+                bundle.drafter = None

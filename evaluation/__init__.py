@@ -1,0 +1,1 @@
+"""What is measured of a bundle: laws, equality, distribution, widths, text quality, metrics, latency."""

@@ -1,0 +1,181 @@
+"""The checks that `poss-export verify` makes with a bundle's own engines."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from poss_export.evaluation import laws
+from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE
+from poss_export.evaluation.distribution import node_chances
+from poss_export.progress import Report
+from poss_export.runtime.bundle import Bundle
+from poss_export.runtime.generation import PREFILL_CHUNK
+from poss_export.runtime.loop import prefill
+from poss_export.runtime.sampling import Logits, Sampling
+from poss_export.runtime.sessions.base import DraftSession, TargetSession
+from poss_export.runtime.tree import DraftTree
+from poss_export.runtime.verify import verifier
+
+PROMPTS = (
+    "Why do leaves change their colour in autumn?",
+    "Write a short poem about a lighthouse.",
+    "Explain to a child what a computer program is.",
+    "List five things to pack for a day in the mountains.",
+    "A train leaves at 9:40 and arrives at 13:15. How long is the journey? Explain each step.",
+    "Write a Python function that returns the larger of two numbers.",
+    "What is the difference between weather and climate?",
+    "Translate into French: Good morning, how are you today?",
+)
+
+NEAR_TIE = 1e-4  # of the two highest logits, in fp32: rounding decides between closer ones
+
+_SAMPLINGS = (Sampling(temperature=1.0), Sampling(temperature=0.8, top_k=40, top_p=0.95))
+_TREES = 2  # that the distribution is tested on
+_FALSE_ALARM = 1e-4  # chance that the distribution test refuses a right sampler
+
+NO_DRAFTER = "the bundle has no drafter"
+_NOT_CLAIMED = "not claimed of a quantised graph"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a check found; `passed` None: it was skipped, `detail` says why. `notes` are single cases."""
+
+    name: str
+    passed: bool | None
+    detail: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first position where two answers differ, counted in tokens of the answer."""
+
+    position: int
+    gap: float  # between the target's two highest logits there
+
+    @property
+    def near_tie(self) -> bool:
+        """Whether rounding may have decided."""
+        return self.gap < NEAR_TIE
+
+
+def check_cache_laws(bundle: Bundle) -> list[Check]:
+    """Check every law of `cache_laws` on random tokens."""
+    manifest, target, drafter = bundle.manifest, bundle.target, bundle.drafter
+    precision, vocab = manifest.precision, manifest.target.config.vocab_size
+    tokens = np.random.default_rng(0).integers(0, vocab, laws.TOKENS)
+    rounded = "target" in manifest.quantisation
+    chains, trees = not rounded or manifest.chains_exact, not rounded or manifest.trees_exact
+
+    def check(name: str, difference: float, allowed: float, claimed: bool) -> Check:
+        detail = f"difference {difference:.1e}, allowed {allowed:.0e}"
+        if not claimed:
+            return Check(name, None, f"{_NOT_CLAIMED}: {detail}")
+        return Check(name, difference <= allowed, detail)
+
+    name = "draft rows at once = in parts"
+    allowed = TOLERANCE[precision]
+    return [
+        check("n tokens = n steps", laws.steps_equal_one_call(target, tokens), allowed, chains),
+        check("tree = its paths", laws.tree_equals_its_paths(target, tokens), allowed, trees),
+        check("commit = fresh run", laws.commit_equals_fresh_run(target, tokens), allowed, trees),
+        Check(name, None, NO_DRAFTER)
+        if drafter is None
+        else check(
+            name,
+            laws.draft_parts_equal_one_call(target, drafter, tokens),
+            SCORE_TOLERANCE[precision],
+            "draft" not in manifest.quantisation,
+        ),
+    ]
+
+
+def check_greedy(bundle: Bundle, prompts: Sequence[str], max_new_tokens: int, report: Report) -> Check:
+    """Check that speculative and target-only decoding give the same tokens; near-ties are noted.
+
+    A quantised target must not differ at all where it was measured to be exact; where it was not, nothing is
+    claimed, and what differs is told.
+    """
+    name = "greedy: speculative = target-only"
+    if bundle.drafter is None:
+        return Check(name, None, NO_DRAFTER)
+    raw = bundle.manifest.text.chat_template is None
+    tokens, divergences = 0, dict[str, Divergence]()
+    for number, prompt in enumerate(prompts, start=1):
+        report(f"{name}, prompt {number} of {len(prompts)}")
+        ours, plain = (
+            bundle.generate(prompt, max_new_tokens=max_new_tokens, raw=raw, target_only=only).token_ids
+            for only in (False, True)
+        )
+        tokens += len(plain)
+        if found := find_divergence(bundle.target, bundle.encode(prompt, raw=raw), ours, plain):
+            divergences[prompt] = found
+    rounded = "target" in bundle.manifest.quantisation
+    near_ties = 0 if rounded else sum(found.near_tie for found in divergences.values())
+    mismatches = len(divergences) - near_ties
+    detail = f"{len(prompts)} prompts, {tokens} tokens, {mismatches} mismatches, {near_ties} near-ties"
+    claimed = not rounded or bundle.manifest.exact
+    return Check(
+        name,
+        mismatches == 0 if claimed else None,
+        detail if claimed else f"{_NOT_CLAIMED}: {detail}",
+        tuple(
+            f"{'near-tie' if found.near_tie and not rounded else 'mismatch'} at token {found.position}, "
+            f"gap {found.gap:.1e}: {prompt!r}"
+            for prompt, found in divergences.items()
+        ),
+    )
+
+
+def find_divergence(
+    target: TargetSession, prompt_ids: Sequence[int], ours: Sequence[int], plain: Sequence[int]
+) -> Divergence | None:
+    """Return where two answers to a prompt part, if they do; asks the target for the gap there."""
+    if tuple(ours) == tuple(plain):
+        return None
+    pairs = zip(ours, plain, strict=False)
+    shorter = min(len(ours), len(plain))
+    position = next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
+    target.reset()
+    context = [*prompt_ids, *plain[:position]]
+    for start in range(0, len(context), PREFILL_CHUNK):
+        output = laws.append(target, context[start : start + PREFILL_CHUNK])
+    second, first = np.partition(output.logits[0, -1].astype(np.float64), -2)[-2:]
+    return Divergence(position, float(first - second))
+
+
+def check_sampling(bundle: Bundle, prompts: Sequence[str], draws: int, report: Report) -> Check:
+    """Check that tokens sampled through trees follow the target's distribution; `draws` walks in all.
+
+    Engines give each prompt's first tree and its logits once; the walks cost no engine.
+    """
+    name = "sampling: distribution"
+    if bundle.drafter is None:
+        return Check(name, None, NO_DRAFTER)
+    report(name)
+    raw = bundle.manifest.text.chat_template is None
+    each = max(draws // (_TREES * len(_SAMPLINGS)), 1)
+    chances = list[float]()
+    for prompt in prompts[:_TREES]:
+        tree, logits = _first_round(bundle.target, bundle.drafter, bundle.encode(prompt, raw=raw))
+        for seed, sampling in enumerate(_SAMPLINGS):
+            chances += node_chances(tree, logits, sampling, each, seed).values()
+    allowed = _FALSE_ALARM / len(chances)
+    detail = (
+        f"{draws} draws, {len(chances)} nodes tested, smallest p {min(chances):.2g}, allowed {allowed:.0e}"
+    )
+    return Check(name, min(chances) >= allowed, detail)
+
+
+def _first_round(
+    target: TargetSession, drafter: DraftSession, prompt_ids: Sequence[int]
+) -> tuple[DraftTree, Logits]:
+    """Return the tree after a prompt and the target's logits after each of its nodes."""
+    target.reset()
+    drafter.reset()
+    t, f = prefill(target, drafter, np.asarray(prompt_ids), verifier(Sampling()), PREFILL_CHUNK)
+    (tree,) = drafter.propose(t[None], f)
+    tree = tree.first(target.capacity - len(prompt_ids))
+    return tree, laws.run_tree(target, tree).logits[0].copy()

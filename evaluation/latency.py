@@ -1,0 +1,223 @@
+"""How long the calls of a bundle's engines take, measured through the sessions that the loop uses.
+
+`docs/engines.md` defines the report. Everything of one context length takes turns, so that a slow moment of
+the machine hits all alike; a first turn, not counted, warms up.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from poss_export.engine_spec import MODULES, Backend
+from poss_export.errors import InputError
+from poss_export.machine import cores, peak_memory, processor
+from poss_export.progress import Report
+from poss_export.runtime.bundle import Bundle, contracts_of
+from poss_export.runtime.generation import PREFILL_CHUNK
+from poss_export.runtime.sampling import Sampling
+from poss_export.runtime.sessions.base import DraftSession, Ints, TargetSession
+from poss_export.runtime.sessions.cuda import device_name
+from poss_export.runtime.sessions.ort import Provider
+from poss_export.runtime.tree import DraftTree
+from poss_export.runtime.verify import verifier
+
+VERSION = 1  # of the report
+WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
+CONTEXTS = (128, 1024)
+
+Milliseconds = list[float]
+
+
+def target_times(
+    target: TargetSession, vocab: int, context: int, widths: Iterable[int], repeats: int
+) -> dict[int, Milliseconds]:
+    """Return the times of target calls of each width behind `context` tokens, every node's logits wanted."""
+    _fill(target, None, _tokens(vocab, context))
+    calls = {width: _verify_call(target, DraftTree.chain(_tokens(vocab, width))) for width in widths}
+    return _take_turns(calls, repeats)
+
+
+def profile_bundle(
+    bundle: Bundle,
+    *,
+    widths: Sequence[int] | None,
+    contexts: Sequence[int] | None,
+    repeats: int,
+    report: Report,
+) -> dict[str, Any]:
+    """Measure the entered `bundle`; return the report but for `engine`, as plain JSON values.
+
+    Args:
+        bundle: every session is emptied.
+        widths: of the target calls, in tokens; None takes those of `WIDTHS` that fit, and the tree's.
+        contexts: committed tokens before each call; None takes those of `CONTEXTS` that fit.
+        repeats: calls of each kind; a quarter as many prompts.
+        report: told what begins.
+
+    Raises:
+        InputError: a width or a context does not fit the capacity, or a number is below 1.
+    """
+    widths = _widths(widths, bundle)
+    contexts = _contexts(contexts, max(widths), bundle.manifest.capacity)
+    if (least := min((*widths, *contexts, repeats))) < 1:
+        raise InputError(f"widths, contexts and repeats must be at least 1, not {least}")
+    vocab = bundle.manifest.target.config.vocab_size
+    found: dict[str, list[dict[str, Any]]] = {"prefill": [], "verify": [], "draft": [], "round": []}
+    for context in contexts:
+        report(f"measuring behind {context} tokens")
+        ids = _tokens(vocab, context)
+        prefill = {"prefill": partial(_fill, bundle.target, None, ids)}
+        times = _take_turns(prefill, max(repeats // 4, 1))
+        found["prefill"].append(_rate(_row(context, times["prefill"], tokens=context), "tokens"))
+        by_width = target_times(bundle.target, vocab, context, widths, repeats)
+        found["verify"] += [
+            _rate(_row(context, times, width=width), "width") for width, times in by_width.items()
+        ]
+        if bundle.drafter is not None and bundle.manifest.drafter is not None:
+            depth = bundle.manifest.drafter.tree.depth
+            draft, whole = round_times(bundle.target, bundle.drafter, ids, depth, repeats)
+            found["draft"] += [_row(context, times, rows=rows) for rows, times in draft.items()]
+            width = bundle.manifest.drafter.tree.nodes + 1
+            found["round"].append(_row(context, whole, width=width, rows=1))
+    return {"profile_version": VERSION, **_facts(bundle), **found, "memory": _memory(bundle)}
+
+
+def engine_facts(backend: Backend, provider: Provider, threads: int | None) -> dict[str, Any]:
+    """Return what ran the bundle, for the report's `engine`."""
+    if backend == "onnxruntime":
+        import onnxruntime
+
+        facts = {"backend": backend, "provider": provider, "version": onnxruntime.__version__}
+        if provider == "cpu":
+            return {**facts, "device": processor(), "threads": threads or cores()}
+        return {**facts, "device": device_name()}
+    return {"backend": backend, "version": version(MODULES[backend]), "device": device_name()}
+
+
+def round_times(
+    target: TargetSession, drafter: DraftSession, ids: Ints, depth: int, repeats: int
+) -> tuple[dict[int, Milliseconds], Milliseconds]:
+    """Return the times of drafting, by new rows, and of whole rounds whose drafter reads one new row."""
+    features = _fill(target, drafter, ids)
+    lengths = len(ids), len(ids) - 1
+    verify = verifier(Sampling())
+
+    def propose(rows: int) -> DraftTree:
+        drafter.lengths[0] = lengths[1]  # what lies behind is forgotten, as in every round
+        (tree,) = drafter.propose(
+            np.resize(ids, (1, rows)), np.resize(features, (1, rows, features.shape[2]))
+        )
+        return tree
+
+    def whole_round() -> None:
+        target.lengths[0] = lengths[0]
+        tree = propose(1)
+        nodes = np.arange(len(tree))[None]
+        output = target.forward(tree.tokens[None], tree.depths[None], tree.mask[None], nodes)
+        path, _ = verify(tree, output)
+        target.commit([path])
+
+    calls: dict[Any, Callable[[], Any]] = {rows: partial(propose, rows) for rows in (1, depth + 1)}
+    times = _take_turns({**calls, "round": whole_round}, repeats)
+    return {rows: times[rows] for rows in calls}, times["round"]
+
+
+def _verify_call(target: TargetSession, tree: DraftTree) -> Callable[[], Any]:
+    nodes = np.arange(len(tree))[None]
+    return lambda: target.forward(tree.tokens[None], tree.depths[None], tree.mask[None], nodes)
+
+
+def _fill(target: TargetSession, drafter: DraftSession | None, ids: Ints) -> Any:
+    """Empty the sessions, then read `ids` as a prompt; return the last features [1, 1, hidden]."""
+    target.reset()
+    if drafter is not None:
+        drafter.reset()
+    for start in range(0, len(ids), PREFILL_CHUNK):
+        chunk = ids[start : start + PREFILL_CHUNK]
+        n = len(chunk)
+        output = target.forward(
+            chunk[None], np.arange(n)[None], np.tri(n, dtype=bool)[None], np.array([[n - 1]])
+        )
+        target.commit([range(n)])
+        following = ids[start + 1 : start + n + 1]
+        if drafter is not None and len(following):
+            drafter.propose(following[None], output.features[:, : len(following)])
+    return output.features[:, -1:].copy()
+
+
+def _take_turns(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, Milliseconds]:
+    times: dict[Any, Milliseconds] = {name: [] for name in calls}
+    for repeat in range(-1, repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if repeat >= 0:
+                times[name].append(1000 * (time.perf_counter() - start))
+    return times
+
+
+def _row(context: int, times: Milliseconds, **sizes: int) -> dict[str, Any]:
+    median, low, high = (float(np.percentile(times, share)) for share in (50, 10, 90))
+    spread = {"median_ms": median, "p10_ms": low, "p90_ms": high, "repeats": len(times)}
+    return {"context": context, **sizes, **{name: round(value, 4) for name, value in spread.items()}}
+
+
+def _rate(row: dict[str, Any], size: str) -> dict[str, Any]:
+    return {**row, "tokens_per_second": round(1000 * row[size] / row["median_ms"], 2)}
+
+
+def _widths(widths: Sequence[int] | None, bundle: Bundle) -> list[int]:
+    if widths is None:
+        tree = [] if bundle.manifest.drafter is None else [bundle.manifest.drafter.tree.nodes + 1]
+        widths = [width for width in (*WIDTHS, *tree) if width < bundle.manifest.capacity]
+    return sorted(set(widths))
+
+
+def _contexts(contexts: Sequence[int] | None, width: int, capacity: int) -> Sequence[int]:
+    fitting = [context for context in contexts or CONTEXTS if context + width <= capacity]
+    if contexts is None:
+        return fitting or [max(capacity - width, 1)]
+    if len(fitting) < len(contexts):
+        raise InputError(
+            f"contexts {list(contexts)} with calls of {width} tokens do not all fit the capacity "
+            f"{capacity}: ask for shorter contexts or narrower widths"
+        )
+    return contexts
+
+
+def _tokens(vocab: int, count: int) -> Ints:
+    return np.random.default_rng(0).integers(0, vocab, count)
+
+
+def _facts(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    drafter = manifest.drafter
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "target": {"name": manifest.target.name, "sha256": manifest.target.sha256},
+        "drafter": None if drafter is None else {"name": drafter.name, "sha256": drafter.sha256},
+        "tree": None if drafter is None else vars(drafter.tree),
+        "precision": manifest.label("target"),
+        "draft_precision": None if drafter is None else manifest.label("draft"),
+        "cache_form": manifest.cache_form,
+        "capacity": manifest.capacity,
+    }
+
+
+def _memory(bundle: Bundle) -> dict[str, int | None]:
+    """Return bytes: of the process at its peak, and of each graph's caches."""
+    sizes = {
+        f"{graph}_caches": sum(
+            prod(spec.sizes) * np.dtype(spec.host_dtype).itemsize
+            for spec in contract.with_sizes(batch=1, capacity=bundle.manifest.capacity).inputs
+            if spec.is_cache
+        )
+        for graph, contract in contracts_of(bundle.manifest).items()
+    }
+    return {"process_peak": peak_memory(), **sizes}

@@ -1,0 +1,95 @@
+"""What must hold for sessions, however tokens came into their caches; every law returns a difference."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poss_export.evaluation.differences import difference, tree_difference
+from poss_export.runtime.sessions.base import DraftSession, Ints, TargetOutput, TargetSession
+from poss_export.runtime.tree import DraftTree
+
+PREFIX = 12  # tokens before the tree
+PARENTS = np.array([0, 0, 1, 1, 2, 3, 5])
+PATHS = ([0, 1, 3, 6], [0, 1, 4], [0, 2, 5, 7])  # root to leaf
+#   0 ─┬─ 1 ─┬─ 3 ─ 6
+#      │     └─ 4
+#      └─ 2 ─── 5 ─ 7
+TOKENS = PREFIX + len(PARENTS) + 2  # that the laws need: prefix, tree with root, one to go on with
+
+
+def run_tree(target: TargetSession, tree: DraftTree) -> TargetOutput:
+    """Run a tree behind the committed rows; every node's logits are wanted."""
+    nodes = np.arange(len(tree))[None]
+    return target.forward(tree.tokens[None], tree.depths[None], tree.mask[None], nodes)
+
+
+def append(target: TargetSession, tokens: Sequence[int] | Ints) -> TargetOutput:
+    """Run tokens behind the committed rows and commit them all."""
+    output = run_tree(target, DraftTree.chain(tokens))
+    target.commit([range(len(tokens))])
+    return output
+
+
+def steps_equal_one_call(target: TargetSession, tokens: Ints) -> float:
+    """N tokens at once = n single steps."""
+    target.reset()
+    expected = _results(append(target, tokens))
+    target.reset()
+    single = [_results(append(target, tokens[i : i + 1])) for i in range(len(tokens))]
+    return max(
+        difference(np.concatenate(found), all_at_once)
+        for found, all_at_once in zip(zip(*single, strict=True), expected, strict=True)
+    )
+
+
+def tree_equals_its_paths(target: TargetSession, tokens: Ints) -> float:
+    """Every node of a tree = the last token of the path to it."""
+    tree = _tree(tokens)
+    target.reset()
+    append(target, tokens[:PREFIX])
+    found = _results(run_tree(target, tree))  # commits nothing: the next call writes over its rows
+    errors = []
+    for path in PATHS:
+        expected = _results(run_tree(target, DraftTree.chain(tree.tokens[path])))
+        errors += [difference(result[path], one) for result, one in zip(found, expected, strict=True)]
+    return max(errors)
+
+
+def commit_equals_fresh_run(target: TargetSession, tokens: Ints) -> float:
+    """What follows a committed path = what follows the same tokens in empty caches."""
+    tree, last = _tree(tokens), tokens[-1:]
+    errors = []
+    for path in PATHS:
+        target.reset()
+        append(target, tokens[:PREFIX])
+        run_tree(target, tree)
+        target.commit([path])
+        found = _results(append(target, last))
+        target.reset()
+        fresh = _results(append(target, np.concatenate((tokens[:PREFIX], tree.tokens[path], last))))
+        errors += [difference(one, all_of_it[-1:]) for one, all_of_it in zip(found, fresh, strict=True)]
+    return max(errors)
+
+
+def draft_parts_equal_one_call(target: TargetSession, drafter: DraftSession, tokens: Ints) -> float:
+    """The tree after n rows at once = the tree after the same rows in two calls."""
+    target.reset()
+    features, _ = _results(append(target, tokens[:-1]))
+    drafter.reset()
+    (expected,) = drafter.propose(tokens[None, 1:], features[None])
+    drafter.reset()
+    drafter.propose(tokens[None, 1 : PREFIX + 1], features[None, :PREFIX])
+    (found,) = drafter.propose(tokens[None, PREFIX + 1 :], features[None, PREFIX:])
+    return tree_difference(found, expected)
+
+
+def _tree(tokens: Ints) -> DraftTree:
+    root, rest = tokens[PREFIX], tokens[PREFIX + 1 : -1]
+    return DraftTree.with_root(int(root), rest, PARENTS, np.zeros(len(rest), np.float32))
+
+
+def _results(output: TargetOutput) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return copies of features and logits, [seq, ...] each: the session's next call overwrites its own."""
+    return output.features[0].copy(), output.logits[0].copy()

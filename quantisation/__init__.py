@@ -1,0 +1,1 @@
+"""Quantised graphs: where they multiply, what reaches it, what is decided, and how it is written."""

@@ -1,0 +1,314 @@
+"""Rewrite a graph so that it multiplies by small weights.
+
+| scheme | weights | activations |
+| --- | --- | --- |
+| w8a8 | INT8, a scale for each output | INT8, a fixed scale for each tensor |
+| fp8 | float8 E4M3, likewise | float8 E4M3, likewise |
+| int8, int4 | blocks of 32 inputs, a scale for each block and output | as they are |
+
+Nodes are either the standard QuantizeLinear and DequantizeLinear before a MatMul, or ONNX Runtime's own
+operators. docs/decisions/0012-inserted-nodes.md says which of them its library writes, and why not all.
+
+K inputs and N outputs of a weight, `[K, N]`; a head's table is `[N, K]`.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import onnx
+import onnx_ir
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from poss_export.config import Scheme
+from poss_export.errors import InputError
+from poss_export.quantisation.rounding import BLOCK
+from poss_export.quantisation.sites import Site, find_sites
+
+# Operators of ONNX Runtime wherever it has some, for its CPU; or standard ones only, for TensorRT.
+Form = Literal["qoperator", "qdq"]
+
+_ACCURACY = 4  # of MatMulNBits: it rounds activations to INT8 itself, which is several times faster
+_EXTERNAL = 1024  # bytes: smaller tensors stay in the graph's own file
+_PAGE = 4096  # bytes
+
+
+class _Type(NamedTuple):
+    code: int
+    lowest: int
+    highest: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return helper.tensor_dtype_to_np_dtype(self.code)
+
+
+_TYPES: dict[Scheme, _Type] = {
+    "w8a8": _Type(TensorProto.INT8, -127, 127),
+    "fp8": _Type(TensorProto.FLOAT8E4M3FN, -448, 448),
+    "int4": _Type(TensorProto.INT4, -8, 7),
+}
+_BITS: dict[Scheme, int] = {"int8": 8, "int4": 4}  # of weights in blocks; activations stay as they are
+
+
+def quantise(
+    model: onnx.ModelProto, schemes: Mapping[str, Scheme], scales: Mapping[str, float], form: Form
+) -> None:
+    """Quantise weights of `model`, in place.
+
+    A quantised head gets its own copy of the table, transposed: embeddings are looked up in the table as it
+    is. Float weights that nothing reads any more are dropped.
+
+    Args:
+        model: as this project exported it, weights loaded.
+        schemes: of each weight to quantise, by its name, as in `Site.weight`; all uses of it follow.
+        scales: largest magnitude of each activation that `w8a8` and `fp8` round, by its name, as in
+            `Site.input`; what lies beyond is clipped.
+        form: "qoperator" for a graph that ONNX Runtime runs on a CPU, "qdq" for TensorRT.
+
+    Raises:
+        InputError: a weight is not multiplied by in this graph, or TensorRT has no such blocks of it; a
+            largest magnitude is missing or is no positive number.
+    """
+    sites = {site.output: site for site in find_sites(model)}
+    writer = _Writer(model.graph, form)
+    _check(schemes, list(sites.values()), scales, writer)
+    for node in model.graph.node:
+        site = sites.get(node.output[0])
+        if site is None or site.weight not in schemes:
+            writer.nodes.append(node)
+        else:
+            assert not any(node.input[2:]), "heads have no bias (targets/decoder.py)"
+            writer.write(node.name, site, schemes[site.weight], scales)
+    writer.finish(schemes)
+    if form == "qoperator" and all(entry.domain != "com.microsoft" for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write `path`, and its weights, each on a page of its own, to `path` + ".data".
+
+    Equal models give equal files.
+    """
+    onnx_ir.save(
+        onnx_ir.from_proto(model),
+        path,
+        external_data=f"{path.name}.data",
+        size_threshold_bytes=_EXTERNAL,
+        alignment=_PAGE,
+        align_threshold=_EXTERNAL,
+    )
+
+
+def _check(
+    schemes: Mapping[str, Scheme], sites: Sequence[Site], scales: Mapping[str, float], writer: "_Writer"
+) -> None:
+    known = {site.weight for site in sites}
+    for weight in (weight for weight in schemes if weight not in known):
+        raise InputError(
+            f"this graph does not multiply by {weight!r}: quantise weights that find_sites names"
+        )
+    for site in sites:
+        scheme = schemes.get(site.weight)
+        if scheme is not None and scheme not in _BITS:
+            _check_range(site, scales.get(site.input))
+        elif scheme is not None and writer.form == "qdq":
+            _check_blocks(site, scheme, writer.shape(site)[0])
+
+
+def _check_range(site: Site, largest: float | None) -> None:
+    if largest is None or not (isfinite(largest) and largest > 0):
+        raise InputError(
+            f"largest magnitude of activation {site.input!r} is {largest}, expected a positive number: "
+            f"calibrate it, or leave weight {site.weight!r} as it is"
+        )
+
+
+def _check_blocks(site: Site, scheme: Scheme, inputs: int) -> None:
+    if scheme == "int8":
+        raise InputError(
+            f"weight {site.weight!r}: INT8 weights beside float activations are for ONNX Runtime only; "
+            "for TensorRT choose int4 or w8a8"
+        )
+    if inputs % BLOCK:
+        raise InputError(
+            f"weight {site.weight!r} has {inputs} inputs, no multiple of {BLOCK}: TensorRT cannot divide "
+            "them into blocks; leave it as it is, or choose w8a8"
+        )
+
+
+class _Writer:
+    """Collects the nodes of the new graph, in order, and its new weights; tensors are rounded once."""
+
+    def __init__(self, graph: onnx.GraphProto, form: Form) -> None:
+        self.graph, self.form = graph, form
+        self.floats = {tensor.name: tensor for tensor in graph.initializer}
+        self.nodes = list[onnx.NodeProto]()
+        self.added = dict[str, TensorProto]()
+        self.written = set[str]()  # tensors that a node in `nodes` gives
+        self.blocks = dict[str, onnx.NodeProto]()  # weight: a MatMulNBits that reads it
+
+    def shape(self, site: Site) -> tuple[int, int]:
+        """Return K and N of a site's weight."""
+        rows, columns = self.floats[site.weight].dims
+        return (columns, rows) if site.transposed else (rows, columns)
+
+    def write(self, name: str, site: Site, scheme: Scheme, scales: Mapping[str, float]) -> None:
+        """Add what replaces the node of a site, under its name."""
+        in_floats = self.floats[site.weight].data_type == TensorProto.FLOAT  # all that some operators take
+        if scheme in _BITS and self.form == "qoperator":
+            node = self._n_bits(site, scheme)
+        elif scheme == "w8a8" and self.form == "qoperator" and in_floats:
+            node = self._in_integers(site, scales[site.input])
+        elif scheme in _BITS:
+            node = helper.make_node("MatMul", [site.input, self._weight(site, scheme)], [site.output])
+        else:
+            inputs = [self._activation(site, scheme, scales[site.input]), self._weight(site, scheme)]
+            node = helper.make_node("MatMul", inputs, [site.output])
+        node.name = name
+        self.nodes.append(node)
+
+    def finish(self, quantised: Mapping[str, Scheme]) -> None:
+        """Put the new graph in the place of the old one; our graphs have no branches to look into."""
+        read = {name for node in self.nodes for name in node.input}
+        kept = [tensor for name, tensor in self.floats.items() if name in read or name not in quantised]
+        _replace(self.graph.node, self.nodes)
+        _replace(self.graph.initializer, [*kept, *self.added.values()])
+
+    def _in_integers(self, site: Site, largest: float) -> onnx.NodeProto:
+        """Return the MatMulIntegerToFloat of a site.
+
+        ONNX Runtime makes it of QuantizeLinear and DequantizeLinear too, but not where weights share an
+        activation, nor where one comes out of another MatMul. It is fastest with activations of 0 to 255.
+        """
+        zero = np.array(128, np.uint8)
+        x, x_scale, x_zero = self._quantised(site, "w8a8", largest, zero)
+        weight, scale = self._small(site, "w8a8")
+        inputs = [x, weight, x_scale, scale, x_zero]
+        return helper.make_node("MatMulIntegerToFloat", inputs, [site.output], domain="com.microsoft")
+
+    def _activation(self, site: Site, scheme: Scheme, largest: float) -> str:
+        """Return the rounded form of a site's input."""
+        result = f"{site.input}.{scheme}.rounded"
+        if result not in self.written:
+            self.written.add(result)
+            # A zero point, though 0: without one ONNX Runtime never multiplies in integers.
+            inputs = self._quantised(site, scheme, largest, np.zeros((), _TYPES[scheme].dtype))
+            self.nodes.append(helper.make_node("DequantizeLinear", inputs, [result], result))
+        return result
+
+    def _quantised(self, site: Site, scheme: Scheme, largest: float, zero: NDArray[Any]) -> list[str]:
+        """Return the small form of a site's input, its scale and its zero point."""
+        small, dtype = f"{site.input}.{scheme}", self.floats[site.weight].data_type
+        scale = self._add(f"{small}.scale", _scale(np.array(largest / _TYPES[scheme].highest), dtype))
+        names = [scale, self._add(f"zero.{scheme}", zero)]
+        if small not in self.written:
+            self.written.add(small)
+            self.nodes.append(helper.make_node("QuantizeLinear", [site.input, *names], [small], small))
+        return [small, *names]
+
+    def _weight(self, site: Site, scheme: Scheme) -> str:
+        """Return the rounded form of a weight, `[K, N]`."""
+        result = f"{site.weight}.{scheme}.rounded"
+        if result not in self.written:
+            self.written.add(result)
+            layout: dict[str, Any] = {"axis": 0, "block_size": BLOCK} if scheme in _BITS else {"axis": 1}
+            inputs = self._small(site, scheme)
+            self.nodes.append(helper.make_node("DequantizeLinear", inputs, [result], result, **layout))
+        return result
+
+    def _small(self, site: Site, scheme: Scheme) -> list[str]:
+        """Return the small form of a weight, `[K, N]`, and its scales, `[N]`, in blocks `[K / 32, N]`."""
+        names = [f"{site.weight}.{scheme}", f"{site.weight}.{scheme}.scale"]
+        if names[0] not in self.added:
+            block = BLOCK if scheme in _BITS else self.shape(site)[0]
+            small, scale = _round(
+                self._array(site), _TYPES[scheme], block, self.floats[site.weight].data_type
+            )
+            self._add(names[0], small)
+            self._add(names[1], scale if scheme in _BITS else scale[0])
+        return names
+
+    def _n_bits(self, site: Site, scheme: Scheme) -> onnx.NodeProto:
+        """Return the MatMulNBits of a site."""
+        if site.weight not in self.blocks:
+            self.blocks[site.weight], tensors = _blocks(site.weight, self._array(site), _BITS[scheme])
+            self.added.update((tensor.name, tensor) for tensor in tensors)
+        node = onnx.NodeProto()
+        node.CopyFrom(self.blocks[site.weight])
+        node.input[0], node.output[0] = site.input, site.output
+        return node
+
+    def _array(self, site: Site) -> NDArray[Any]:
+        array: NDArray[Any] = numpy_helper.to_array(self.floats[site.weight])
+        return array.T if site.transposed else array
+
+    def _add(self, name: str, array: NDArray[Any]) -> str:
+        self.added[name] = numpy_helper.from_array(array, name)
+        return name
+
+
+def _round(weight: NDArray[Any], kind: _Type, block: int, dtype: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the small form of a weight `[K, N]` and the scales `[K / block, N]` of its blocks.
+
+    A scale reaches what is furthest from zero, measured by the end of the range on its side.
+    """
+    blocks = weight.astype(np.float32).reshape(-1, block, weight.shape[1])
+    scale = _scale(np.maximum(blocks.max(1) / kind.highest, blocks.min(1) / kind.lowest), dtype)
+    # By the scale as it is stored, so that its own rounding does no harm.
+    small = (blocks / scale.astype(np.float32)[:, None]).clip(kind.lowest, kind.highest)
+    if kind.code != TensorProto.FLOAT8E4M3FN:
+        small = np.rint(small)
+    return small.astype(kind.dtype).reshape(weight.shape), scale
+
+
+def _scale(scale: NDArray[Any], dtype: int) -> NDArray[Any]:
+    """Return scales in the graph's type: above zero, as engines demand, with a reciprocal in that type."""
+    smallest = 2.0**-14 if dtype == TensorProto.FLOAT16 else 2.0**-126  # normal numbers
+    rounded: NDArray[Any] = np.maximum(scale, smallest).astype(helper.tensor_dtype_to_np_dtype(dtype))
+    return rounded
+
+
+def _blocks(name: str, weight: NDArray[Any], bits: int) -> tuple[onnx.NodeProto, list[TensorProto]]:
+    """Return ONNX Runtime's own MatMulNBits by a weight `[K, N]`, of some input, and its tensors."""
+    some = [helper.make_tensor_value_info(side, TensorProto.FLOAT, None) for side in ("x", "y")]
+    matmul = helper.make_node("MatMul", ["x", name], ["y"], "matmul")
+    graph = helper.make_graph(
+        [matmul], name, some[:1], some[1:], [numpy_helper.from_array(np.ascontiguousarray(weight), name)]
+    )
+    quantizer = _n_bits_quantizer()(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)]),
+        bits=bits,
+        block_size=BLOCK,
+        is_symmetric=True,
+        accuracy_level=_ACCURACY,
+    )
+    quantizer.process()
+    (node,) = quantizer.model.model.graph.node
+    small, scale = (t for t in quantizer.model.model.graph.initializer if t.name in node.input)
+    scales = numpy_helper.to_array(scale)
+    # Blocks of zeros: it gives them a scale of 0.
+    scale = numpy_helper.from_array(np.where(scales == 0, np.ones_like(scales), scales), scale.name)
+    return node, [small, scale]
+
+
+def _n_bits_quantizer() -> Any:
+    """Import it, and keep it from configuring the root logger, which it does where that has no handler."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    try:
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    finally:
+        root.removeHandler(handler)
+    return MatMulNBitsQuantizer
+
+
+def _replace(field: Any, values: Sequence[Any]) -> None:
+    """Fill a repeated field anew."""
+    values = list(values)
+    del field[:]
+    field.extend(values)

@@ -1,0 +1,97 @@
+"""Which activations a graph cannot bear to be rounded: each alone, measured at the logits."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from poss_export.calibration.record import Feed
+from poss_export.progress import silent
+from poss_export.quantisation.statistics import Floats
+
+_FLAGS = "rounded_activations"
+
+
+def sensitivities(
+    model: onnx.ModelProto,
+    limits: Mapping[str, float],
+    feed: Feed,
+    threads: int | None = None,
+    advance: Callable[[int, int], None] = silent,
+) -> dict[str, float]:
+    """Return for each activation the Kullback-Leibler divergence in nats a token that rounding it costs.
+
+    Args:
+        model: a target graph in float32, with its weights in memory; it is not changed.
+        limits: how far the 8-bit range of each activation reaches, by the tensor's name.
+        feed: a prompt chunk whose every row's logits are wanted.
+        threads: of ONNX Runtime.
+        advance: told after each how many are done, of how many.
+    """
+    import onnxruntime as ort
+
+    names = list(limits)
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = threads or 0
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "switched.onnx"
+        _save_switched(model, limits, path)
+        session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    flags: NDArray[np.bool_] = np.zeros(len(names), dtype=bool)
+
+    def run() -> Floats:
+        (logits,) = session.run(["logits"], {**feed, _FLAGS: flags})
+        return log_softmax(logits[0])
+
+    exact, found = run(), {}
+    for number, name in enumerate(names):
+        flags[:] = False
+        flags[number] = True
+        found[name] = divergence(exact, run())
+        advance(number + 1, len(names))
+    return found
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Return log-probabilities of logits `[..., vocab]`."""
+    shifted: Floats = logits.astype(np.float32) - logits.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def divergence(exact: Floats, other: Floats) -> float:
+    """Return the mean Kullback-Leibler divergence, in nats, of log-probabilities `[n, vocab]`."""
+    return float((np.exp(exact) * (exact - other)).sum(axis=-1, dtype=np.float64).mean())
+
+
+def _save_switched(model: onnx.ModelProto, limits: Mapping[str, float], path: Path) -> None:
+    """Write a graph that rounds those activations whose flag is set: one session measures them all."""
+    switched = onnx.ModelProto()
+    switched.CopyFrom(model)
+    graph = switched.graph
+    graph.input.append(helper.make_tensor_value_info(_FLAGS, TensorProto.BOOL, [len(limits)]))
+    graph.initializer.append(numpy_helper.from_array(np.zeros((), np.int8), f"{_FLAGS}_zero"))
+    producers = {output: node.name for node in graph.node for output in node.output}
+    after = dict[str, list[onnx.NodeProto]]()
+    for number, (name, limit) in enumerate(limits.items()):
+        index, step, switch = (f"{name}_{part}" for part in ("index", "step", "switched"))
+        graph.initializer.append(numpy_helper.from_array(np.array(number), index))
+        graph.initializer.append(numpy_helper.from_array(np.array(limit / 127, np.float32), step))
+        for node in graph.node:
+            if node.op_type in ("MatMul", "Gemm") and node.input[0] == name:
+                node.input[0] = switch
+        after[producers[name]] = [
+            helper.make_node("Gather", [_FLAGS, index], [f"{name}_flag"]),
+            helper.make_node("QuantizeLinear", [name, step, f"{_FLAGS}_zero"], [f"{name}_q"]),
+            helper.make_node("DequantizeLinear", [f"{name}_q", step, f"{_FLAGS}_zero"], [f"{name}_dq"]),
+            helper.make_node("Where", [f"{name}_flag", f"{name}_dq", name], [switch]),
+        ]
+    nodes = [new for node in graph.node for new in (node, *after.get(node.name, ()))]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.save(switched, path, save_as_external_data=True, location=f"{path.name}.data")

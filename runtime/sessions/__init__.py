@@ -1,0 +1,1 @@
+"""Engine sessions behind one protocol: ONNX Runtime, TensorRT and TensorRT-RTX."""

@@ -1,0 +1,166 @@
+"""The caches of a session: one block of memory, on the host or on a CUDA device.
+
+The block is [tensors, 1, kv_heads, capacity, head_dim]. An engine reads its past and writes its present
+in the same slice of it, so that accepting a path only moves its rows together.
+"""
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poss_export.runtime.sessions.cuda import call as _call_driver
+
+if TYPE_CHECKING:
+    from onnxruntime import IOBinding
+
+
+class Rows(Protocol):
+    """The rows of a session's caches, of all tensors at once."""
+
+    def move(self, sources: NDArray[np.int64], to: int) -> None:
+        """Copy the rows `sources`, ascending and none below `to`, to the rows from `to` on."""
+
+    def clear(self, rows: int) -> None:
+        """Zero the first `rows` rows: a NaN left behind would reach later answers through the mask."""
+
+
+class Caches(Rows, Protocol):
+    """Zeroed memory, one slice for each cache tensor of a graph."""
+
+    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str]) -> None:
+        """Make slice i both the input past[i] and the output present[i]."""
+
+
+class HostCaches:
+    """Caches in host memory; pages that no row has touched cost nothing."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        """Allocate a block of this shape."""
+        from onnxruntime import OrtValue
+
+        self.block: NDArray[Any] = np.zeros(shape, dtype)
+        self._values = [OrtValue.ortvalue_from_numpy(tensor) for tensor in self.block]  # shares memory
+
+    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str]) -> None:
+        """Make slice i both the input past[i] and the output present[i]."""
+        for value, name_in, name_out in zip(self._values, past, present, strict=True):
+            io.bind_ortvalue_input(name_in, value)
+            io.bind_ortvalue_output(name_out, value)
+
+    def move(self, sources: NDArray[np.int64], to: int) -> None:
+        """Copy the rows `sources`, ascending and none below `to`, to the rows from `to` on."""
+        self.block[..., to : to + len(sources), :] = self.block[..., sources, :]
+
+    def clear(self, rows: int) -> None:
+        """Zero the first `rows` rows."""
+        self.block[..., :rows, :] = 0
+
+
+class DeviceRows:
+    """Cache rows on a CUDA device, moved by the driver: they never visit the host.
+
+    To the driver the block is a matrix with a row for each tensor and head; a cache row of all of them
+    is one column, `_width` bytes wide.
+    """
+
+    def __init__(self, address: int, shape: tuple[int, ...], itemsize: int) -> None:
+        """Take the block of this shape at `address` and zero it."""
+        self._address = address
+        self._width = shape[-1] * itemsize
+        self._pitch, self._height = shape[-2] * self._width, math.prod(shape[:-2])
+        self.size = self._pitch * self._height // shape[0]  # bytes of a tensor
+        self.clear(shape[-2])
+
+    def move(self, sources: NDArray[np.int64], to: int) -> None:
+        """Copy the rows `sources`, ascending and none below `to`, to the rows from `to` on."""
+        for row, source in enumerate(sources.tolist(), start=to):
+            copy = _Copy2D(
+                srcXInBytes=source * self._width,
+                srcMemoryType=_DEVICE,
+                srcDevice=self._address,
+                srcPitch=self._pitch,
+                dstXInBytes=row * self._width,
+                dstMemoryType=_DEVICE,
+                dstDevice=self._address,
+                dstPitch=self._pitch,
+                WidthInBytes=self._width,
+                Height=self._height,
+            )
+            _call_driver("cuMemcpy2D_v2", ctypes.byref(copy))
+        _call_driver("cuCtxSynchronize")  # the engine's own stream does not wait for these copies
+
+    def clear(self, rows: int) -> None:
+        """Zero the first `rows` rows."""
+        _call_driver(
+            "cuMemsetD2D8_v2",
+            ctypes.c_uint64(self._address),
+            ctypes.c_size_t(self._pitch),
+            ctypes.c_ubyte(0),
+            ctypes.c_size_t(rows * self._width),
+            ctypes.c_size_t(self._height),
+        )
+        _call_driver("cuCtxSynchronize")
+
+    def copy_to(self, other: "DeviceRows", rows: int) -> None:
+        """Copy the first `rows` rows to caches of another capacity."""
+        copy = _Copy2D(
+            srcMemoryType=_DEVICE,
+            srcDevice=self._address,
+            srcPitch=self._pitch,
+            dstMemoryType=_DEVICE,
+            dstDevice=other._address,
+            dstPitch=other._pitch,
+            WidthInBytes=rows * self._width,
+            Height=self._height,
+        )
+        _call_driver("cuMemcpy2D_v2", ctypes.byref(copy))
+        _call_driver("cuCtxSynchronize")
+
+
+class CudaCaches(DeviceRows):
+    """Caches on CUDA device 0, in memory of ONNX Runtime."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        """Allocate a block of this shape and zero it."""
+        from onnxruntime import OrtValue
+
+        self._shape, self._type = shape, np.dtype(dtype).type
+        self._value = OrtValue.ortvalue_from_shape_and_type(shape, self._type, "cuda", 0)
+        super().__init__(self._value.data_ptr(), shape, np.dtype(dtype).itemsize)
+
+    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str]) -> None:
+        """Make slice i both the input past[i] and the output present[i]."""
+        for i, (name_in, name_out) in enumerate(zip(past, present, strict=True)):
+            place = ("cuda", 0, self._type, self._shape[1:], self._address + i * self.size)
+            io.bind_input(name_in, *place)
+            io.bind_output(name_out, *place)
+
+
+_DEVICE = 2  # CU_MEMORYTYPE_DEVICE
+
+
+class _Copy2D(ctypes.Structure):
+    """CUDA_MEMCPY2D of the CUDA driver API."""
+
+    _fields_ = (
+        ("srcXInBytes", ctypes.c_size_t),
+        ("srcY", ctypes.c_size_t),
+        ("srcMemoryType", ctypes.c_int),
+        ("srcHost", ctypes.c_void_p),
+        ("srcDevice", ctypes.c_uint64),
+        ("srcArray", ctypes.c_void_p),
+        ("srcPitch", ctypes.c_size_t),
+        ("dstXInBytes", ctypes.c_size_t),
+        ("dstY", ctypes.c_size_t),
+        ("dstMemoryType", ctypes.c_int),
+        ("dstHost", ctypes.c_void_p),
+        ("dstDevice", ctypes.c_uint64),
+        ("dstArray", ctypes.c_void_p),
+        ("dstPitch", ctypes.c_size_t),
+        ("WidthInBytes", ctypes.c_size_t),
+        ("Height", ctypes.c_size_t),
+    )

@@ -1,0 +1,67 @@
+"""Tables for people; whoever wants to parse something asks for JSON."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from poss_export.evaluation.checks import Check
+
+_LONG = 200  # characters of a fact; a table shows no more
+_RESULTS = {True: "passed", False: "FAILED", None: "skipped"}
+
+
+def facts_table(facts: Mapping[str, Any]) -> Table:
+    """Return a row for every value in nested facts."""
+    table = Table(show_header=False, box=None)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _flat(facts):
+        table.add_row(name, escape(value))
+    return table
+
+
+def profile_table(profile: Mapping[str, Any]) -> Table:
+    """Return a row for every latency in a report of `poss-export profile`."""
+    table = Table("call", "context", "size", box=box.SIMPLE)
+    for heading in ("median ms", "10 to 90 %", "tokens/s"):
+        table.add_column(heading, justify="right")
+    for call, size in (("prefill", "tokens"), ("verify", "width"), ("draft", "rows"), ("round", "width")):
+        for row in profile[call]:
+            table.add_row(
+                call,
+                f"{row['context']}",
+                f"{row[size]} {size}",
+                f"{row['median_ms']:.2f}",
+                f"{row['p10_ms']:.2f} to {row['p90_ms']:.2f}",
+                f"{row['tokens_per_second']:.0f}" if call in ("prefill", "verify") else "",
+            )
+    return table
+
+
+def checks_table(checks: Sequence["Check"]) -> Table:
+    """Return a row for every check."""
+    table = Table("check", "result", "detail", box=box.SIMPLE)
+    for check in checks:
+        table.add_row(check.name, _RESULTS[check.passed], escape(check.detail))
+    return table
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield nested facts as ("target.config.vocab_size", "49,152")."""
+    for name, value in facts.items():
+        if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+            value = {str(index): item for index, item in enumerate(value)}
+        if isinstance(value, Mapping) and not _is_long_list(value):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            text = f"{value:,}" if type(value) is int else str(value)
+            yield f"{prefix}{name}", text if len(text) <= _LONG else f"{text[:_LONG]}..."
+
+
+def _is_long_list(facts: Mapping[str, Any]) -> bool:
+    """Whether facts are better shown as one, as the tensors that share memory in an engine."""
+    return len(facts) > 10 and all(isinstance(value, str) for value in facts.values())

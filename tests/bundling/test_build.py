@@ -1,0 +1,166 @@
+"""Builds of tiny bundles: what they leave behind, whatever happens."""
+
+import gc
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from poss_export.bundling import build
+from poss_export.bundling.build import Plan, build_bundle, plan_build
+from poss_export.config import TreeShape
+from poss_export.drafters.checkpoint import DrafterCheckpoint
+from poss_export.errors import BundleError, InputError, ParityError
+from poss_export.manifest import Manifest, read_manifest
+from poss_export.runtime.bundle import open_bundle
+from poss_export.targets.checkpoint import open_target
+
+CAPACITY = 48
+
+MakePlan = Callable[..., Plan]
+
+
+@pytest.fixture(scope="module")
+def make_plan(tiny_folder: Any, random_drafter: Any) -> MakePlan:
+    """Return make_plan(name, drafter=True, ...): of a tiny target, with a random drafter or without."""
+
+    def make(name: str = "llama", drafter: bool = True, **shape: Any) -> Plan:
+        target = open_target(str(tiny_folder(name)))
+        checkpoint = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), None)
+        shape = {"capacity": CAPACITY, "precision": "fp32", "cache_form": "shared", **shape}
+        return plan_build(target, checkpoint if drafter else None, tree=TreeShape(3, 2, 5), **shape)
+
+    return make
+
+
+def run_build(
+    plan: Plan, folder: Path, force: bool = False, report: build.Report = lambda _: None
+) -> Manifest:
+    return build_bundle(plan, folder, argv=["test"], force=force, report=report)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("llama3", {}),  # an untied head: the drafter's rows come from two tables
+        ("llama", {"cache_form": "static"}),
+        ("llama", {"precision": "fp16"}),
+    ],
+)
+def test_every_form_is_built_and_answers(
+    name: str, shape: dict[str, Any], make_plan: MakePlan, tmp_path: Path
+) -> None:
+    plan = make_plan(name, **shape)
+    manifest = run_build(plan, tmp_path / "out")
+    assert read_manifest(tmp_path / "out", full=True) == manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    files, planned = manifest.files, plan.to_dict()["files"]
+    for data in ("target.onnx.data", "draft.onnx.data"):  # besides weights it holds rotary tables, aligned
+        assert planned[data] <= files[data].size <= 2 * planned[data]
+    with open_bundle(tmp_path / "out", threads=1) as bundle:
+        ours = bundle.generate("<5> <9>", raw=True, max_new_tokens=20)
+        plain = bundle.generate("<5> <9>", raw=True, max_new_tokens=20, target_only=True)
+    if manifest.precision == "fp32":
+        assert ours.token_ids == plain.token_ids
+
+
+def test_force_replaces_a_bundle_and_only_a_bundle(
+    make_plan: MakePlan, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
+    plan = make_plan(drafter=False)
+    with pytest.raises(InputError, match="exists: choose another output folder, or replace it with --force"):
+        run_build(plan, out)
+    assert run_build(plan, out, force=True).drafter is None
+    assert read_manifest(out).drafter is None
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (out / "manifest.json").unlink()
+    with pytest.raises(InputError, match="exists and is not a bundle"):
+        run_build(plan, out, force=True)
+
+
+@pytest.mark.parametrize("graph", ["target", "draft"])
+def test_a_wrong_graph_is_no_bundle(
+    graph: str, make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exporter is told to export a model whose last weights differ by one in a hundred."""
+    name = "export_target" if graph == "target" else "export_drafter"
+    export = getattr(build, name)
+
+    def wrong(model: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+        weights = list(model.parameters()) if graph == "draft" else [model.norm.weight]
+        for weight in weights:
+            weight.mul_(1.01)
+        result = export(model, *arguments, **options)
+        for weight in weights:
+            weight.div_(1.01)
+        return result
+
+    monkeypatch.setattr(build, name, wrong)
+    with pytest.raises(
+        ParityError, match=rf"{graph}_\w+ of the graph differ from PyTorch's by .*, allowed is"
+    ):
+        run_build(make_plan(drafter=graph == "draft"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_keeps_no_weights(tiny_folder: Any, tmp_path: Path) -> None:
+    """A build loads its engines while PyTorch's copy of the weights would still be there."""
+    decoder = open_target(str(tiny_folder("llama"))).load_decoder()
+    weight = weakref.ref(decoder.layers[0].qkv.weight)
+    shape: Any = {"cache_form": "shared", "precision": "fp32", "capacity": CAPACITY}
+    build.export_target(decoder, tmp_path / "target.onnx", **shape)
+    del decoder
+    gc.collect()
+    assert weight() is None
+
+
+def test_a_full_disk_leaves_nothing(
+    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build, "export_target", write)
+    with pytest.raises(InputError, match=r"No space left on device; nothing was kept"):
+        run_build(make_plan(drafter=False), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_build_leaves_no_bundle_and_can_be_repeated(
+    make_plan: MakePlan, tiny_folder: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [
+        "-c",
+        "from poss_export.cli.main import main; main()",
+        "build",
+        tiny_folder("llama"),
+        "-o",
+        out,
+    ]
+    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("exporting"):
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.stderr.close()
+    assert process.wait() == -signal.SIGKILL
+    (partial,) = tmp_path.iterdir()
+    assert partial.name.startswith(".out.partial-")
+    with pytest.raises(BundleError, match="it is not a bundle, or its build did not finish"):
+        read_manifest(partial)
+    manifest = run_build(make_plan(drafter=False), out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert set(manifest.parity) == {"target_features", "target_logits"}
+    with open_bundle(out, threads=1) as bundle:
+        assert bundle.generate("<5>", raw=True, target_only=True, max_new_tokens=3).tokens == 3

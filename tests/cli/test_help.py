@@ -1,0 +1,39 @@
+"""`--help` is fast because it imports nothing heavy: this tests the cause, a clock would test the machine."""
+
+import subprocess
+import sys
+
+import pytest
+
+from poss_export.cli.main import main
+
+HEAVY = {
+    "gguf",
+    "numpy",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "safetensors",
+    "tokenizers",
+    "torch",
+}
+HEAVY |= {"jinja2", "matplotlib", "polygraphy", "tensorrt_rtx", "transformers"}
+SCRIPT = """
+import sys
+from poss_export.cli.main import main
+try:
+    main(sys.argv[1:], prog_name="poss-export")
+finally:
+    print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in sorted(main.commands))], ids=" ".join)
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    arguments = [sys.executable, "-c", SCRIPT, *command, "--help"]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert "Usage: poss-export" in result.stdout
+    imported = set(result.stderr.split())
+    assert "click" in imported
+    assert not imported & HEAVY

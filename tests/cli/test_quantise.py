@@ -1,0 +1,398 @@
+"""`build` of quantised bundles of tiny models: what it writes, what it refuses, and what `verify` claims."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import Result
+
+from poss_export.bundling import build as build_module
+from poss_export.calibration.acceptance import load_acceptance
+from poss_export.calibration.record import load_record, save_record
+from poss_export.drafters.checkpoint import save_drafter
+from poss_export.manifest import Manifest, read_manifest
+from poss_export.runtime.bundle import open_bundle
+from poss_export.targets.checkpoint import open_target
+from tests.cli.test_cli import done, run
+
+CAPACITY = 96  # widths are measured behind 17 tokens
+# Random weights suffer more than those of a real target.
+LOOSE = ("--max-perplexity", 9e9, "--min-agreement", 0, "--min-tau", 0, "--budget", 9e9)
+# What lines begin with that tell what is done.
+PROGRESS: tuple[str, ...] = ("loading", "exporting", "checking", "quantising", "observing", "measuring")
+PROGRESS += ("reading", "answering", "timing", "calibrating", "writing")
+
+
+def words(*ids: int) -> str:
+    return " ".join(f"<{number}>" for number in ids)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Export each form of the target and the drafter once: PyTorch takes most of the time of a build."""
+    folder = tmp_path_factory.mktemp("exports")
+    exports = {name: getattr(build_module, name) for name in ("export_target", "export_drafter")}
+    results = dict[str, Any]()
+
+    def once(name: str, model: Any, path: Path, **shape: Any) -> Any:
+        tree = getattr(model, "tree", None)
+        key = f"{name} {tree} {sorted(shape.items())}"
+        kept = folder / str(list(results).index(key) if key in results else len(results))
+        if key not in results:
+            kept.mkdir()
+            results[key] = exports[name](model, kept / path.name, **shape)
+        for file in kept.iterdir():
+            shutil.copy(file, path.parent / file.name)
+        return results[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in exports:
+            patch.setattr(build_module, name, lambda *a, name=name, **s: once(name, *a, **s))
+        yield
+
+
+@pytest.fixture(scope="module")
+def target(tiny_folder: Callable[[str], Path]) -> Path:
+    return tiny_folder("llama")
+
+
+@pytest.fixture(scope="module")
+def drafter(target: Path, random_drafter: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    folder, opened = tmp_path_factory.mktemp("drafters") / "tiny", open_target(str(target))
+    save_drafter(folder, random_drafter(opened.config, 3), opened.sha256, torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with prompts.jsonl, for samples and tau, and text.txt, of four windows."""
+    folder, rng = tmp_path_factory.mktemp("inputs"), np.random.default_rng(5)
+    prompts = [json.dumps({"prompt": words(*rng.integers(3, 96, 6))}) for _ in range(12)]
+    (folder / "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")
+    (folder / "three.jsonl").write_text("\n".join(prompts[:3]), encoding="utf-8")
+    (folder / "text.txt").write_text(words(*rng.integers(3, 96, 4 * CAPACITY)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def float_options(target: Path) -> tuple[object, ...]:
+    """What all builds here have in common."""
+    tree = ("--tree-depth", 3, "--top-k", 2, "--tree-nodes", 5, "--capacity", CAPACITY)
+    return ("build", target, *tree)
+
+
+@pytest.fixture(scope="module")
+def options(float_options: tuple[object, ...], inputs: Path) -> tuple[object, ...]:
+    """What all quantised builds here have in common."""
+    return (*float_options, "--held-out", inputs / "text.txt", "--held-out-prompts", inputs / "three.jsonl")
+
+
+@pytest.fixture(scope="module")
+def samples(
+    float_options: tuple[object, ...], drafter: Path, inputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("samples")
+    done(*float_options, "--drafter", drafter, "-o", folder / "float")
+    record = folder / "samples.npz"
+    done("calibrate", folder / "float", "--prompts", inputs / "prompts.jsonl", "-o", record)
+    return record
+
+
+@pytest.fixture(scope="module")
+def build(
+    options: tuple[object, ...], drafter: Path, samples: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Path, Result]]:
+    """Return build(*words): the folder and what was said; {drafter} and {samples} stand for these."""
+
+    @cache
+    def make(*words: object) -> tuple[Path, Result]:
+        folder = tmp_path_factory.mktemp("bundles") / "out"
+        given = [str(word).format(drafter=drafter, samples=samples) for word in words]
+        return folder, done(*options, "-o", folder, *LOOSE, *given)
+
+    return make
+
+
+BOTH = (
+    "--drafter",
+    "{drafter}",
+    "--samples",
+    "{samples}",
+    "--precision",
+    "w8a8",
+    "--draft-precision",
+    "w8a8",
+)
+CHAIN = (*BOTH, "--top-k", 1, "--tree-nodes", 3)
+
+
+def operators(folder: Path, graph: str) -> set[str]:
+    model = onnx.load(folder / f"{graph}.onnx", load_external_data=False)
+    return {node.op_type for node in model.graph.node}
+
+
+def verified(folder: Path, inputs: Path) -> dict[str, Any]:
+    """Return what each check of `verify` says; it must exit with 0."""
+    draws = ("--draws", 400, "--max-new-tokens", 24, "--threads", 1)
+    result = done("verify", folder, "--prompts", inputs / "three.jsonl", *draws, "--json")
+    return {check["name"]: check for check in map(json.loads, result.stdout.splitlines())}
+
+
+def check_figures(manifest: Manifest) -> None:
+    assert manifest.quality is not None
+    text, rounds = manifest.quality["text"], manifest.quality["rounds"]
+    assert text["tokens"] in (4 * CAPACITY, 2 * CAPACITY)
+    assert text["perplexity"] > 0 < text["reference_perplexity"]
+    if "target" in manifest.quantisation:
+        assert text["divergence"] > 0
+        assert 0 < text["agreement"] < 1
+    else:
+        assert (text["divergence"], text["agreement"]) == (0, 1)
+    assert (rounds == {}) == (manifest.drafter is None)
+    assert manifest.quality["thresholds"] == {"perplexity": 9e9, "agreement": 0.0, "tau": 0.0}
+
+
+def test_target_and_drafter_in_eight_bits(build: Any, samples: Path, inputs: Path) -> None:
+    folder, result = build(*BOTH)
+    manifest, record = read_manifest(folder, full=True), load_record(samples)
+    assert (manifest.label("target"), manifest.label("draft"), manifest.precision) == ("w8a8", "w8a8", "fp32")
+    check_figures(manifest)
+    for graph in ("target", "draft"):
+        assert "MatMulIntegerToFloat" in operators(folder, graph)
+        made = manifest.quantisation[graph]
+        assert made["request"]["samples"] == record.sha256
+        assert {*made["schemes"].values()} == {"w8a8"}
+        assert made["limits"]
+        assert made["scales"]
+    assert len(manifest.quantisation["target"]["sensitivity"]) == 9
+    assert {path.name for path in folder.parent.iterdir()} == {"out"}
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", *manifest.files}
+    acceptance = load_acceptance(folder / "acceptance.json")
+    assert manifest.drafter is not None
+    assert acceptance.tree == manifest.drafter.tree
+    assert acceptance.target_sha256 == record.target_sha256
+    assert "perplexity" in result.stdout
+    assert f"{manifest.quality['text']['perplexity']:.3f}" in result.stdout  # type: ignore[index]
+    checks = verified(folder, inputs)
+    assert checks["files"]["passed"] is True
+    assert checks["parity"]["passed"] is None
+    assert checks["sampling: distribution"]["passed"] is True
+    greedy = checks["greedy: speculative = target-only"]
+    if manifest.exact:
+        assert greedy["passed"] is True
+    else:
+        assert greedy["passed"] is None
+        assert greedy["detail"].startswith("not claimed of a quantised graph: 3 prompts")
+    assert checks["draft rows at once = in parts"]["passed"] is None
+
+
+def test_an_exact_chain_gives_equal_answers(build: Any, inputs: Path) -> None:
+    folder, _ = build(*CHAIN)
+    manifest = read_manifest(folder)
+    assert manifest.quality is not None
+    widths, rounds = manifest.quality["widths"], manifest.quality["rounds"]
+    assert widths["neighbours"] == 0  # fixed scales: rows do not know of each other
+    assert manifest.exact == (widths["least_width"] is not None)
+    assert manifest.exact
+    assert rounds["equal_answers"] == rounds["prompts"] == 3
+    greedy = verified(folder, inputs)["greedy: speculative = target-only"]
+    assert greedy["passed"] is True
+    assert "0 mismatches, 0 near-ties" in greedy["detail"]
+    with open_bundle(folder, threads=1) as bundle:  # calls are filled up to the last row of the caches
+        ours, plain = (
+            bundle.generate(words(5, 9), raw=True, target_only=only, max_new_tokens=2 * CAPACITY)
+            for only in (False, True)
+        )
+    assert ours.token_ids == plain.token_ids
+    assert plain.tokens > CAPACITY - 3
+
+
+def test_the_same_again_is_unchanged(build: Any, options: Any, drafter: Path, samples: Path) -> None:
+    folder, _ = build(*CHAIN)
+    given = [str(word).format(drafter=drafter, samples=samples) for word in CHAIN]
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    result = done(*options, "-o", folder, *LOOSE, *given)
+    assert f"{folder} is unchanged: nothing to build" in result.stderr
+    for other in (
+        ["--draft-precision", "int8"],
+        ["--precision", "fp32"],
+        ["--layer-precision", "head=int8"],
+        ["--observer", "mse"],
+    ):
+        result = run(*options, "-o", folder, *LOOSE, *given, *other)
+        assert result.exit_code == 2
+        assert "replace it with --force (it has another quantisation)" in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_weights_only_need_no_samples(build: Any, inputs: Path) -> None:
+    folder, result = build("--precision", "int8")
+    manifest = read_manifest(folder, full=True)
+    assert (manifest.drafter, manifest.label("target")) == (None, "int8")
+    check_figures(manifest)
+    assert "MatMulNBits" in operators(folder, "target")
+    assert "acceptance.json" not in manifest.files
+    assert manifest.quantisation["target"]["request"]["samples"] is None
+    assert "tau" not in result.stdout
+    checks = verified(folder, inputs)
+    assert checks["greedy: speculative = target-only"]["passed"] is None
+    assert "no drafter" in checks["greedy: speculative = target-only"]["detail"]
+    with open_bundle(folder, threads=1) as bundle:
+        answer = bundle.generate(words(5, 9), raw=True, target_only=True, max_new_tokens=8)
+    assert answer.tokens == 8
+
+
+def test_four_bits_with_layers_of_their_own(build: Any) -> None:
+    layers = ("--layer-precision", "*.0.*=float", "--layer-precision", "*.down.*=int8")
+    drafts = ("--draft-precision", "int4", "--draft-layer-precision", "fusion=float")
+    folder, _ = build(*BOTH[:4], "--precision", "int4", *layers, *drafts)
+    manifest = read_manifest(folder)
+    check_figures(manifest)
+    made = {graph: values["schemes"] for graph, values in manifest.quantisation.items()}
+    assert made["target"] == {
+        "decoder.layers.0.mlp.down.weight": "int8",
+        "decoder.layers.1.mlp.down.weight": "int8",
+        "decoder.lm_head/head": "int8",
+        **{f"decoder.layers.1.{name}.weight": "int4" for name in ("qkv", "output", "mlp.gate_up")},
+    }
+    assert not any("fusion" in name for name in made["draft"])
+    assert {scheme for name, scheme in made["draft"].items() if not name.endswith("/head")} == {"int4"}
+
+
+def test_a_quantised_drafter_leaves_a_float_target_lossless(build: Any, inputs: Path) -> None:
+    folder, _ = build(*BOTH[:4], "--draft-precision", "int8")
+    manifest = read_manifest(folder)
+    assert (manifest.label("target"), manifest.label("draft")) == ("fp32", "int8")
+    check_figures(manifest)
+    checks = verified(folder, inputs)
+    assert checks["greedy: speculative = target-only"]["passed"] is True
+    assert checks["tree = its paths"]["passed"] is True
+
+
+def test_samples_alone_calibrate_acceptance(
+    float_options: Any, drafter: Path, samples: Path, tmp_path: Path
+) -> None:
+    folder, given = tmp_path / "bundle", ("--drafter", drafter, "--samples", samples)
+    done(*float_options, "-o", folder, *given)
+    manifest = read_manifest(folder, full=True)
+    assert (manifest.quantisation, manifest.quality) == ({}, None)
+    assert load_acceptance(folder / "acceptance.json").dialogues == 12
+    without = Path(shutil.copytree(samples.parent / "float", tmp_path / "float"))
+    result = run(*float_options, "-o", without, *given)
+    assert result.exit_code == 2  # or a bundle without it would pass as what was asked for
+    assert "it has another acceptance" in result.stderr
+
+
+@pytest.mark.parametrize(("scheme", "operator"), [("w8a8", "QuantizeLinear"), ("fp8", "QuantizeLinear"),
+                                                  ("int4", "DequantizeLinear")])  # fmt: skip
+def test_static_forms(scheme: str, operator: str, build: Any) -> None:
+    drafts = BOTH[6:] if scheme == "w8a8" else ()
+    folder, _ = build(*BOTH[:4], "--cache-form", "static", "--precision", scheme, *drafts)
+    manifest = read_manifest(folder, full=True)
+    assert (manifest.cache_form, manifest.precision, manifest.label("target")) == ("static", "fp16", scheme)
+    check_figures(manifest)
+    assert operator in operators(folder, "target")
+    domains = {
+        entry.domain for entry in onnx.load(folder / "target.onnx", load_external_data=False).opset_import
+    }
+    assert "com.microsoft" not in domains
+    assert manifest.exact is None  # on the CPU nothing is learned of engines
+    assert load_acceptance(folder / "acceptance.json").dialogues == 12
+    if scheme == "int4":
+        assert "decoder.lm_head/head" not in manifest.quantisation["target"]["schemes"]
+    with open_bundle(folder, threads=1) as bundle:
+        assert bundle.generate(words(5, 9), raw=True, max_new_tokens=5).tokens == 5
+
+
+def test_a_missed_threshold_leaves_the_figures_and_no_bundle(
+    build: Any, options: Any, tmp_path: Path, samples: Path, drafter: Path
+) -> None:
+    folder, _ = build(*BOTH)
+    quality: Any = read_manifest(folder).quality
+    given = [str(word).format(drafter=drafter, samples=samples) for word in BOTH]
+    strict = ("--max-perplexity", 1e-3, "--min-agreement", 1.5, "--min-tau", 99, "--budget", 9e9)
+    result = run(*options, *given, "-o", tmp_path / "out", *strict)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("error: the quantised bundle is not good enough: ")
+    for sentence in (
+        f"perplexity is {quality['text']['perplexity']:.3f}, allowed are",
+        f"agreement is {quality['text']['agreement']:.3f}, wanted are 1.5",
+        f"tau is {quality['rounds']['tau']:.2f}, wanted are",
+    ):
+        assert sentence in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def spoilt(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of samples that do not serve."""
+    folder, record = tmp_path_factory.mktemp("spoilt"), load_record(samples)
+    save_record(replace(record, target_sha256="1" * 64), folder / "target.npz")
+    save_record(replace(record, drafter_sha256="1" * 64), folder / "drafter.npz")
+    save_record(replace(record, dialogues=record.dialogues[:7]), folder / "few.npz")
+    content = samples.read_bytes()
+    (folder / "damaged.npz").write_bytes(content[: len(content) // 2])
+    (folder / "empty.jsonl").write_text("", encoding="utf-8")
+    (folder / "short.txt").write_text(words(5, 6, 7), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--precision w8a8", "target precision w8a8 needs samples of real rounds: record them with"),
+        ("--precision fp8 --cache-form static", "target precision fp8 needs samples of real rounds"),
+        ("--drafter {drafter} --draft-precision w8a8", "draft precision w8a8 needs samples"),
+        ("--precision int4 --layer-precision head=w8a8", "target precision w8a8 needs samples"),
+        ("--precision w8a8 --samples {spoilt}/none.npz", "none.npz"),
+        ("--precision w8a8 --samples {spoilt}/damaged.npz", "damaged.npz"),
+        ("--precision w8a8 --samples {spoilt}/target.npz", "the samples are of target"),
+        ("--precision w8a8 --samples {spoilt}/few.npz", "the samples have 7 dialogues"),
+        (
+            "--precision w8a8 --draft-precision w8a8 --drafter {drafter} --samples {spoilt}/drafter.npz",
+            "expected hash",
+        ),
+        ("--precision int3", "Invalid value for '--precision'"),
+        ("--draft-precision fp32", "Invalid value for '--draft-precision'"),
+        ("--precision fp8 --samples {samples}", "target precision fp8 is for TensorRT"),
+        ("--precision int8 --cache-form static", "target precision int8 (weights only) is for ONNX Runtime"),
+        ("--precision int8 --draft-precision int8", "a draft precision needs a drafter"),
+        ("--precision int8 --layer-precision head", "layer precision 'head': expected LAYER=PRECISION"),
+        ("--precision int8 --layer-precision =int8", "layer precision '=int8': expected LAYER=PRECISION"),
+        ("--precision int8 --layer-precision head=int3", "'head=int3': expected LAYER=PRECISION"),
+        ("--precision int8 --layer-precision nose=int8", "no layer fits 'nose'"),
+        ("--budget 0.1", "--budget is of quantised graphs"),
+        ("--layer-precision head=int8", "precisions of layers are of a quantised target"),
+        ("--precision int8 --draft-layer-precision head=int8", "are of a quantised draft"),
+        ("--precision int8 --held-out {spoilt}/none.txt", "none.txt' cannot be read"),
+        ("--precision int8 --held-out {spoilt}/short.txt", "short.txt' has 3 tokens; quality is measured on"),
+        (
+            "--precision int8 --drafter {drafter} --held-out-prompts {spoilt}/empty.jsonl",
+            "empty.jsonl' is empty; write prompts into it",
+        ),
+        ("--precision int8 --held-out-prompts {spoilt}/none.jsonl", "none.jsonl' cannot be read"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing(
+    arguments: str, message: str, options: Any, drafter: Path, samples: Path, spoilt: Path, tmp_path: Path
+) -> None:
+    given = arguments.format(drafter=drafter, samples=samples, spoilt=spoilt).split()
+    result = run(*options, "-o", tmp_path / "out", *given)
+    assert result.exit_code in (1, 2)
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if not line.startswith(PROGRESS)]
+    assert message in lines[-1]
+    assert len([line for line in lines if line.lower().startswith("error: ")]) == 1
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())

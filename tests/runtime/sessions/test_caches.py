@@ -1,0 +1,101 @@
+import ctypes
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from poss_export.errors import BackendError
+from poss_export.runtime.sessions import caches
+from poss_export.runtime.sessions.caches import CudaCaches, HostCaches
+
+SHAPE = (4, 1, 3, 10, 2)  # tensors, batch, heads, capacity, head size
+
+
+class HostDriver:
+    """The three calls of the CUDA driver, on host memory."""
+
+    def __init__(self) -> None:
+        self.unfinished = False
+
+    def __call__(self, function: str, *arguments: Any) -> None:
+        self.unfinished = function != "cuCtxSynchronize"
+        if function == "cuMemsetD2D8_v2":
+            address, pitch, value, width, height = (argument.value for argument in arguments)
+            for row in range(height):
+                ctypes.memset(address + row * pitch, value, width)
+        elif function == "cuMemcpy2D_v2":
+            copy = arguments[0]._obj
+            assert (copy.srcMemoryType, copy.dstMemoryType, copy.srcY, copy.dstY) == (2, 2, 0, 0)
+            for row in range(copy.Height):
+                source = copy.srcDevice + row * copy.srcPitch + copy.srcXInBytes
+                to = copy.dstDevice + row * copy.dstPitch + copy.dstXInBytes
+                ctypes.memmove(to, source, copy.WidthInBytes)
+
+
+@pytest.fixture(params=["host", "cuda"])
+def cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
+    """Return a cache, a view of its block, and its driver if any; CUDA's is host memory."""
+    if request.param == "host":
+        host = HostCaches(SHAPE, "float16")
+        return host, host.block, None
+    allocate, driver = onnxruntime.OrtValue.ortvalue_from_shape_and_type, HostDriver()
+    monkeypatch.setattr(
+        onnxruntime.OrtValue, "ortvalue_from_shape_and_type", lambda shape, kind, *_: allocate(shape, kind)
+    )
+    monkeypatch.setattr(caches, "_call_driver", driver)
+    device = CudaCaches(SHAPE, "float16")
+    size = int(np.prod(SHAPE)) * 2
+    memory = (ctypes.c_byte * size).from_address(device._address)
+    return device, np.frombuffer(memory, np.float16).reshape(SHAPE), driver
+
+
+def test_begins_with_zeros(cache: Any) -> None:
+    _, block, _ = cache
+    assert (block == 0).all()
+
+
+def test_move_keeps_the_path_and_nothing_else_changes(cache: Any) -> None:
+    subject, block, driver = cache
+    block[:] = np.arange(block.size).reshape(SHAPE) % 1000
+    before = block.copy()
+    subject.move(np.array([3, 4, 7]), 2)
+    np.testing.assert_array_equal(block[..., 2:5, :], before[..., [3, 4, 7], :])
+    np.testing.assert_array_equal(block[..., :2, :], before[..., :2, :])
+    np.testing.assert_array_equal(block[..., 5:, :], before[..., 5:, :])
+    assert driver is None or not driver.unfinished
+
+
+def test_clear_zeroes_the_first_rows_of_every_head(cache: Any) -> None:
+    subject, block, driver = cache
+    block[:] = 1
+    subject.clear(4)
+    assert (block[..., :4, :] == 0).all()
+    assert (block[..., 4:, :] == 1).all()
+    assert driver is None or not driver.unfinished
+
+
+def test_the_drivers_struct_has_its_size() -> None:
+    assert ctypes.sizeof(caches._Copy2D) == 128  # CUDA_MEMCPY2D on 64-bit systems
+
+
+def test_driver_failure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        @staticmethod
+        def cuCtxSynchronize() -> int:
+            return 700
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
+    with pytest.raises(BackendError, match="cuCtxSynchronize failed with status 700"):
+        caches._call_driver("cuCtxSynchronize")
+
+
+def test_rows_move_to_caches_of_another_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caches, "_call_driver", HostDriver())
+    blocks = [np.full((*SHAPE[:3], capacity, SHAPE[4]), 9, np.float16) for capacity in (10, 16)]
+    small, large = (caches.DeviceRows(block.ctypes.data, block.shape, 2) for block in blocks)
+    assert not any(block.any() for block in blocks)
+    blocks[0][:] = np.arange(blocks[0].size).reshape(SHAPE) % 1000
+    small.copy_to(large, 7)
+    np.testing.assert_array_equal(blocks[1][..., :7, :], blocks[0][..., :7, :])
+    assert not blocks[1][..., 7:, :].any()

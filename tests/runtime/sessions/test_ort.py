@@ -1,0 +1,312 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from poss_export.contract import target_contract
+from poss_export.errors import BackendError, BundleError, InputError
+from poss_export.runtime.sessions import ort
+from poss_export.runtime.sessions.ort import OrtOptions, OrtTargetSession
+from poss_export.runtime.tree import DraftTree
+from poss_export.targets.checkpoint import open_target
+
+CAPACITY = 48  # of the tiny graphs
+ONE_THREAD = OrtOptions(threads=1)
+PROMPT = [5, 17, 80, 3, 44, 9, 61]
+
+MakeSession = Callable[..., OrtTargetSession]
+
+
+@pytest.fixture
+def make_session(target_graph: Any, tiny_folder: Any) -> MakeSession:
+    """Return make(cache_form, precision="fp32"): a session, not entered, of a tiny target."""
+
+    def make(form: str = "shared", precision: Any = "fp32", capacity: int = CAPACITY) -> OrtTargetSession:
+        contract = target_contract(open_target(str(tiny_folder("qwen3"))).config, precision)
+        return OrtTargetSession(target_graph("qwen3", form, precision), contract, capacity, ONE_THREAD)
+
+    return make
+
+
+@pytest.fixture(params=["shared", "static"])
+def session(request: pytest.FixtureRequest, make_session: MakeSession) -> Iterator[OrtTargetSession]:
+    with make_session(request.param) as session:
+        yield session
+
+
+def read(session: OrtTargetSession, ids: list[int]) -> NDArray[np.float32]:
+    """Append tokens and return the logits after the last one."""
+    n = len(ids)
+    output = session.forward(
+        np.array([ids]), np.arange(n)[None], np.tri(n, dtype=bool)[None], np.array([[n - 1]])
+    )
+    session.commit([range(n)])
+    assert output.logits.shape == (1, 1, 96)
+    assert output.next_tokens[0, 0] == output.logits[0, 0].argmax()
+    return output.logits[0, 0].copy()
+
+
+def run_tree(session: OrtTargetSession, tree: DraftTree) -> Any:
+    return session.forward(tree.tokens[None], tree.depths[None], tree.mask[None], np.arange(len(tree))[None])
+
+
+def fresh(session: OrtTargetSession, ids: list[int]) -> NDArray[np.float32]:
+    session.reset()
+    return read(session, ids)
+
+
+def test_chunks_equal_one_call(session: OrtTargetSession) -> None:
+    whole = fresh(session, PROMPT)
+    for cut in (1, 3, 6):
+        session.reset()
+        read(session, PROMPT[:cut])
+        np.testing.assert_allclose(read(session, PROMPT[cut:]), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_tree_equals_its_paths_one_by_one(session: OrtTargetSession) -> None:
+    tree = DraftTree.with_root(7, (11, 22, 33, 44, 55), (0, 0, 1, 2, 2), np.zeros(5))
+    fresh(session, PROMPT)
+    logits = run_tree(session, tree).logits[0].copy()
+    for node in range(len(tree)):
+        path = tree.tokens[tree.mask[node]].tolist()
+        np.testing.assert_allclose(fresh(session, PROMPT + path), logits[node], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", [[0], [0, 1], [0, 2, 4], [0, 2, 5], [0, 1, 3]])
+def test_commit_then_continue_equals_a_fresh_run(session: OrtTargetSession, path: list[int]) -> None:
+    tree = DraftTree.with_root(7, (11, 22, 33, 44, 55), (0, 0, 1, 2, 2), np.zeros(5))
+    fresh(session, PROMPT)
+    run_tree(session, tree)
+    session.commit([path])
+    assert session.lengths.tolist() == [len(PROMPT) + len(path)]
+    continued = [read(session, [token]) for token in (8, 9)]
+    ids = [*PROMPT, *tree.tokens[path].tolist(), 8, 9]
+    np.testing.assert_allclose(continued[0], fresh(session, ids[:-1]), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(continued[1], fresh(session, ids), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_beyond_the_committed_ones_do_not_matter(session: OrtTargetSession) -> None:
+    expected = fresh(session, PROMPT)
+    read(session, list(range(40)))
+    np.testing.assert_array_equal(fresh(session, PROMPT), expected)
+
+
+def test_nan_in_an_answer_does_not_outlive_it(session: OrtTargetSession) -> None:
+    expected = fresh(session, PROMPT)
+    session._caches.block[..., : len(PROMPT), :] = np.nan  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(fresh(session, PROMPT), expected)
+
+
+def test_caches_are_one_block_written_in_place(session: OrtTargetSession) -> None:
+    fresh(session, PROMPT)
+    block = session._caches.block  # type: ignore[attr-defined]
+    assert block.flags.c_contiguous
+    assert (block[..., : len(PROMPT), :] != 0).all()
+    assert (block[..., len(PROMPT) :, :] == 0).all()
+
+
+def test_only_rows_out_of_place_are_moved(session: OrtTargetSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    moves: list[tuple[list[int], int]] = []
+    monkeypatch.setattr(session._caches, "move", lambda sources, to: moves.append((sources.tolist(), to)))
+    fresh(session, PROMPT)
+    run_tree(session, DraftTree.with_root(7, (1, 2, 3, 4), (0, 1, 1, 3), np.zeros(4)))
+    session.commit([[0, 1]])
+    assert moves == []
+    run_tree(session, DraftTree.with_root(7, (1, 2, 3, 4), (0, 1, 1, 3), np.zeros(4)))
+    session.commit([[0, 1, 3, 4]])
+    assert moves == [([len(PROMPT) + 5, len(PROMPT) + 6], len(PROMPT) + 4)]
+
+
+def test_a_width_is_bound_once(session: OrtTargetSession) -> None:
+    fresh(session, PROMPT)
+    for _ in range(3):
+        read(session, [1])
+    assert (session._call.cache_info().misses, session._call.cache_info().hits) == (2, 2)
+
+
+def test_output_may_be_kept_until_the_next_call(session: OrtTargetSession) -> None:
+    fresh(session, PROMPT)
+    tree = DraftTree.with_root(7, (1, 2), (0, 0), np.zeros(2))
+    one, two = run_tree(session, tree), run_tree(session, tree)
+    assert np.shares_memory(one.logits, two.logits)
+    assert np.shares_memory(one.features, two.features)
+
+
+def test_fp16(make_session: MakeSession) -> None:
+    for form in ("shared", "static"):
+        with make_session(form) as full, make_session(form, "fp16") as half:
+            want = fresh(full, PROMPT)
+            np.testing.assert_allclose(fresh(half, PROMPT), want, atol=0.03 * np.abs(want).max())
+
+
+def test_capacity_is_never_passed(session: OrtTargetSession) -> None:
+    fresh(session, [1] * (CAPACITY - 1))
+    read(session, [2])
+    with pytest.raises(InputError, match=r"1 tokens after 48 do not fit the capacity 48"):
+        read(session, [3])
+
+
+def test_engine_time_is_counted(session: OrtTargetSession) -> None:
+    fresh(session, PROMPT)
+    before = session.engine_seconds
+    read(session, [1])
+    assert session.engine_seconds > before > 0
+    session.reset()
+    assert session.engine_seconds == 0
+
+
+def test_construction_reads_nothing(tmp_path: Path, tiny_folder: Any) -> None:
+    contract = target_contract(open_target(str(tiny_folder("qwen3"))).config, "fp32")
+    missing = OrtTargetSession(tmp_path / "none.onnx", contract, 8, ONE_THREAD)
+    with pytest.raises(BackendError, match=r"ONNX Runtime refuses .*none\.onnx"), missing:
+        pass
+
+
+def test_damaged_graph(tmp_path: Path, make_session: MakeSession) -> None:
+    session = make_session()
+    session.graph = tmp_path / "target.onnx"
+    session.graph.write_bytes(b"not a graph")
+    with pytest.raises(BackendError, match="ONNX Runtime refuses"), session:
+        pass
+
+
+def test_graph_without_its_weights(tmp_path: Path, make_session: MakeSession) -> None:
+    session = make_session()
+    whole = session.graph
+    session.graph = tmp_path / "target.onnx"
+    session.graph.write_bytes(whole.read_bytes())
+    with pytest.raises(BackendError, match="ONNX Runtime refuses"), session:
+        pass
+
+
+def test_graph_of_another_contract(make_session: MakeSession) -> None:
+    with (
+        pytest.raises(BundleError, match=r"target\.onnx: .*'past_key_values\.0\.key' is float16"),
+        _with_contract(make_session("shared", "fp16"), make_session("shared")),
+    ):
+        pass
+
+
+def _with_contract(session: OrtTargetSession, other: OrtTargetSession) -> OrtTargetSession:
+    session.contract = other.contract
+    return session
+
+
+def test_static_graph_of_another_capacity(make_session: MakeSession) -> None:
+    with pytest.raises(BundleError, match="expected float32"), make_session("static", capacity=32):
+        pass
+    with make_session("shared", capacity=32) as session:  # its caches take any size
+        assert session.capacity == 32
+
+
+@pytest.mark.parametrize("threads", [0, -2])
+def test_bad_threads(threads: int) -> None:
+    with pytest.raises(InputError, match=f"threads is {threads}"):
+        OrtOptions(threads=threads)
+
+
+def test_cuda_is_refused_where_there_is_none(make_session: MakeSession) -> None:
+    session = make_session("static")
+    session.options = OrtOptions("cuda")
+    with pytest.raises(BackendError, match=r"no CUDA provider, only .*POSS_EXPORT_ONNXRUNTIME=gpu"), session:
+        pass
+
+
+def test_both_builds_of_onnxruntime_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "version", lambda name: "1.31.0")
+    with pytest.raises(BackendError, match="are both installed and overwrite each other"):
+        ort._require_one_build()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="no CUDA provider here"
+)
+def test_cuda_equals_the_cpu(make_session: MakeSession) -> None:
+    tree = DraftTree.with_root(7, (11, 22, 33, 44, 55), (0, 0, 1, 2, 2), np.zeros(5))
+    device = make_session("static")
+    device.options = OrtOptions("cuda")
+    with make_session("static") as host, device:
+        for session in (host, device):
+            fresh(session, PROMPT)
+        trees = [run_tree(session, tree) for session in (host, device)]
+        np.testing.assert_allclose(trees[1].logits, trees[0].logits, rtol=1e-3, atol=1e-3)
+        for session in (host, device):
+            session.commit([[0, 2, 4]])
+        np.testing.assert_allclose(read(device, [8]), read(host, [8]), rtol=1e-3, atol=1e-3)
+
+
+def test_the_last_feed_is_what_the_graph_read(session: OrtTargetSession) -> None:
+    with pytest.raises(InputError, match=r"target.onnx has not run yet"):
+        session.last_feed()
+    read(session, PROMPT)
+    read(session, [8, 9])
+    feed = session.last_feed()
+    assert list(feed) == [spec.name for spec in session.contract.inputs]
+    assert (feed["input_ids"].tolist(), feed["past_length"].tolist()) == ([[8, 9]], [len(PROMPT)])
+    assert feed["logits_rows"].tolist() == [[1]]
+    assert (feed["past_key_values.1.value"][..., : len(PROMPT) + 2, :] != 0).all()
+
+
+def test_feeds_stay_on_a_device(session: OrtTargetSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    read(session, PROMPT)
+    monkeypatch.setattr(session, "_caches", object())
+    with pytest.raises(BackendError, match="are on a device; run it on the CPU"):
+        session.last_feed()
+
+
+def call(session: OrtTargetSession, ids: list[int], wanted: list[int]) -> tuple[NDArray[Any], ...]:
+    """Return logits, next tokens and features of siblings: tokens that do not see each other."""
+    n = len(ids)
+    output = session.forward(
+        np.array([ids]), np.zeros((1, n), np.int64), np.eye(n, dtype=bool)[None], np.array([wanted])
+    )
+    return output.logits[0].copy(), output.next_tokens[0].copy(), output.features[0].copy()
+
+
+def test_narrow_calls_are_filled_up(make_session: MakeSession) -> None:
+    """Bit for bit what a wide call gives, up to the last free row; and what fills up is never seen."""
+    plain = make_session(capacity=CAPACITY + 2)
+    filled = OrtTargetSession(plain.graph, plain.contract, CAPACITY, ONE_THREAD, least_width=3)
+    with plain, filled:
+        assert filled.capacity == CAPACITY
+        for length in (1, 7, CAPACITY - 2, CAPACITY - 1):
+            ids = [(5 * i) % 96 for i in range(length)]
+            fresh(plain, ids)
+            fresh(filled, ids)
+            wide = call(plain, [9, 8, 7], [0, 1, 2])
+            for found, first in zip(call(filled, [9], [0]), wide, strict=True):
+                np.testing.assert_array_equal(found, first[:1])
+            if length < CAPACITY - 1:
+                expected = call(plain, [8, 9, 7], [1, 2, 0])
+                logits, tokens, features = call(filled, [8, 9], [1])
+                np.testing.assert_array_equal(logits, expected[0][:1])
+                np.testing.assert_array_equal(tokens, expected[1][:1])
+                np.testing.assert_array_equal(features, expected[2][:2])
+                filled.commit([[1]])
+                assert filled.lengths.tolist() == [length + 1]
+        filled.reset()
+        assert not filled._caches.block.any()  # type: ignore[attr-defined]
+        fresh(filled, ids)
+        with pytest.raises(InputError, match=f"2 tokens after {CAPACITY - 1} do not fit the capacity"):
+            call(filled, [9, 8], [0])
+        wide_enough = call(plain, [9, 8, 7], [2, 0])
+        assert wide_enough[0].shape == (2, 96)
+
+
+def test_every_row_is_as_asked_in_wider_calls(make_session: MakeSession) -> None:
+    plain = make_session()
+    filled = OrtTargetSession(plain.graph, plain.contract, CAPACITY, ONE_THREAD, least_width=3)
+    with plain, filled:
+        for wanted in ([0], [3, 1], [0, 1, 2, 3]):
+            fresh(plain, PROMPT)
+            fresh(filled, PROMPT)
+            expected = call(plain, [9, 8, 7, 6], [0, 1, 2, 3])
+            logits, tokens, features = call(filled, [9, 8, 7, 6], wanted)
+            np.testing.assert_allclose(logits, expected[0][wanted], rtol=1e-5, atol=1e-5)
+            np.testing.assert_array_equal(tokens, expected[1][wanted])
+            np.testing.assert_array_equal(features, expected[2])
