@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from click.core import ParameterSource
 
 from poss_export.config import (
     Alignment,
@@ -26,7 +25,7 @@ from poss_export.config import (
     Scheme,
     TreeShape,
 )
-from poss_export.engine_spec import FLAVOURS, Backend, EngineEntry, EngineOptions, GraphName
+from poss_export.engine_spec import FLAVOURS, Backend, EngineEntry, EngineOptions
 from poss_export.errors import InputError, PossExportError
 from poss_export.training.presets import PRESETS, Recipe
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from poss_export.bundling.build import Plan
-    from poss_export.bundling.quantise import QuantiseRequest
     from poss_export.calibration.acceptance import AcceptanceCurves
     from poss_export.calibration.record import Record
     from poss_export.evaluation.checks import Check
@@ -49,13 +47,6 @@ EXPORT_LIBRARIES = ("gguf", "onnx", "onnx_ir", "onnxscript", "safetensors", "tor
 # Options of `train` that change its stages.
 _FITS = ("before", "after")  # of an acceptance calibration
 STAGE_FIELDS = ("steps", "step_decay", "token_weight", "top_weight", "feature_weight", "learning_rate")
-
-
-# Options of `build` that say nothing of graphs in floating point.
-_QUALITY_OPTIONS = (
-    *("observer", "smoothing", "budget", "held_out", "held_out_prompts"),
-    *("max_perplexity", "min_agreement", "min_tau"),
-)
 
 
 class Commands(click.Group):
@@ -285,34 +276,31 @@ def build(
     TARGET is smollm2-135m (embedded), a Hugging Face folder, or a .gguf file. A bundle that is there
     already is not built again where nothing changed; with another --backend it gets more engines.
     """
-    tree = TreeShape(tree_depth, top_k, tree_nodes)
-    if drafter is None and positions_per_specialist is not None:
-        raise InputError(
-            "positions per specialist are a drafter's; name it with --drafter, or leave them out"
-        )
-    from poss_export.bundling.build import build_bundle, check_output, plan_build
-    from poss_export.drafters.checkpoint import load_drafter
-    from poss_export.exporters.engine_build import request_engines
-    from poss_export.targets.checkpoint import open_target
+    from poss_export.bundling.build import build_bundle, check_output
+    from poss_export.bundling.request import BuildRequest, QuantisationOptions
+    from poss_export.bundling.request import plan as plan_request
+    from poss_export.config import Thresholds
 
     check_output(bundle)
-    form = cache_form or ("shared" if backend == "onnxruntime" else "static")
-    quantise = _quantise_request(precision, form, others)
-    options = {field.name: others[field.name] for field in fields(EngineOptions)}
-    engines = None
-    if backend != "onnxruntime":
-        engines = request_engines(backend, EngineOptions(**options), capacities, timing_cache)
-    elif timing_cache or capacities or EngineOptions(**options) != EngineOptions():
-        raise InputError("options of engines need a --backend that builds some: tensorrt-rtx or tensorrt")
-    plan = plan_build(
-        open_target(target),
-        None if drafter is None else load_drafter(drafter, positions_per_specialist),
-        tree=tree,
-        capacity=capacity,
-        precision=_float_type(precision, form),
-        cache_form=form,
-        engines=engines,
-        quantise=quantise,
+    engines = EngineOptions(**{field.name: others.pop(field.name) for field in fields(EngineOptions)})
+    draft_precision = others.pop("draft_precision")
+    limits = [others.pop(name) for name in ("max_perplexity", "min_agreement", "min_tau")]
+    plan = plan_request(
+        BuildRequest(
+            target=target,
+            drafter=drafter,
+            positions_per_specialist=positions_per_specialist,
+            tree=TreeShape(tree_depth, top_k, tree_nodes),
+            capacity=capacity,
+            precision=precision,
+            draft_precision=draft_precision,
+            cache_form=cache_form,
+            backend=backend,
+            quantisation=QuantisationOptions(**others, thresholds=Thresholds(*limits)),
+            engines=engines,
+            engine_capacities=capacities,
+            timing_cache=timing_cache,
+        )
     )
     _warn_of_other_target(plan)
     if dry_run:
@@ -328,84 +316,6 @@ def build(
         _print_quality(manifest.quality)
     for entry in manifest.engines:
         _print_engine(entry, manifest.files[entry.spec.file].size)
-
-
-def _float_type(precision: "Precision | Scheme", form: CacheForm) -> Precision:
-    """Return what a graph computes in where it is not quantised."""
-    if precision in get_args(Precision):
-        return cast(Precision, precision)
-    return "fp32" if form == "shared" else "fp16"
-
-
-def _quantise_request(
-    precision: "Precision | Scheme", form: CacheForm, options: Mapping[str, Any]
-) -> "QuantiseRequest | None":
-    """Return what the command line asks of quantised graphs, or None."""
-    asked: dict[GraphName, Scheme | None] = {
-        "target": cast(Scheme, precision) if precision in get_args(Scheme) else None,
-        "draft": options["draft_precision"],
-    }
-    layers = {"target": options["layers"], "draft": options["draft_layers"]}
-    for graph, scheme in asked.items():
-        if layers[graph] and scheme is None:
-            raise InputError(f"precisions of layers are of a quantised {graph}: name its precision too")
-    if not any(asked.values()):
-        _refuse_given(
-            _QUALITY_OPTIONS, "is of quantised graphs: name a --precision such as w8a8, or leave it out"
-        )
-        if options["samples"] is None:
-            return None
-    from poss_export.bundling.quantise import QuantiseRequest
-    from poss_export.calibration.record import load_record
-    from poss_export.evaluation.checks import PROMPTS
-    from poss_export.evaluation.quality import HELD_OUT, Thresholds
-    from poss_export.prompts import read_prompts
-    from poss_export.quantisation.decisions import GraphRequest
-
-    fallback: Scheme | None = "int8" if form == "shared" else None
-    file = options["held_out_prompts"]
-    prompts = PROMPTS if file is None else tuple(read_prompts(file))
-    if not prompts:
-        raise InputError(f"{str(file)!r} is empty; write prompts into it, or leave it out")
-    return QuantiseRequest(
-        graphs={
-            graph: GraphRequest(
-                scheme,
-                # Few models bear a head in 4 bits.
-                layers=((("head", fallback),) if scheme == "int4" else ())
-                + tuple(_layer_precision(text) for text in layers[graph]),
-                observer=options["observer"],
-                smoothing=options["smoothing"],
-                budget=options["budget"],
-                fallback=fallback,
-            )
-            for graph, scheme in asked.items()
-            if scheme is not None
-        },
-        samples=None if options["samples"] is None else load_record(options["samples"]),
-        thresholds=Thresholds(options["max_perplexity"], options["min_agreement"], options["min_tau"]),
-        text=options["held_out"] or HELD_OUT,
-        prompts=prompts,
-    )
-
-
-def _refuse_given(names: Sequence[str], reason: str) -> None:
-    """Raise InputError where one of these options of the running command was typed."""
-    context = click.get_current_context()
-    for option in context.command.params:
-        if option.name in names and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
-            raise InputError(f"{option.opts[0]} {reason}")
-
-
-def _layer_precision(text: str) -> "tuple[str, Scheme | None]":
-    """Read "head=int8"."""
-    pattern, _, precision = text.rpartition("=")
-    if not pattern or precision not in (*get_args(Scheme), "float"):
-        raise InputError(
-            f"layer precision {text!r}: expected LAYER=PRECISION, such as head=int8, with one of "
-            f"{', '.join(get_args(Scheme))} or float"
-        )
-    return pattern, None if precision == "float" else cast(Scheme, precision)
 
 
 def _print_quality(quality: Mapping[str, Any]) -> None:
