@@ -27,7 +27,7 @@ from poss_export.config import (
 )
 from poss_export.engine_spec import FLAVOURS, Backend, EngineEntry, EngineOptions
 from poss_export.errors import InputError, PossExportError
-from poss_export.training.presets import PRESETS, Recipe
+from poss_export.training.presets import PRESETS, DrafterChoices, Recipe, StageChoices
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -846,11 +846,10 @@ def train(
     from poss_export.targets.checkpoint import open_target
     from poss_export.training import run
 
-    given = {name: value for name, value in given.items() if value is not None}
-    losses = {name: given.pop(name) for name in STAGE_FIELDS if name in given}
+    losses = StageChoices(**{name: given.pop(name) for name in STAGE_FIELDS})
     options = run.TrainOptions(
         preset=preset,
-        choices=given,
+        choices=DrafterChoices(**given),
         recipe=recipe,
         losses=losses,
         dialogues=dialogues,
