@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from poss_export.config import Precision, TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter
+from poss_export.drafters.graph import DraftGraph
 from poss_export.drafters.make_round import make_round
 from poss_export.drafters.round import DraftRound
 from poss_export.errors import InputError, ParityError, PossExportError
 from poss_export.evaluation.checks import NO_DRAFTER, Check
 from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE, difference, tree_difference
 from poss_export.evaluation.laws import append, run_tree
-from poss_export.exporters.drafter import DraftGraph
 from poss_export.manifest import DrafterEntry, Manifest, TargetEntry
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.sessions.base import DraftSession, TargetSession
