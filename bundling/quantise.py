@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from poss_export.bundling.staging import link_or_copy
 from poss_export.calibration.acceptance import from_record, save_acceptance
 from poss_export.calibration.record import Feed, Record, check_feeds, record_rounds, replay
 from poss_export.config import Thresholds
@@ -23,14 +24,13 @@ from poss_export.evaluation.quality import (
     require_quality,
 )
 from poss_export.evaluation.widths import measure_widths
+from poss_export.exporters.embedding import find_embedding
 from poss_export.manifest import (
     ACCEPTANCE,
     GRAPHS,
     TARGET_GRAPH,
     TOKENIZER,
-    EmbeddingTable,
     Manifest,
-    link_or_copy,
 )
 from poss_export.progress import Progress, Report, silent
 from poss_export.quantisation import insertion
@@ -78,7 +78,7 @@ class Source:
 
     def open(self, capacity: int | None = None) -> Bundle:
         """Return the bundle, with caches of `capacity` tokens if its form leaves that open."""
-        table = EmbeddingTable.in_graph(self.folder / TARGET_GRAPH)
+        table = find_embedding(self.folder / TARGET_GRAPH)
         target = replace(self.manifest.target, embedding=table)
         manifest = replace(self.manifest, target=target, capacity=capacity or self.manifest.capacity)
         return Bundle(self.folder, manifest, OrtOptions())
@@ -230,7 +230,7 @@ def _described(
         graph: {"scheme": request.graphs[graph].scheme, "request": asked[graph], **decisions.to_dict()}
         for graph, decisions in decided.items()
     }
-    embedding = EmbeddingTable.in_graph(folder / TARGET_GRAPH)
+    embedding = find_embedding(folder / TARGET_GRAPH)
     target = replace(manifest.target, embedding=embedding)
     return replace(manifest, target=target, quantisation=quantisation)
 
