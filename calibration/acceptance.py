@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from poss_export.calibration.record import MIN_DIALOGUES, MIN_ROUNDS, Record
 from poss_export.config import TreeShape
 from poss_export.errors import InputError
+from poss_export.files import write_whole
 
 FORMAT_VERSION = 1
 FOLDS = 4  # each is judged by the fit on the others; dialogue i is in fold i % FOLDS
@@ -271,14 +272,7 @@ def _read_curve(values: dict[str, Any]) -> DepthCurve:
 
 def save_acceptance(acceptance: AcceptanceCurves, path: Path) -> None:
     """Write a JSON file in one step; raises InputError where it cannot be written."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(acceptance.to_dict(), indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {str(path)!r} ({error}): choose another output file") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, json.dumps(acceptance.to_dict(), indent=2) + "\n")
 
 
 def load_acceptance(path: Path) -> AcceptanceCurves:

@@ -7,13 +7,11 @@ them all, and what the drafter reads is what that very target computes.
 
 import hashlib
 import json
-import platform
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,8 @@ from poss_export.contract import PAST
 from poss_export.engine_spec import GraphName
 from poss_export.errors import BackendError, InputError
 from poss_export.evaluation.laws import run_tree
+from poss_export.files import whole
+from poss_export.machine import versions
 from poss_export.manifest import read_manifest
 from poss_export.progress import Progress, silent
 from poss_export.runtime.bundle import Bundle, open_bundle
@@ -192,7 +192,7 @@ def record_rounds(
         precision=bundle.manifest.precision,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         argv=tuple(argv),
-        versions=_versions(),
+        versions=versions("onnxruntime", "numpy"),
         dialogues=tuple(dialogues),
     )
 
@@ -348,18 +348,11 @@ def save_record(record: Record, path: Path) -> None:
     if not record.dialogues:
         raise InputError("the record has no dialogues; record at least one prompt")
     header, arrays = _header(record), _flatten(record.dialogues)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            digest = np.frombuffer(bytes.fromhex(record.sha256), np.uint8)
-            text = np.frombuffer(json.dumps(header).encode(), np.uint8)
-            members: dict[str, Any] = {_HEADER: text, _DIGEST: digest, **arrays}
-            np.savez_compressed(file, **members)
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {str(path)!r} ({error}): choose another output file") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    digest = np.frombuffer(bytes.fromhex(record.sha256), np.uint8)
+    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    members: dict[str, Any] = {_HEADER: text, _DIGEST: digest, **arrays}
+    with whole(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **members)
 
 
 def load_record(path: Path) -> Record:
@@ -466,14 +459,3 @@ def _digest(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> st
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    import onnxruntime
-
-    return {
-        "poss-export": version("poss-export"),
-        "python": platform.python_version(),
-        "onnxruntime": onnxruntime.__version__,
-        "numpy": np.__version__,
-    }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from poss_export.errors import InputError
+from poss_export.files import whole
 
 _SHARES = (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
 _COLOURS = ("#1f6f8b", "#d1495b", "#5b8c5a", "#edae49")
@@ -69,7 +70,7 @@ def plot_profile(profile: Mapping[str, Any], path: Path) -> None:
     axes.set_xticks(sorted({row["width"] for row in profile["verify"]}))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def plot_acceptance(acceptance: Mapping[str, Any], path: Path) -> None:
@@ -97,7 +98,12 @@ def plot_acceptance(acceptance: Mapping[str, Any], path: Path) -> None:
         fontsize=10,
     )
     grid[0].legend(loc="upper left", fontsize=7, frameon=False)
-    figure.savefig(path)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with whole(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _plot_depth(axes: Any, curve: Mapping[str, Any]) -> None:
