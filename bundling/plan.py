@@ -42,7 +42,7 @@ class Plan:
 
     @property
     def is_for_another_target(self) -> bool:
-        """Whether the drafter was trained for other weights: output stays right, fewer tokens are accepted."""
+        """Whether the drafter was trained for other weights, so that fewer tokens may be accepted."""
         if self.drafter is None or self.drafter.target_sha256 is None:
             return False
         return self.drafter.target_sha256 != self.target.sha256
@@ -199,7 +199,8 @@ def _check_schemes(request: QuantiseRequest, graph: GraphName, cache_form: Cache
     wanted = request.graphs[graph]
     if cache_form == "shared" and "fp8" in wanted.all_schemes:
         raise InputError(
-            f"{graph} precision fp8 is for TensorRT: use it with backend tensorrt-rtx or tensorrt, or take w8a8",
+            f"{graph} precision fp8 is for TensorRT: use it with backend tensorrt-rtx or tensorrt, or "
+            "take w8a8",
             options=("backend",),
         )
     if cache_form == "static" and "int8" in wanted.all_schemes:

@@ -29,7 +29,11 @@ def target_bytes(target: Target, precision: Precision, scheme: Scheme | None) ->
 
 
 def draft_bytes(
-    target: Target, checkpoint: DrafterCheckpoint, tree: TreeShape, precision: Precision, scheme: Scheme | None
+    target: Target,
+    checkpoint: DrafterCheckpoint,
+    tree: TreeShape,
+    precision: Precision,
+    scheme: Scheme | None,
 ) -> int:
     """Return the size of the weights of the draft graph, likewise."""
     config = checkpoint.drafter.config

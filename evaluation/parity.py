@@ -1,7 +1,7 @@
 """Parity: what a bundle's graphs compute against what PyTorch computed.
 
-The graphs read the tokens of the reference the way the loop does: in chunks, as a tree, and behind rows that a
-commit moved.
+The graphs read the tokens of the reference the way the loop does: in chunks, as a tree, and behind rows that
+a commit moved.
 """
 
 from collections.abc import Mapping

@@ -18,9 +18,9 @@ Nodes = NDArray[Any]
 class Reference:
     """PyTorch's results for two sequences that part after `PREFIX` tokens.
 
-    ids: int64 `[2, tokens]`. features: `[2, tokens, hidden]`. logits: `[2, tokens, vocab]`. trees: of each call
-    in `DRAFTED`, which reads rows of the first sequence, what the draft graph returns: tokens, parents and
-    scores, each `[nodes]`; empty without a drafter.
+    ids: int64 `[2, tokens]`. features: `[2, tokens, hidden]`. logits: `[2, tokens, vocab]`.
+    trees: of each call in `DRAFTED`, which reads rows of the first sequence, what the draft graph returns:
+    tokens, parents and scores, each `[nodes]`; empty without a drafter.
     """
 
     ids: NDArray[np.int64]

@@ -32,12 +32,10 @@ from poss_export.training.presets import PRESETS, DrafterChoices, Recipe, StageC
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from poss_export.bundling.build import Plan
+    from poss_export.bundling.plan import Plan
     from poss_export.calibration.acceptance import AcceptanceCurves
     from poss_export.calibration.record import Record
     from poss_export.evaluation.checks import Check
-    from poss_export.manifest import Manifest
-    from poss_export.runtime.bundle import Bundle
     from poss_export.runtime.generation import Generation, Stream
     from poss_export.runtime.sessions.ort import Provider
 
@@ -276,9 +274,10 @@ def build(
     TARGET is smollm2-135m (embedded), a Hugging Face folder, or a .gguf file. A bundle that is there
     already is not built again where nothing changed; with another --backend it gets more engines.
     """
-    from poss_export.bundling.build import build_bundle, check_output
+    from poss_export.bundling.build import build_bundle
     from poss_export.bundling.request import BuildRequest, QuantisationOptions
     from poss_export.bundling.request import plan as plan_request
+    from poss_export.bundling.staging import check_output
     from poss_export.config import Thresholds
 
     check_output(bundle)
@@ -477,43 +476,24 @@ def verify(
     Exits with 1 if a check fails. Checks of parity with PyTorch need the `export` extra and the
     checkpoints; without them they are skipped.
     """
-    from poss_export.evaluation import checks
-    from poss_export.manifest import read_manifest
+    from poss_export.bundling.verify import verify as verify_bundle
+    from poss_export.evaluation.checks import PROMPTS
     from poss_export.prompts import read_prompts
-    from poss_export.runtime.bundle import open_bundle
 
-    asked = (read_prompts(prompts) if prompts else checks.PROMPTS)[:num_prompts]
-    manifest = read_manifest(bundle, full=True)
-    made = [checks.Check("files", True, f"{len(manifest.files)} files are as they were built")]
-    check_parity, skipped = _prepare_parity(manifest, target, drafter)
-    made += skipped
-    with open_bundle(bundle, threads=threads, provider=provider, backend=backend) as engines:
-        made += check_parity(engines)
-        made += checks.check_cache_laws(engines)
-        made.append(checks.check_greedy(engines, asked, max_new_tokens, _log))
-        made.append(checks.check_sampling(engines, asked, draws, _log))
+    made = verify_bundle(
+        bundle,
+        target=target,
+        drafter=drafter,
+        prompts=(read_prompts(prompts) if prompts else PROMPTS)[:num_prompts],
+        max_new_tokens=max_new_tokens,
+        draws=draws,
+        backend=backend,
+        provider=provider,
+        threads=threads,
+        report=_log,
+    )
     _print_checks(made, as_json)
     ctx.exit(int(any(check.passed is False for check in made)))
-
-
-def _prepare_parity(
-    manifest: "Manifest", target: str | None, drafter: str | None
-) -> "tuple[Callable[[Bundle], list[Check]], list[Check]]":
-    """Run PyTorch; return what compares a bundle with it, and the checks that cannot be made."""
-    from poss_export.evaluation.checks import Check
-
-    if manifest.quantisation:
-        reason = "quantised graphs were compared when they were built; `inspect` tells what they lose"
-        return lambda _: [], [Check("parity", None, reason)]
-    try:
-        from poss_export.exporters import parity
-    except ImportError as error:
-        return lambda _: [], [Check("parity", None, f"{error}; pip install 'poss-export[export]'")]
-    _log("running PyTorch")
-    reference, skipped = parity.find_reference(manifest, target, drafter)
-    if reference is None:
-        return lambda _: [], skipped
-    return lambda engines: parity.check_parity(engines, reference), skipped
 
 
 def _lint(path: Path, as_json: bool) -> int:
@@ -742,7 +722,7 @@ def _print_engine(entry: EngineEntry, size: int) -> None:
 
 
 def _warn_of_other_target(plan: "Plan") -> None:
-    if plan.drafter is not None and plan.drafter.target_sha256 not in (None, plan.target.sha256):
+    if plan.drafter is not None and plan.is_for_another_target:
         _log(
             f"warning: drafter {plan.drafter.name!r} was trained for other weights than those of "
             f"{plan.target.name!r}; output stays right, but fewer tokens may be accepted"
