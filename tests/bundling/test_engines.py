@@ -134,8 +134,8 @@ def test_what_is_there_is_not_built_again(
     before = read_manifest(out)
     kept = {name: (out / name).stat().st_mtime_ns for name in before.files}
     built: list[str] = []
-    real = build.build_engine
-    monkeypatch.setattr(build, "build_engine", lambda *a, **k: [built.append(a[3].name), real(*a, **k)][1])
+    real = engines.build_engine
+    monkeypatch.setattr(engines, "build_engine", lambda *a, **k: [built.append(a[3].name), real(*a, **k)][1])
     assert run_build(make_plan(*SEVERAL), out) == before
     assert built == []
     more = run_build(make_plan("8.9"), out)

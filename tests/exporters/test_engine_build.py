@@ -48,7 +48,7 @@ def one_engine(target_graph: Any, tiny_folder: Any, tmp_path: Path) -> Callable[
     return make
 
 
-@pytest.mark.parametrize("capability", ("8.6", "8.9", "12.0"))
+@pytest.mark.parametrize("capability", ["8.6", "8.9", "12.0"])
 def test_one_device_at_a_time(capability: str, one_engine: Callable[..., Any], tmp_path: Path) -> None:
     entry = one_engine(options=EngineOptions((capability,)))
     assert set(entry.attention.values()) == {"fused"}
