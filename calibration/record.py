@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from poss_export.config import TreeShape
 from poss_export.contract import PAST
 from poss_export.engine_spec import GraphName
-from poss_export.errors import BackendError, InputError
+from poss_export.errors import InputError
 from poss_export.evaluation.laws import run_tree
 from poss_export.files import whole
 from poss_export.machine import versions
-from poss_export.manifest import read_manifest
 from poss_export.progress import Progress, silent
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.generation import PREFILL_CHUNK, check_prompt
@@ -140,21 +139,15 @@ def open_to_record(folder: Path, threads: int | None = None, with_drafter: bool 
     """Open a bundle for `record_rounds`; enter the result.
 
     Raises:
-        BackendError: ONNX Runtime does not run this bundle on a CPU.
-        InputError: no such folder, or no drafter where one is needed.
-        BundleError: as `open_bundle`.
+        InputError: no drafter where one is needed.
+        PossExportError: as `open_bundle`.
     """
-    manifest = read_manifest(folder)
-    if with_drafter and manifest.drafter is None:
+    bundle = open_bundle(folder, threads=threads)
+    if with_drafter and bundle.drafter is None:
         raise InputError(
             f"{str(folder)!r} has no drafter, whose acceptance could be calibrated; build with one"
         )
-    if manifest.precision == "bf16":
-        raise BackendError(
-            f"{str(folder)!r} is in bf16, in which no samples can be recorded here: record them with a "
-            "bundle of the same target and drafter in fp32; they serve every precision"
-        )
-    return open_bundle(folder, threads=threads)
+    return bundle
 
 
 def record_rounds(

@@ -347,7 +347,7 @@ def test_what_cannot_be_recorded_is_refused(tiny_bundle: Path, changed: Callable
             with pytest.raises(InputError, match=message):
                 record_rounds(bundle, prompts, length)
         assert bundle.target.lengths.tolist() == [0]  # all prompts are checked before the first is read
-    with pytest.raises(BackendError, match="is in bf16, in which no samples can be recorded here"):
+    with pytest.raises(BackendError, match="is in bf16, which ONNX Runtime does not run here"):
         module.open_to_record(changed(precision="bf16"))
 
 

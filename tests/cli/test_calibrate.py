@@ -145,7 +145,7 @@ def test_bundles_that_cannot_be_recorded_are_refused(changed: Callable[..., Path
     output = tmp_path / "samples.npz"
     assert "no bundle folder at" in refused(tmp_path / "none", "<5>", "-o", output)
     bundle = changed(precision="bf16")
-    assert "is in bf16, in which no samples can be recorded here" in refused(bundle, "<5>", "-o", output)
+    assert "is in bf16, which ONNX Runtime does not run here" in refused(bundle, "<5>", "-o", output)
     assert not output.exists()
 
 
