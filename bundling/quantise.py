@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from poss_export.calibration.acceptance import from_record, save_acceptance
-from poss_export.calibration.record import Feed, Record, check_feeds, record_rounds, replay
+from poss_export.calibration.acceptance import from_record
+from poss_export.calibration.record import Record
+from poss_export.calibration.recording import record_rounds
+from poss_export.calibration.replay import Feed, check_feeds, replay
 from poss_export.engine_spec import GraphName
 from poss_export.evaluation.checks import PROMPTS
 from poss_export.evaluation.quality import (
@@ -149,7 +151,7 @@ def write_acceptance(source: Source, samples: Record, to: Path) -> None:
     longest = max(sum(len(r.path) for r in dialogue.rounds) for dialogue in samples.dialogues)
     with source.open() as bundle:
         record = record_rounds(bundle, prompts, longest, argv=source.manifest.argv)
-    save_acceptance(from_record(record), to / ACCEPTANCE)
+    from_record(record).save(to / ACCEPTANCE)
 
 
 def _observe(
@@ -180,7 +182,7 @@ def _sweep(reference: Source, samples: Record | None, progress: Progress) -> Swe
     if samples is None:
         return None
     dialogue = max(samples.dialogues, key=lambda dialogue: dialogue.rows)
-    accepted = [int(token) for r in dialogue.rounds for token in r.tokens[list(r.path)]]
+    accepted = [int(token) for r in dialogue.rounds for token in r.tree.tokens[list(r.path)]]
     ids = np.concatenate((dialogue.prompt, np.asarray(accepted, np.int64)))[:_SWEEP_TOKENS]
     n = len(ids)
     feed: dict[str, Any] = {

@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from poss_export.calibration.record import Feed
+from poss_export.calibration.replay import Feed
 from poss_export.progress import silent
 from poss_export.quantisation.statistics import Floats
 from poss_export.runtime.sessions.ort import OrtOptions, load_graph

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from poss_export.calibration.record import Feed
+from poss_export.calibration.replay import Feed
 from poss_export.errors import InputError
 from poss_export.quantisation.sites import Site, find_sites
 from poss_export.runtime.sessions.ort import OrtOptions, load_graph
