@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from poss_export.bundling.quantise import QuantiseRequest, Source, quantise_bundle
+from poss_export.bundling.export import Export
+from poss_export.bundling.quantise import QuantiseRequest, quantise_bundle
 from poss_export.calibration.record import check_record
 from poss_export.config import CacheForm, Precision, TreeShape
 from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
@@ -402,9 +403,9 @@ def _make(folder: Path, plan: Plan, argv: Sequence[str], report: Report, progres
     return replace(manifest, files=describe_files(folder, names))
 
 
-def _source(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Source:
+def _source(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Export:
     folder.mkdir()
-    return Source(folder, _fill(folder, plan, argv, report))
+    return Export(folder, _fill(folder, plan, argv, report))
 
 
 def _fill(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Manifest:
