@@ -8,11 +8,11 @@ from poss_export.acceptance import AcceptanceCurves
 from poss_export.calibration.acceptance import from_record
 from poss_export.calibration.prompts import invent_prompts
 from poss_export.calibration.record import Record, save_record
-from poss_export.calibration.recording import open_to_record, record_rounds
+from poss_export.calibration.recording import open_to_record, record_prompts
 from poss_export.errors import InputError
 from poss_export.plots import check_plot, plot_acceptance
 from poss_export.progress import Progress, silent
-from poss_export.prompts import read_prompts
+from poss_export.prompts import Prompt, as_prompts, read_prompts
 
 INVENTED = 32  # prompts, where none are given
 
@@ -26,7 +26,7 @@ class CalibrateRequest:
         record: the file to write the samples to.
         prompts: what is asked; without these and without a file of them the target invents some.
         prompts_file: JSON Lines, asked behind `prompts`.
-        num_prompts: record so many answers; None takes all that are given, or `INVENTED`.
+        num_prompts: ask so many; None takes all that are given, or `INVENTED`.
         max_new_tokens: the longest answer.
         seed: of invented prompts.
         threads: of ONNX Runtime; None leaves the number to it.
@@ -38,7 +38,7 @@ class CalibrateRequest:
 
     bundle: Path
     record: Path
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
     prompts_file: Path | None = None
     num_prompts: int | None = None
     max_new_tokens: int = 64
@@ -73,12 +73,12 @@ def calibrate(request: CalibrateRequest, progress: Progress = silent) -> Calibra
         PossExportError: the bundle cannot be opened, as `open_bundle` says.
     """
     check_outputs(request)
-    prompts = _read(request)
+    prompts = _read_prompts(request)
     with open_to_record(request.bundle, request.threads, with_drafter=request.fits) as bundle:
-        prompts = prompts or invent_prompts(bundle, request.num_prompts or INVENTED, request.seed, progress)
-        raw = bundle.manifest.text.chat_template is None
-        ids = [bundle.encode(prompt, raw=raw) for prompt in prompts]
-        record = record_rounds(bundle, ids, request.max_new_tokens, argv=request.argv, progress=progress)
+        if not prompts:
+            invented = invent_prompts(bundle, request.num_prompts or INVENTED, request.seed, progress)
+            prompts = as_prompts(invented)
+        record = record_prompts(bundle, prompts, request.max_new_tokens, argv=request.argv, progress=progress)
     curves = from_record(record) if request.fits else None
     save_record(record, request.record)
     if curves is not None and request.acceptance is not None:
@@ -109,7 +109,7 @@ def _check_output(path: Path, force: bool, others: Sequence[Path]) -> None:
         raise InputError(f"{str(path)!r} exists: choose another file, or replace it with --force")
 
 
-def _read(request: CalibrateRequest) -> list[str]:
+def _read_prompts(request: CalibrateRequest) -> list[Prompt]:
     file = request.prompts_file
     asked = [*request.prompts, *(() if file is None else read_prompts(file))][: request.num_prompts]
     if file is not None and not asked:

@@ -1,23 +1,17 @@
 """Recording: a bundle answers prompts, and every round is noted."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
-
-import numpy as np
 
 from poss_export.calibration.record import Dialogue, Record
 from poss_export.errors import InputError
 from poss_export.machine import versions
 from poss_export.progress import Progress, silent
+from poss_export.prompts import Prompt
 from poss_export.runtime.bundle import Bundle, open_bundle
-from poss_export.runtime.generation import PREFILL_CHUNK, check_prompt
-from poss_export.runtime.loop import speculate
-from poss_export.runtime.round import Round
-from poss_export.runtime.sampling import Sampling
-from poss_export.runtime.sessions.base import TargetOutput
-from poss_export.runtime.tree import DraftTree
-from poss_export.runtime.verify import Verdict, Verify, verifier
+from poss_export.runtime.generation import Stream
 
 
 def open_to_record(folder: Path, threads: int | None = None, with_drafter: bool = False) -> Bundle:
@@ -35,6 +29,35 @@ def open_to_record(folder: Path, threads: int | None = None, with_drafter: bool 
     return bundle
 
 
+def record_prompts(
+    bundle: Bundle,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    *,
+    argv: Sequence[str] = (),
+    progress: Progress = silent,
+) -> Record:
+    """Answer every turn of prompts greedily with an entered bundle and note every round.
+
+    A turn is a dialogue of the record, whose prompt is all that was said before the answer, in the chat
+    template where the target has one. A round that passes `max_new_tokens` or a stop token is noted whole.
+
+    Raises:
+        InputError: there is no prompt, one cannot be used, or `max_new_tokens` is below 1.
+    """
+    conversations = [
+        bundle.conversation(
+            prompt,
+            max_new_tokens=max_new_tokens,
+            target_only=bundle.drafter is None,
+            raw=not bundle.chats,
+        )
+        for prompt in prompts
+    ]
+    # The first turn of each is checked before any is answered.
+    return _record(bundle, [chain([next(turns)], turns) for turns in conversations], argv, progress)
+
+
 def record_rounds(
     bundle: Bundle,
     prompts: Sequence[Sequence[int]],
@@ -43,23 +66,23 @@ def record_rounds(
     argv: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Record:
-    """Answer prompts, given as ids, greedily with an entered bundle and note every round.
+    """Do likewise with prompts that are given as ids; each is a dialogue of its own."""
+    streams = [
+        Stream(bundle.target, bundle.drafter, bundle.text, "", ids, max_new_tokens=max_new_tokens)
+        for ids in prompts
+    ]
+    return _record(bundle, [[stream] for stream in streams], argv, progress)
 
-    A round that passes `max_new_tokens` or a stop token is noted whole.
 
-    Raises:
-        InputError: there is no prompt, one cannot be used, or `max_new_tokens` is below 1.
-    """
-    if not prompts:
+def _record(
+    bundle: Bundle, conversations: Sequence[Iterable[Stream]], argv: Sequence[str], progress: Progress
+) -> Record:
+    if not conversations:
         raise InputError("no prompts to record rounds of; give at least one")
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    for prompt in prompts:
-        check_prompt(prompt, bundle.target.capacity)
-    dialogues = []
-    for done, prompt in enumerate(prompts, start=1):
-        dialogues.append(_record_dialogue(bundle, prompt, max_new_tokens))
-        progress("recording", done, len(prompts), f"{sum(len(d.rounds) for d in dialogues)} rounds")
+    dialogues = list[Dialogue]()
+    for done, streams in enumerate(conversations, start=1):
+        dialogues += map(_note, streams)
+        progress("recording", done, len(conversations), f"{sum(len(d.rounds) for d in dialogues)} rounds")
     target, drafter = bundle.manifest.target, bundle.manifest.drafter
     return Record(
         target_name=target.name,
@@ -75,26 +98,6 @@ def record_rounds(
     )
 
 
-def _record_dialogue(bundle: Bundle, prompt: Sequence[int], max_new_tokens: int) -> Dialogue:
-    for session in (bundle.target, bundle.drafter):
-        if session is not None:
-            session.reset()
-    rounds = list[Round]()
-    emitted, stop_ids = 0, set(bundle.manifest.text.stop_ids)
-    verify = _noting(verifier(Sampling()), rounds)
-    for tokens in speculate(bundle.target, bundle.drafter, prompt, verify, PREFILL_CHUNK):
-        emitted += len(tokens)
-        if emitted >= max_new_tokens or stop_ids.intersection(tokens):
-            break
-    return Dialogue(np.array(prompt, np.int64), tuple(rounds[1:]))  # the first verdict ends the prompt
-
-
-def _noting(verify: Verify, rounds: list[Round]) -> Verify:
-    """Return `verify` that also notes every tree with its accepted path."""
-
-    def note(tree: DraftTree, output: TargetOutput) -> Verdict:
-        verdict = verify(tree, output)
-        rounds.append(Round(tree, tuple(verdict.path), verdict.bonus))
-        return verdict
-
-    return note
+def _note(stream: Stream) -> Dialogue:
+    stream.run()
+    return Dialogue(stream.prompt_ids, stream.rounds[1:])  # the first is the prompt's

@@ -10,10 +10,9 @@ from poss_export.calibration.record import Dialogue, Record
 from poss_export.contract import PAST
 from poss_export.engine_spec import GraphName
 from poss_export.errors import InputError
-from poss_export.evaluation.laws import run_tree
-from poss_export.runtime.generation import PREFILL_CHUNK
-from poss_export.runtime.loop import run_chunk
+from poss_export.runtime.loop import PREFILL_CHUNK
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtTargetSession
+from poss_export.runtime.tree import DraftTree
 
 Feed = Mapping[str, NDArray[Any]]  # every input of a graph, by name
 
@@ -54,22 +53,21 @@ def _replay_dialogue(
     for start in range(0, len(prompt), PREFILL_CHUNK):
         ids = prompt[start : start + PREFILL_CHUNK]
         end = start + len(ids)
-        f = run_chunk(target, ids).features
+        f = target.forward(DraftTree.chain(ids), np.array([len(ids) - 1])).features
         yield "target", target.last_feed()
-        target.commit([range(len(ids))])
+        target.commit(range(len(ids)))
         if drafter is not None and end < len(prompt):
-            drafter.propose(prompt[None, start + 1 : end + 1], f)
+            drafter.propose(prompt[start + 1 : end + 1], f)
             yield "draft", drafter.last_feed()
     t = ids[1:]  # without the root, which the round's tree begins with
-    for item in dialogue.rounds:
+    for done in dialogue.rounds:
         if drafter is not None:
-            drafter.propose(np.append(t, item.tree.tokens[0])[None], f)
+            drafter.propose(np.append(t, done.tree.tokens[0]), f)
             yield "draft", drafter.last_feed()
-        output = run_tree(target, item.tree)
+        output = target.forward(done.tree)
         yield "target", target.last_feed()
-        path = list(item.path)
-        target.commit([path])
-        t, f = item.tree.tokens[path[1:]], output.features[:, path]
+        target.commit(done.path)
+        t, f = done.tokens[:-1], output.features[list(done.path)]
 
 
 def check_feeds(feeds: Iterable[Feed]) -> Iterator[Feed]:

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
 
+
+def user_says(content: str) -> Message:
+    """Return a message of the user."""
+    return {"role": "user", "content": content}
+
+
 _MARKER = "\x00"  # stands for what a user says; no template writes it
 
 
@@ -83,7 +89,7 @@ class Text:
 
     @cached_property
     def _user_opening(self) -> str:
-        opening, marker, _ = self._render([{"role": "user", "content": _MARKER}]).partition(_MARKER)
+        opening, marker, _ = self._render([user_says(_MARKER)]).partition(_MARKER)
         if not marker:
             raise InputError("the target's chat template changes what the user says; give prompts instead")
         return opening

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ from poss_export.calibration import recording
 from poss_export.calibration import replay as replaying
 from poss_export.calibration.prompts import invent_prompts
 from poss_export.calibration.record import Dialogue, Record, check_record, load_record, save_record
-from poss_export.calibration.recording import open_to_record, record_rounds
+from poss_export.calibration.recording import open_to_record, record_prompts, record_rounds
 from poss_export.calibration.replay import check_feeds, replay
 from poss_export.errors import BackendError, InputError
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, read_manifest
+from poss_export.prompts import Prompt
 from poss_export.runtime.bundle import Bundle, open_bundle
+from poss_export.runtime.generation import Stream
 from poss_export.runtime.round import Round
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtTargetSession
 from poss_export.runtime.tree import DraftTree
+from poss_export.text import Text, user_says
 
 PROMPT = [5, 17, 80, 3, 44, 9, 61]
 
@@ -42,17 +46,17 @@ def watched(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tu
     forward, propose = target.forward, drafter.propose
     calls: list[tuple[str, Any]] = []
 
-    def watch_forward(*inputs: Any) -> Any:
-        output = forward(*inputs)
-        past = target.lengths.copy()
-        calls.append(("target", [*(np.copy(x) for x in (past, *inputs)), *map(np.copy, output_of(output))]))
+    def watch_forward(tree: DraftTree, rows: Any = None, slot: int = 0) -> Any:
+        output = forward(tree, rows, slot)
+        fed = [target.length(), tree.tokens, tree.depths, tree.mask]
+        calls.append(("target", [*map(np.copy, fed), *map(np.copy, output_of(output))]))
         return output
 
-    def watch_propose(*inputs: Any) -> Any:
-        past, copies = drafter.lengths.copy(), [np.copy(x) for x in inputs]
-        (tree,) = propose(*inputs)
-        calls.append(("draft", [past, *copies, tree.tokens, tree.parents, tree.scores]))
-        return [tree]
+    def watch_propose(next_tokens: Any, features: Any, slot: int = 0) -> Any:
+        fed = [np.copy(x) for x in (drafter.length(), next_tokens, features)]
+        tree = propose(next_tokens, features, slot)
+        calls.append(("draft", [*fed, tree.tokens, tree.parents, tree.scores]))
+        return tree
 
     with monkeypatch.context() as patch:
         patch.setattr(target, "forward", watch_forward)
@@ -97,10 +101,26 @@ def test_a_stop_token_ends_an_answer(record: Record, tiny_bundle: Path) -> None:
     stop = int(record.dialogues[0].rounds[3].tree.tokens[0])
     with open_bundle(tiny_bundle, threads=1) as bundle:
         text = replace(bundle.manifest.text, stop_ids=(stop,))
-        bundle.manifest = replace(bundle.manifest, text=text)
+        bundle.text = Text(bundle.text.tokenizer_json, text)
         (dialogue,) = record_rounds(bundle, [record.dialogues[0].prompt.tolist()], 99).dialogues
     roots = [int(item.tree.tokens[0]) for item in record.dialogues[0].rounds]
     assert len(dialogue.rounds) == roots.index(stop)
+
+
+def test_every_turn_is_a_dialogue(chat_bundle: Path) -> None:
+    """Its prompt is all that was said before, answers and template included."""
+    prompts = [Prompt("a", ("<5> <6>", "<7>")), Prompt("b", ("<9>",))]
+    told = list[tuple[Any, ...]]()
+    with open_bundle(chat_bundle, threads=1) as bundle:
+        made = record_prompts(bundle, prompts, 6, progress=lambda *now: told.append(now[:3]))
+        one, two = bundle.converse(prompts[0], max_new_tokens=6)
+        behind = [user_says("<5> <6>"), {"role": "assistant", "content": one.text}, user_says("<7>")]
+        expected = [bundle.encode("<5> <6>"), bundle.encode(behind), bundle.encode("<9>")]
+    assert [dialogue.prompt.tolist() for dialogue in made.dialogues] == expected
+    for dialogue, answer in zip(made.dialogues, (one, two), strict=False):
+        emitted = [dialogue.rounds[0].tree.tokens[0], *np.concatenate([r.tokens for r in dialogue.rounds])]
+        assert tuple(emitted[:6]) == answer.token_ids
+    assert told == [("recording", 1, 2), ("recording", 2, 2)]
 
 
 def test_without_a_drafter_trees_are_roots(changed: Callable[..., Path]) -> None:
@@ -116,8 +136,8 @@ def test_without_a_drafter_trees_are_roots(changed: Callable[..., Path]) -> None
 @pytest.mark.parametrize("chunk", [3, 256])
 def test_replay_repeats_every_call(chunk: int, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens, masks, rows, features and caches: every call is the loop's own, to the last bit."""
-    for user in (recording, replaying):
-        monkeypatch.setattr(user, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(replaying, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(recording, "Stream", partial(Stream, prefill_chunk=chunk))
     with open_bundle(tiny_bundle, threads=1) as bundle:
         with watched(bundle, monkeypatch) as original:
             made = record_rounds(bundle, [[i, 3, 7, 2 * i, 1, 30, 4] for i in range(1, 9)], 99)
@@ -140,16 +160,12 @@ def test_replay_takes_the_recorded_path_against_the_target(tiny_bundle: Path, re
         target, drafter = sessions(bundle)
         feeds = [(graph, {k: v.copy() for k, v in feed.items()}) for graph, feed in
                  replay(forced, target, drafter)]  # fmt: skip
-        assert target.lengths.tolist() == [len(PROMPT) + 9]
+        assert target.length() == len(PROMPT) + 9
         target.reset()
-        ids = np.array([*PROMPT, 7, 11, 33, 8, 12, 34])
-        n = len(ids)
-        output = target.forward(
-            ids[None], np.arange(n)[None], np.tri(n, dtype=bool)[None], np.array([[n - 1]])
-        )
+        output = target.forward(DraftTree.chain([*PROMPT, 7, 11, 33, 8, 12, 34]))
         embeddings = bundle.manifest.target.embedding.open(bundle.folder)
         third = [feed for graph, feed in feeds if graph == "draft"][2]
-        np.testing.assert_allclose(third["features"], output.features[:, -3:], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(third["features"][0], output.features[-3:], rtol=1e-4, atol=1e-4)
         np.testing.assert_array_equal(third["next_token_embeddings"][0], embeddings[[12, 34, 9]])
         assert [feed["past_length"].tolist() for graph, feed in feeds if graph == "draft"] == [[0], [7], [10]]
 
@@ -345,7 +361,7 @@ def test_what_cannot_be_recorded_is_refused(tiny_bundle: Path, changed: Callable
         ):
             with pytest.raises(InputError, match=message):
                 record_rounds(bundle, prompts, length)
-        assert bundle.target.lengths.tolist() == [0]  # all prompts are checked before the first is read
+        assert bundle.target.length() == 0  # all prompts are checked before the first is read
     with pytest.raises(BackendError, match="is in bf16, which ONNX Runtime does not run here"):
         open_to_record(changed(precision="bf16"))
 
@@ -365,9 +381,9 @@ def test_prompts_are_invented_in_the_user_s_place(chat_bundle: Path) -> None:
         target, _ = sessions(bundle)
         forward, seen = target.forward, list[list[int]]()
 
-        def watch(*inputs: Any) -> Any:
-            seen.append(inputs[0][0].tolist())
-            return forward(*inputs)
+        def watch(tree: DraftTree, *others: Any, **named: Any) -> Any:
+            seen.append(tree.tokens.tolist())
+            return forward(tree, *others, **named)
 
         target.forward = watch  # type: ignore[method-assign]
         invent_prompts(bundle, 1, 0)

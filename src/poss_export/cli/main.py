@@ -364,7 +364,7 @@ def _quantise_request(
 
     fallback: Scheme | None = "int8" if form == "shared" else None
     file = options["held_out_prompts"]
-    prompts = PROMPTS if file is None else tuple(read_prompts(file))
+    prompts = PROMPTS if file is None else tuple(prompt.turns[0] for prompt in read_prompts(file))
     if not prompts:
         raise InputError(f"{str(file)!r} is empty; write prompts into it, or leave it out")
     return QuantiseRequest(
@@ -483,26 +483,26 @@ def generate(
     as_json: bool,
 ) -> None:
     """Answer prompts with BUNDLE, by draft and verify."""
-    from poss_export.prompts import read_prompts
+    from poss_export.prompts import as_prompts, read_prompts
     from poss_export.runtime.bundle import open_bundle
     from poss_export.runtime.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
-    asked = [*prompt, *(read_prompts(prompts) if prompts else ())]
+    asked = [*as_prompts(prompt), *(read_prompts(prompts) if prompts else ())]
     if not asked:
         raise InputError("no prompt; write one behind the bundle, or give a file with --prompts")
     answers = []
     with open_bundle(bundle, threads=threads, provider=provider, backend=backend) as engines:
-        for text in asked:
-            stream = engines.stream(
-                text,
+        for one in asked:
+            for stream in engines.conversation(
+                one,
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
                 stop=stop,
                 target_only=target_only,
                 raw=raw,
-            )
-            answers.append(_show(stream, as_json))
+            ):
+                answers.append(_show(stream, as_json))
     if len(answers) > 1:
         _log(f"{len(answers)} answers: {_summary(answers)}")
 
@@ -572,7 +572,8 @@ def verify(
     from poss_export.prompts import read_prompts
     from poss_export.runtime.bundle import open_bundle
 
-    asked = (read_prompts(prompts) if prompts else checks.PROMPTS)[:num_prompts]
+    texts = [prompt.turns[0] for prompt in read_prompts(prompts)] if prompts else checks.PROMPTS
+    asked = texts[:num_prompts]
     manifest = read_manifest(bundle, full=True)
     made = [checks.Check("files", True, f"{len(manifest.files)} files are as they were built")]
     check_parity, skipped = _prepare_parity(manifest, target, drafter)
@@ -686,7 +687,7 @@ def profile(
     metavar="FILE",
     type=click.Path(path_type=Path),
     show_default="the target invents some",
-    help="JSON Lines of `prompt`, or of `turns` (the first is asked).",
+    help="JSON Lines of `prompt`, or of `turns` (all are asked, one behind the other).",
 )
 @click.option(
     "--num-prompts",
@@ -730,11 +731,12 @@ def calibrate(
     """
     from poss_export.calibration.calibrate import CalibrateRequest
     from poss_export.calibration.calibrate import calibrate as run
+    from poss_export.prompts import as_prompts
 
     request = CalibrateRequest(
         bundle=bundle,
         record=record,
-        prompts=prompt,
+        prompts=tuple(as_prompts(prompt)),
         prompts_file=prompts,
         num_prompts=num_prompts,
         max_new_tokens=max_new_tokens,
@@ -938,7 +940,7 @@ def train(
         recipe=recipe,
         losses=losses,
         dialogues=dialogues,
-        prompts=() if prompts is None else tuple(read_prompts(prompts)),
+        prompts=() if prompts is None else tuple(one.turns[0] for one in read_prompts(prompts)),
         start=start,
         invent=invent,
         budget=budget,
