@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from poss_export.bundling.plan import Plan
-from poss_export.bundling.quantise import Source, quantise_bundle
+from poss_export.bundling.export import Export
+from poss_export.bundling.quantise import quantise_bundle
 from poss_export.drafters.checkpoint import check_tables
 from poss_export.evaluation.parity import compare, require_parity
 from poss_export.exporters.drafter import export_drafter
@@ -75,9 +76,9 @@ def library_versions() -> dict[str, str]:
     return versions(*_LIBRARIES)
 
 
-def _source(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Source:
+def _source(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Export:
     folder.mkdir()
-    return Source(folder, _export(folder, plan, argv, report))
+    return Export(folder, _export(folder, plan, argv, report))
 
 
 def _export(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Manifest:

@@ -13,7 +13,7 @@ from poss_export.config import Precision
 from poss_export.errors import ParityError
 from poss_export.evaluation.checks import Check
 from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE, difference, tree_difference
-from poss_export.evaluation.laws import append, run_tree
+from poss_export.evaluation.laws import append
 from poss_export.reference import BRANCH, DRAFTED, PREFIX, Reference
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.sessions.base import DraftSession, TargetSession
@@ -70,13 +70,13 @@ def _compare_target(session: TargetSession, reference: Reference) -> dict[str, f
     for rows in (slice(0, half), slice(half, last)):
         output = append(session, left[rows])
         features[:, rows], logits[:, rows] = output.features, output.logits
-    output = run_tree(session, _two_branches(left[last:], right[last:]))
+    output = session.forward(_two_branches(left[last:], right[last:]))
     paths = np.arange(1, 2 * BRANCH + 1).reshape(BRANCH, 2).T  # nodes of each branch
     paths = np.concatenate(([[0], [0]], paths), axis=1)
-    features[:, last:], logits[:, last:] = output.features[0, paths], output.logits[0, paths]
-    session.commit([paths[1, :-1].tolist()])  # moves rows, which the last token must not notice
+    features[:, last:], logits[:, last:] = output.features[paths], output.logits[paths]
+    session.commit(paths[1, :-1].tolist())  # moves rows, which the last token must not notice
     output = append(session, right[-1:])
-    features[1, -1], logits[1, -1] = output.features[0, 0], output.logits[0, 0]
+    features[1, -1], logits[1, -1] = output.features[0], output.logits[0]
     return {
         FEATURES: difference(features, reference.features),
         LOGITS: difference(logits, reference.logits),
@@ -89,7 +89,7 @@ def _compare_trees(session: DraftSession, reference: Reference) -> float:
     session.reset()
     for rows, drawn in zip(DRAFTED, reference.trees, strict=True):
         following = slice(rows.start + 1, rows.stop + 1)
-        (found,) = session.propose(reference.ids[:1, following], reference.features[:1, rows])
+        found = session.propose(reference.ids[0, following], reference.features[0, rows])
         errors.append(tree_difference(found, DraftTree.with_root(int(found.tokens[0]), *drawn)))
     return max(errors)
 

@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 
 from poss_export.contract import GraphContract, TensorSpec
 from poss_export.errors import BackendError, InputError
-from poss_export.runtime.sessions.base import Ints, TargetOutput
-from poss_export.runtime.sessions.cached import CachedSession
+from poss_export.machine import installed
+from poss_export.runtime.sessions.base import CachedSession, Ints, TargetOutput
 from poss_export.runtime.sessions.caches import Caches, CudaCaches, HostCaches
 from poss_export.runtime.tree import DraftTree
 
@@ -87,7 +86,7 @@ class _Call:
 
 
 class OrtSession(CachedSession):
-    """A graph with caches for one sequence: what target and drafter sessions share."""
+    """A graph with caches, of one slot: what target and drafter sessions share."""
 
     _caches: Caches
 
@@ -104,7 +103,7 @@ class OrtSession(CachedSession):
             BackendError: ONNX Runtime or the provider is missing, or it refuses the graph.
             BundleError: the graph differs from its contract.
         """
-        self._session = _load(self.graph, self.options)
+        self._session = load_graph(self.graph, self.options)
         inputs, outputs = _specs(self._session.get_inputs()), _specs(self._session.get_outputs())
         self.contract.check(inputs, outputs, self.graph.name)
         caches = [spec for spec in self.contract.inputs if spec.is_cache]
@@ -140,10 +139,10 @@ class OrtSession(CachedSession):
         contract = self.contract.with_sizes(**widths)
         return _Call(self._session, contract, self._caches, self.options.provider == "cuda")
 
-    def _run(self, call: _Call, new_rows: int, filling: int = 0) -> None:
+    def _run(self, call: _Call, slot: int, new_rows: int, filling: int = 0) -> None:
         """Run `call`, which writes `new_rows` cache rows after the committed ones, and `filling` more."""
-        self._write(new_rows, filling)
-        call.arrays["past_length"][:] = self.lengths
+        self._write(slot, new_rows, filling)
+        call.arrays["past_length"][:] = self.length(slot)
         start = time.perf_counter()
         try:
             self._session.run_with_iobinding(call.io)
@@ -167,25 +166,23 @@ class OrtTargetSession(OrtSession):
         super().__init__(graph, contract, capacity + least_width - 1, options)
         self.capacity, self._least_width = capacity, least_width
 
-    def forward(
-        self, input_ids: Ints, depths: Ints, tree_mask: NDArray[np.bool_], rows: Ints
-    ) -> TargetOutput:
-        """Run tokens after the committed rows; see `TargetSession`."""
-        seq, wanted = input_ids.shape[1], rows.shape[1]
-        width = max(seq, self._least_width)
+    def forward(self, tree: DraftTree, rows: Ints | None = None, slot: int = 0) -> TargetOutput:
+        """Run the nodes of a tree behind the committed rows; see `TargetSession`."""
+        seq, rows = len(tree), np.arange(len(tree)) if rows is None else rows
+        width, wanted = max(seq, self._least_width), len(rows)
         call = self._call(seq=width, rows=max(wanted, self._least_width))
-        arrays = call.arrays
-        arrays["input_ids"][:, :seq] = input_ids
-        arrays["position_ids"][:] = self.lengths[:, None]
-        arrays["position_ids"][:, :seq] += depths
+        arrays = {name: array[0] for name, array in call.arrays.items() if name != "past_length"}
+        arrays["input_ids"][:seq] = tree.tokens
+        arrays["position_ids"][:] = self.length(slot)
+        arrays["position_ids"][:seq] += tree.depths
         arrays["tree_mask"][:] = np.eye(width, dtype=bool)
-        arrays["tree_mask"][:, :seq, :seq] = tree_mask
-        arrays["logits_rows"][:, :wanted] = rows
-        self._run(call, seq, width - seq)
+        arrays["tree_mask"][:seq, :seq] = tree.mask
+        arrays["logits_rows"][:wanted] = rows
+        self._run(call, slot, seq, width - seq)
         return TargetOutput(
-            arrays["next_tokens"][:, :wanted],
-            arrays["features"][:, :seq],
-            lambda: call.read_logits()[:, :wanted],
+            arrays["next_tokens"][:wanted],
+            arrays["features"][:seq],
+            lambda: call.read_logits()[0, :wanted],
         )
 
 
@@ -204,18 +201,18 @@ class OrtDraftSession(OrtSession):
         super().__init__(graph, contract, capacity, options)
         self._embeddings = embeddings
 
-    def propose(self, next_tokens: Ints, features: NDArray[Any]) -> list[DraftTree]:
+    def propose(self, next_tokens: Ints, features: NDArray[Any], slot: int = 0) -> DraftTree:
         """Read new rows and draw a tree; see `DraftSession`."""
-        rows = next_tokens.shape[1]
+        rows = len(next_tokens)
         call = self._call(rows=rows)
         arrays = call.arrays
         arrays["next_token_embeddings"][:] = self._embeddings[next_tokens]
         arrays["features"][:] = features
         arrays["row_count"][:] = rows
-        self._run(call, rows)
-        self.lengths[0] += rows
+        self._run(call, slot, rows)
+        self._lengths[slot] += rows
         tokens, parents, scores = (arrays[f"tree_{name}"][0] for name in ("tokens", "parents", "scores"))
-        return [DraftTree.with_root(int(next_tokens[0, -1]), tokens, parents, scores)]
+        return DraftTree.with_root(int(next_tokens[-1]), tokens, parents, scores)
 
 
 def _plain(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
@@ -230,8 +227,14 @@ def _specs(nodes: Sequence["onnxruntime.NodeArg"]) -> list[TensorSpec]:
     return [TensorSpec(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes]
 
 
-def _load(graph: Path, options: OrtOptions) -> "onnxruntime.InferenceSession":
-    """Return the loaded graph; every failure of ONNX Runtime becomes a BackendError."""
+def load_graph(
+    graph: Path | bytes, options: OrtOptions, weights: Path | None = None
+) -> "onnxruntime.InferenceSession":
+    """Return a loaded graph: a file, or a serialised model whose weights lie in the folder `weights`.
+
+    Raises:
+        BackendError: ONNX Runtime or the provider is missing, or it refuses the graph.
+    """
     _require_one_build()
     try:
         import onnxruntime as ort
@@ -246,10 +249,15 @@ def _load(graph: Path, options: OrtOptions) -> "onnxruntime.InferenceSession":
     settings.inter_op_num_threads = 1
     settings.intra_op_num_threads = options.threads or 0
     settings.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
+    if weights is not None:
+        settings.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(weights)
+        )
     try:
         session = ort.InferenceSession(graph, settings, providers=providers)
     except Exception as error:
-        raise BackendError(f"ONNX Runtime refuses {str(graph)!r}: {error}") from error
+        what = "the graph" if isinstance(graph, bytes) else repr(str(graph))
+        raise BackendError(f"ONNX Runtime refuses {what}: {error}") from error
     if options.provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise BackendError(
             "ONNX Runtime could not start its CUDA provider; check the driver with nvidia-smi, or use the CPU"
@@ -259,7 +267,7 @@ def _load(graph: Path, options: OrtOptions) -> "onnxruntime.InferenceSession":
 
 def _require_one_build() -> None:
     """Raise BackendError where two builds of ONNX Runtime overwrite each other (docs/decisions/0002)."""
-    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
+    if installed("onnxruntime") and installed("onnxruntime-gpu"):
         raise BackendError(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
             "pip uninstall both, then install the one that is wanted"
@@ -273,11 +281,3 @@ def _require_cuda(available: Sequence[str]) -> None:
             f"this ONNX Runtime has no CUDA provider, only {', '.join(available)}: in a fresh environment "
             "run POSS_EXPORT_ONNXRUNTIME=gpu pip install poss-export, or use the CPU"
         )
-
-
-def _installed(name: str) -> bool:
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True

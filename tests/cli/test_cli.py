@@ -124,7 +124,7 @@ def test_generate_prints_text_and_a_summary(bundle: Path) -> None:
 
 def test_speculative_and_target_only_json(bundle: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "<5>"}\n{"turns": ["<9> <4>", "<1>"]}\n', encoding="utf-8")
+    prompts.write_text('{"prompt": "<5>"}\n{"turns": ["<9> <4>"]}\n', encoding="utf-8")
     answers = {}
     for mode in ((), ("--target-only",)):
         result = done("generate", bundle, "<3>", "--prompts", prompts, "--raw", "--json", *mode)
