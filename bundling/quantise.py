@@ -12,11 +12,11 @@ import onnx
 
 from poss_export.calibration.acceptance import from_record, save_acceptance
 from poss_export.calibration.record import Feed, Record, check_feeds, record_rounds, replay
+from poss_export.config import Thresholds
 from poss_export.engine_spec import GraphName
 from poss_export.evaluation.checks import PROMPTS
 from poss_export.evaluation.quality import (
     HELD_OUT,
-    Thresholds,
     Trial,
     measure_quality,
     read_windows,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from poss_export.config import Thresholds
 from poss_export.engine_spec import GraphName
 from poss_export.errors import InputError, QualityError
 from poss_export.evaluation.latency import round_times, target_times
@@ -24,15 +25,6 @@ HELD_OUT = Path(__file__).parent / "heldout.txt"  # written for this purpose; no
 
 _CONTEXT = 128  # tokens before a call that is timed
 _REPEATS = 9
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What a quantised bundle must reach beside the pair in floating point, or it is not finished."""
-
-    perplexity: float = 1.05  # at most so many times
-    agreement: float = 0.85  # least share of tokens with the same likeliest next token
-    tau: float = 0.85  # at least so many times
 
 
 @dataclass(frozen=True)

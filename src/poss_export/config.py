@@ -188,3 +188,12 @@ class TreeShape:
     def candidates(self) -> int:
         """Candidates that the beam search scores: k + (depth - 1) k²."""
         return self.top_k + (self.depth - 1) * self.top_k**2
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a quantised bundle must reach beside the pair in floating point, or it is not finished."""
+
+    perplexity: float = 1.05  # at most so many times
+    agreement: float = 0.85  # least share of tokens with the same likeliest next token
+    tau: float = 0.85  # at least so many times

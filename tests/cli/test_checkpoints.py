@@ -70,7 +70,7 @@ def test_positions_are_of_drafters(kind: str, target: Path, tiny_bundle: Path) -
 
 def test_build_refuses_positions_of_no_drafter(target: Path, tmp_path: Path) -> None:
     message = refused("build", target, "-o", tmp_path / "out", "--positions-per-specialist", 2)
-    assert "positions per specialist are a drafter's; name it with --drafter" in message
+    assert "positions per specialist are a drafter's; name the drafter" in message
 
 
 def test_a_poss_release_becomes_a_bundle_that_verifies(target: Path, tmp_path: Path) -> None:

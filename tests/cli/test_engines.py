@@ -112,8 +112,8 @@ def test_a_dry_run_estimates_engines(target: Path, tmp_path: Path) -> None:
             (*RTX, "--compute-capability", "8.9", "--engine-capacity", 128),
             "engine capacity is 128 tokens; beside",
         ),
-        (("--engine-capacity", 64), "options of engines need a --backend that builds some"),
-        (("--compute-capability", "8.9"), "options of engines need a --backend that builds some"),
+        (("--engine-capacity", 64), "options of engines need a backend that builds some"),
+        (("--compute-capability", "8.9"), "options of engines need a backend that builds some"),
         (("--precision", "bf16"), "precision bf16 is for TensorRT"),
     ],
 )

@@ -372,7 +372,7 @@ def spoilt(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--precision int8 --layer-precision =int8", "layer precision '=int8': expected LAYER=PRECISION"),
         ("--precision int8 --layer-precision head=int3", "'head=int3': expected LAYER=PRECISION"),
         ("--precision int8 --layer-precision nose=int8", "no layer fits 'nose'"),
-        ("--budget 0.1", "--budget is of quantised graphs"),
+        ("--budget 0.1", "budget is of quantised graphs"),
         ("--layer-precision head=int8", "precisions of layers are of a quantised target"),
         ("--precision int8 --draft-layer-precision head=int8", "are of a quantised draft"),
         ("--precision int8 --held-out {spoilt}/none.txt", "none.txt' cannot be read"),

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from poss_export.config import Thresholds
 from poss_export.errors import InputError, QualityError
 from poss_export.evaluation.quality import (
     WINDOW,
-    Thresholds,
     Trial,
     failures,
     judge_text,

@@ -1,30 +1,21 @@
 """`poss-export build`."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
-from click.core import ParameterSource
 
+from poss_export.bundling.request import BuildRequest, QuantisationOptions, plan
 from poss_export.cli import options
-from poss_export.cli.printing import log, megabytes, print_facts
+from poss_export.cli.built import print_bundle
+from poss_export.cli.printing import log, print_facts
 from poss_export.cli.progress import show_progress
-from poss_export.config import CacheForm, Precision, Scheme, TreeShape
-from poss_export.engine_spec import FLAVOURS, Backend, EngineEntry, EngineOptions, GraphName
-from poss_export.errors import InputError
+from poss_export.config import CacheForm, Precision, Scheme, Thresholds, TreeShape
+from poss_export.engine_spec import FLAVOURS, Backend, EngineOptions
 
 if TYPE_CHECKING:
     from poss_export.bundling.build import Plan
-    from poss_export.bundling.quantise import QuantiseRequest
-    from poss_export.manifest import Manifest
-
-# Options of `build` that say nothing of graphs in floating point.
-_QUALITY_OPTIONS = (
-    *("observer", "smoothing", "budget", "held_out", "held_out_prompts"),
-    *("max_perplexity", "min_agreement", "min_tau"),
-)
+    from poss_export.quantisation.observers import Observer
 
 _TARGET = (
     click.option(
@@ -84,17 +75,17 @@ _PRECISION = (
     click.option(
         "--observer",
         type=click.Choice(["min-max", "percentile", "entropy", "mse"]),
-        default="min-max",
+        default=QuantisationOptions.observer,
         help="How far the range of an activation reaches.",
     ),
     click.option(
         "--smoothing/--no-smoothing",
-        default=True,
+        default=QuantisationOptions.smoothing,
         help="Move outliers of activations into weights, where that makes the output more accurate.",
     ),
     click.option(
         "--budget",
-        default=0.01,
+        default=QuantisationOptions.budget,
         help="Nats a token that rounded activations may cost the target; more sensitive layers get 8-bit "
         "weights only, or stay as they are for TensorRT.",
     ),
@@ -112,9 +103,17 @@ _PRECISION = (
         show_default="a few built in",
         help="JSON Lines of prompts that tau is measured on.",
     ),
-    click.option("--max-perplexity", default=1.05, help="Of the quantised target, times the float one's."),
-    click.option("--min-agreement", default=0.85, help="Share of tokens with the same likeliest next one."),
-    click.option("--min-tau", default=0.85, help="Of the quantised pair, times the float pair's."),
+    click.option(
+        "--max-perplexity",
+        default=Thresholds.perplexity,
+        help="Of the quantised target, times the float one's.",
+    ),
+    click.option(
+        "--min-agreement",
+        default=Thresholds.agreement,
+        help="Share of tokens with the same likeliest next one.",
+    ),
+    click.option("--min-tau", default=Thresholds.tau, help="Of the quantised pair, times the float pair's."),
 )
 _ENGINES = (
     click.option(
@@ -186,7 +185,7 @@ def build(
     samples: Path | None,
     layers: tuple[str, ...],
     draft_layers: tuple[str, ...],
-    observer: str,
+    observer: "Observer",
     smoothing: bool,
     budget: float,
     held_out: Path | None,
@@ -212,166 +211,51 @@ def build(
     TARGET is smollm2-135m (embedded), a Hugging Face folder, or a .gguf file. A bundle that is there
     already is not built again where nothing changed; with another --backend it gets more engines.
     """
-    tree = TreeShape(tree_depth, top_k, tree_nodes)
-    if drafter is None and positions_per_specialist is not None:
-        raise InputError(
-            "positions per specialist are a drafter's; name it with --drafter, or leave them out"
-        )
-    from poss_export.bundling.build import build_bundle, check_output, plan_build
-    from poss_export.drafters.checkpoint import load_drafter
-    from poss_export.exporters.engine_build import request_engines
-    from poss_export.targets.checkpoint import open_target
+    from poss_export.bundling.build import build_bundle, check_output
 
     check_output(bundle)
-    form = cache_form or ("shared" if backend == "onnxruntime" else "static")
-    quantise = _quantise_request(precision, form, ctx.params)
-    built = EngineOptions(
-        compute_capabilities,
-        optimization_level,
-        version_compatible,
-        hardware_compatible,
-        strip_weights,
-        weight_streaming,
-    )
-    engines = None
-    if backend != "onnxruntime":
-        engines = request_engines(backend, built, engine_capacities, timing_cache)
-    elif timing_cache or engine_capacities or built != EngineOptions():
-        raise InputError("options of engines need a --backend that builds some: tensorrt-rtx or tensorrt")
-    plan = plan_build(
-        open_target(target),
-        None if drafter is None else load_drafter(drafter, positions_per_specialist),
-        tree=tree,
+    request = BuildRequest(
+        target=target,
+        drafter=drafter,
+        positions_per_specialist=positions_per_specialist,
+        tree=TreeShape(tree_depth, top_k, tree_nodes),
         capacity=capacity,
-        precision=_float_type(precision, form),
-        cache_form=form,
-        engines=engines,
-        quantise=quantise,
+        precision=precision,
+        draft_precision=draft_precision,
+        cache_form=cache_form,
+        backend=backend,
+        quantisation=QuantisationOptions(
+            layers=layers,
+            draft_layers=draft_layers,
+            samples=samples,
+            observer=observer,
+            smoothing=smoothing,
+            budget=budget,
+            held_out=held_out,
+            held_out_prompts=held_out_prompts,
+            thresholds=Thresholds(max_perplexity, min_agreement, min_tau),
+        ),
+        engines=EngineOptions(
+            compute_capabilities,
+            optimization_level,
+            version_compatible,
+            hardware_compatible,
+            strip_weights,
+            weight_streaming,
+        ),
+        engine_capacities=engine_capacities,
+        timing_cache=timing_cache,
     )
-    _warn_of_other_target(plan)
+    planned = plan(request)
+    _warn_of_other_target(planned)
     if dry_run:
-        print_facts(plan.to_dict())
+        print_facts(planned.to_dict())
         return
     with show_progress() as progress:
         manifest = build_bundle(
-            plan, bundle, argv=ctx.meta["argv"], force=force, report=log, progress=progress
+            planned, bundle, argv=ctx.meta["argv"], force=force, report=log, progress=progress
         )
-    _print_bundle(bundle, manifest)
-
-
-def _print_bundle(folder: Path, manifest: "Manifest") -> None:
-    figures = ", ".join(f"{name} {value:.1e}" for name, value in manifest.parity.items())
-    click.echo(f"{folder}: {megabytes(sum(f.size for f in manifest.files.values()))}, parity {figures}")
-    if manifest.quality is not None:
-        print_facts(_quality_facts(manifest.quality))
-    for entry in manifest.engines:
-        _print_engine(entry, manifest.files[entry.spec.file].size)
-
-
-def _float_type(precision: "Precision | Scheme", form: CacheForm) -> Precision:
-    """Return what a graph computes in where it is not quantised."""
-    if precision in get_args(Precision):
-        return cast(Precision, precision)
-    return "fp32" if form == "shared" else "fp16"
-
-
-def _quantise_request(
-    precision: "Precision | Scheme", form: CacheForm, options: Mapping[str, Any]
-) -> "QuantiseRequest | None":
-    """Return what the command line asks of quantised graphs, or None."""
-    asked: dict[GraphName, Scheme | None] = {
-        "target": cast(Scheme, precision) if precision in get_args(Scheme) else None,
-        "draft": options["draft_precision"],
-    }
-    layers = {"target": options["layers"], "draft": options["draft_layers"]}
-    for graph, scheme in asked.items():
-        if layers[graph] and scheme is None:
-            raise InputError(f"precisions of layers are of a quantised {graph}: name its precision too")
-    if not any(asked.values()):
-        _refuse_given(
-            _QUALITY_OPTIONS, "is of quantised graphs: name a --precision such as w8a8, or leave it out"
-        )
-        if options["samples"] is None:
-            return None
-    from poss_export.bundling.quantise import QuantiseRequest
-    from poss_export.calibration.record import load_record
-    from poss_export.evaluation.checks import PROMPTS
-    from poss_export.evaluation.quality import HELD_OUT, Thresholds
-    from poss_export.prompts import read_prompts
-    from poss_export.quantisation.decisions import GraphRequest
-
-    fallback: Scheme | None = "int8" if form == "shared" else None
-    file = options["held_out_prompts"]
-    prompts = PROMPTS if file is None else tuple(read_prompts(file))
-    if not prompts:
-        raise InputError(f"{str(file)!r} is empty; write prompts into it, or leave it out")
-    return QuantiseRequest(
-        graphs={
-            graph: GraphRequest(
-                scheme,
-                # Few models bear a head in 4 bits.
-                layers=((("head", fallback),) if scheme == "int4" else ())
-                + tuple(_layer_precision(text) for text in layers[graph]),
-                observer=options["observer"],
-                smoothing=options["smoothing"],
-                budget=options["budget"],
-                fallback=fallback,
-            )
-            for graph, scheme in asked.items()
-            if scheme is not None
-        },
-        samples=None if options["samples"] is None else load_record(options["samples"]),
-        thresholds=Thresholds(options["max_perplexity"], options["min_agreement"], options["min_tau"]),
-        text=options["held_out"] or HELD_OUT,
-        prompts=prompts,
-    )
-
-
-def _refuse_given(names: Sequence[str], reason: str) -> None:
-    """Raise InputError where one of these options of the running command was typed."""
-    context = click.get_current_context()
-    for option in context.command.params:
-        if option.name in names and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
-            raise InputError(f"{option.opts[0]} {reason}")
-
-
-def _layer_precision(text: str) -> "tuple[str, Scheme | None]":
-    """Read "head=int8"."""
-    pattern, _, precision = text.rpartition("=")
-    if not pattern or precision not in (*get_args(Scheme), "float"):
-        raise InputError(
-            f"layer precision {text!r}: expected LAYER=PRECISION, such as head=int8, with one of "
-            f"{', '.join(get_args(Scheme))} or float"
-        )
-    return pattern, None if precision == "float" else cast(Scheme, precision)
-
-
-def _quality_facts(quality: Mapping[str, Any]) -> dict[str, str]:
-    """Return what quantising costs, beside the pair in floating point."""
-    text, rounds, widths = quality["text"], quality["rounds"], quality.get("widths")
-    facts = {
-        "perplexity": f"{text['perplexity']:.3f}, in floating point {text['reference_perplexity']:.3f}",
-        "divergence": f"{text['divergence']:.4f} nats a token",
-        "agreement": f"{text['agreement']:.1%} of {text['tokens']} tokens",
-    }
-    if rounds:
-        facts["tau"] = f"{rounds['tau']:.2f}, in floating point {rounds['reference_tau']:.2f}"
-        facts["equal answers"] = f"{rounds['equal_answers']} of {rounds['prompts']}"
-    if widths:
-        least = widths["least_width"]
-        in_chains = "no, only in chains (--top-k 1)" if least else "no"
-        facts["width-independent"] = f"from {least} tokens a call on" if least else "no"
-        facts["exact in trees"] = "yes" if widths["tree_exact"] else in_chains
-    return facts
-
-
-def _print_engine(entry: EngineEntry, size: int) -> None:
-    kinds = Counter(entry.attention.values())
-    attention = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "written out in the graph"
-    click.echo(
-        f"{entry.spec.file}: {megabytes(size)} in {entry.build_seconds:.1f} s, "
-        f"peak memory {megabytes(entry.peak_memory)}, attention: {attention}"
-    )
+    print_bundle(bundle, manifest)
 
 
 def _warn_of_other_target(plan: "Plan") -> None:
