@@ -11,7 +11,7 @@ from poss_export.cli.options import choice
 from poss_export.cli.progress import show_progress
 from poss_export.config import Alignment, Drafting, Fusion, MaskFeature
 from poss_export.errors import InputError
-from poss_export.training.presets import PRESETS, Recipe
+from poss_export.training.presets import PRESETS, DrafterChoices, Recipe, StageChoices
 
 _RECIPES = "the recipe's"
 
@@ -125,29 +125,25 @@ def train(
 
     request = run.TrainOptions(
         preset=preset,
-        choices=_given(
-            {
-                "fusion": fusion,
-                "alignment": alignment,
-                "drafting": drafting,
-                "num_specialists": num_specialists,
-                "positions_per_specialist": positions_per_specialist,
-                "num_layers": num_layers,
-                "num_masks": num_masks,
-                "shared_mask": shared_mask,
-                "mask_feature": mask_feature,
-            }
+        choices=DrafterChoices(
+            fusion=fusion,
+            alignment=alignment,
+            drafting=drafting,
+            num_specialists=num_specialists,
+            positions_per_specialist=positions_per_specialist,
+            num_layers=num_layers,
+            num_masks=num_masks,
+            shared_mask=shared_mask,
+            mask_feature=mask_feature,
         ),
         recipe=recipe,
-        losses=_given(
-            {
-                "steps": steps,
-                "step_decay": step_decay,
-                "token_weight": token_weight,
-                "top_weight": top_weight,
-                "feature_weight": feature_weight,
-                "learning_rate": learning_rate,
-            }
+        losses=StageChoices(
+            steps=steps,
+            step_decay=step_decay,
+            token_weight=token_weight,
+            top_weight=top_weight,
+            feature_weight=feature_weight,
+            learning_rate=learning_rate,
         ),
         dialogues=dialogues,
         prompts=() if prompts is None else tuple(read_prompts(prompts)),
@@ -161,10 +157,6 @@ def train(
     with show_progress() as progress:
         record = run.train(open_target(target), request, drafter, progress, cache)
     _print_held_out(drafter, record["held_out"])
-
-
-def _given(values: Mapping[str, object]) -> dict[str, object]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _use_threads(threads: int | None) -> None:
