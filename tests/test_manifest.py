@@ -204,7 +204,7 @@ def test_floating_point_claims_everything_but_near_ties(bundle: tuple[Path, m.Ma
     _, manifest = bundle
     assert manifest.exactness is FLOATING
     assert replace(manifest, quantisation={"draft": {"scheme": "w8a8"}}).exactness is FLOATING
-    assert FLOATING == Exactness(1, chains=True, trees=True, near_ties=True)
+    assert Exactness(1, chains=True, trees=True, near_ties=True) == FLOATING
 
 
 def test_labels_are_the_command_line_s(bundle: tuple[Path, m.Manifest]) -> None:
