@@ -8,6 +8,7 @@ import numpy as np
 from poss_export.evaluation import laws
 from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE
 from poss_export.evaluation.distribution import node_chances
+from poss_export.exactness import NEAR_TIE
 from poss_export.progress import Report
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.generation import PREFILL_CHUNK
@@ -27,8 +28,6 @@ PROMPTS = (
     "What is the difference between weather and climate?",
     "Translate into French: Good morning, how are you today?",
 )
-
-NEAR_TIE = 1e-4  # of the two highest logits, in fp32: rounding decides between closer ones
 
 _SAMPLINGS = (Sampling(temperature=1.0), Sampling(temperature=0.8, top_k=40, top_p=0.95))
 _TREES = 2  # that the distribution is tested on
@@ -66,8 +65,7 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
     manifest, target, drafter = bundle.manifest, bundle.target, bundle.drafter
     precision, vocab = manifest.precision, manifest.target.config.vocab_size
     tokens = np.random.default_rng(0).integers(0, vocab, laws.TOKENS)
-    rounded = "target" in manifest.quantisation
-    chains, trees = not rounded or manifest.chains_exact, not rounded or manifest.trees_exact
+    exactness = manifest.exactness
 
     def check(name: str, difference: float, allowed: float, claimed: bool) -> Check:
         detail = f"difference {difference:.1e}, allowed {allowed:.0e}"
@@ -78,9 +76,9 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
     name = "draft rows at once = in parts"
     allowed = TOLERANCE[precision]
     return [
-        check("n tokens = n steps", laws.steps_equal_one_call(target, tokens), allowed, chains),
-        check("tree = its paths", laws.tree_equals_its_paths(target, tokens), allowed, trees),
-        check("commit = fresh run", laws.commit_equals_fresh_run(target, tokens), allowed, trees),
+        check("n tokens = n steps", laws.steps_equal_one_call(target, tokens), allowed, exactness.chains),
+        check("tree = its paths", laws.tree_equals_its_paths(target, tokens), allowed, exactness.trees),
+        check("commit = fresh run", laws.commit_equals_fresh_run(target, tokens), allowed, exactness.trees),
         Check(name, None, NO_DRAFTER)
         if drafter is None
         else check(
@@ -116,7 +114,8 @@ def check_greedy(bundle: Bundle, prompts: Sequence[str], max_new_tokens: int, re
     near_ties = 0 if rounded else sum(found.near_tie for found in divergences.values())
     mismatches = len(divergences) - near_ties
     detail = f"{len(prompts)} prompts, {tokens} tokens, {mismatches} mismatches, {near_ties} near-ties"
-    claimed = not rounded or bundle.manifest.exact
+    drafter = bundle.manifest.drafter
+    claimed = bundle.manifest.exactness.claims(chain=drafter is not None and drafter.tree.top_k == 1)
     return Check(
         name,
         mismatches == 0 if claimed else None,

@@ -187,7 +187,7 @@ def test_target_and_drafter_in_eight_bits(build: Any, samples: Path, inputs: Pat
     assert checks["parity"]["passed"] is None
     assert checks["sampling: distribution"]["passed"] is True
     greedy = checks["greedy: speculative = target-only"]
-    if manifest.exact:
+    if manifest.exactness.claims(chain=False):
         assert greedy["passed"] is True
     else:
         assert greedy["passed"] is None
@@ -201,8 +201,8 @@ def test_an_exact_chain_gives_equal_answers(build: Any, inputs: Path) -> None:
     assert manifest.quality is not None
     widths, rounds = manifest.quality["widths"], manifest.quality["rounds"]
     assert widths["neighbours"] == 0  # fixed scales: rows do not know of each other
-    assert manifest.exact == (widths["least_width"] is not None)
-    assert manifest.exact
+    assert manifest.exactness.claims(chain=True) == (widths["least_width"] is not None)
+    assert manifest.exactness.claims(chain=True)
     assert rounds["equal_answers"] == rounds["prompts"] == 3
     greedy = verified(folder, inputs)["greedy: speculative = target-only"]
     assert greedy["passed"] is True
@@ -305,7 +305,7 @@ def test_static_forms(scheme: str, operator: str, build: Any) -> None:
         entry.domain for entry in onnx.load(folder / "target.onnx", load_external_data=False).opset_import
     }
     assert "com.microsoft" not in domains
-    assert manifest.exact is None  # on the CPU nothing is learned of engines
+    assert not manifest.exactness.claims(chain=True)  # on the CPU nothing is learned of engines
     assert load_acceptance(folder / "acceptance.json").dialogues == 12
     if scheme == "int4":
         assert "decoder.lm_head/head" not in manifest.quantisation["target"]["schemes"]
