@@ -2,11 +2,17 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from poss_export.cli import options
-from poss_export.cli.printing import print_facts, print_json
+from poss_export.cli.printing import print_json, print_rich
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from poss_export.bundling.facts import Facts
 
 _THING = (
     options.POSITIONS,
@@ -29,13 +35,22 @@ def inspect(
     """
     if lint:
         ctx.exit(_lint(Path(thing), as_json))
-    from poss_export.bundling.facts import facts_of, in_short
+    from poss_export.bundling.facts import facts_of
 
     facts = facts_of(thing, positions_per_specialist)
     if as_json:
-        print_json(facts)
+        print_json(facts.to_dict())
     else:
-        print_facts(in_short(facts))
+        print_rich(_card(facts))
+
+
+def _card(facts: "Facts") -> "Table":
+    from poss_export.bundling.facts import BundleFacts, DrafterFacts
+    from poss_export.cli.cards import bundle_card, drafter_card, target_card
+
+    if isinstance(facts, BundleFacts):
+        return bundle_card(facts)
+    return drafter_card(facts) if isinstance(facts, DrafterFacts) else target_card(facts)
 
 
 def _lint(path: Path, as_json: bool) -> int:
