@@ -18,7 +18,7 @@ from poss_export.errors import BackendError
 from poss_export.exporters.engine_build import build_engine, estimate, request_engines
 from poss_export.manifest import TARGET_GRAPH, Manifest, read_manifest
 from poss_export.runtime.bundle import contracts_of
-from poss_export.runtime.generation import PREFILL_CHUNK
+from poss_export.runtime.loop import PREFILL_CHUNK
 
 
 def profile_sets(manifest: Manifest) -> dict[str, tuple[Profile, ...]]:

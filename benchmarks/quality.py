@@ -67,7 +67,7 @@ def bundle_logits(setup: Setup) -> Scorer:
 
     def logits(ids: list[int]) -> Floats:
         bundle.target.reset()
-        found: Floats = append(bundle.target, ids).logits[0]
+        found: Floats = append(bundle.target, ids).logits
         return found
 
     return logits

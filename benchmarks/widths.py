@@ -11,13 +11,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.workers import Setup, Worker
-from poss_export.evaluation.laws import append, run_tree
+from poss_export.evaluation.laws import append
 from poss_export.runtime.bundle import open_bundle
-from poss_export.runtime.loop import speculate
-from poss_export.runtime.sampling import Sampling
-from poss_export.runtime.sessions.base import TargetSession
 from poss_export.runtime.tree import DraftTree
-from poss_export.runtime.verify import verifier
 
 WIDTHS = (1, 2, 4, 8, 12, 16, 32)  # of target calls, in tokens
 
@@ -34,7 +30,7 @@ def width_turns(setup: Setup, past: int) -> Callable[[], Turn]:
     """Return a function that makes a target call of each width behind `past` tokens, all logits wanted."""
     bundle = open_bundle(setup.model, threads=setup.threads).__enter__()  # until the process ends
     target, vocab = bundle.target, bundle.manifest.target.config.vocab_size
-    plain = plain_width(target)
+    plain = bundle.manifest.least_width
     target.reset()
     append(target, np.random.default_rng(0).integers(0, vocab, past))
     tokens = np.random.default_rng(1).integers(0, vocab, max(WIDTHS))
@@ -44,35 +40,11 @@ def width_turns(setup: Setup, past: int) -> Callable[[], Turn]:
         times = {}
         for width, chain in chains.items():
             start = time.perf_counter()
-            run_tree(target, chain)
+            target.forward(chain)
             times[width] = 1000 * (time.perf_counter() - start)
         return Turn(plain, times)
 
     return turn
-
-
-class _Noting:
-    """A target session that notes how many tokens its last call had."""
-
-    def __init__(self, target: TargetSession) -> None:
-        self._target, self.width = target, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._target, name)
-
-    def forward(self, input_ids: Any, *others: Any) -> Any:
-        self.width = input_ids.shape[1]
-        return self._target.forward(input_ids, *others)
-
-
-def plain_width(target: TargetSession) -> int:
-    """Return the tokens of a target call in target-only decoding: 1, unless the loop makes it wider."""
-    noting: Any = _Noting(target)
-    target.reset()
-    steps = speculate(noting, None, [0], verifier(Sampling()), chunk=1)
-    next(steps)  # reads the prompt
-    next(steps)
-    return int(noting.width)
 
 
 def measure_widths(bundles: Mapping[str, Setup], past: int, calls: int) -> dict[str, dict[str, Any]]:

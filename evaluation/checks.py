@@ -1,6 +1,6 @@
 """The checks that `poss-export verify` makes with a bundle's own engines."""
 
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,9 @@ from poss_export.evaluation.distribution import node_chances
 from poss_export.exactness import NEAR_TIE
 from poss_export.progress import Report
 from poss_export.runtime.bundle import Bundle
-from poss_export.runtime.generation import PREFILL_CHUNK
-from poss_export.runtime.loop import prefill
+from poss_export.runtime.loop import PREFILL_CHUNK, prefill
 from poss_export.runtime.sampling import Logits, Sampling
+from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.base import DraftSession, TargetSession
 from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import verifier
@@ -90,7 +90,7 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
     ]
 
 
-def check_greedy(bundle: Bundle, prompts: Sequence[str], max_new_tokens: int, report: Report) -> Check:
+def check_greedy(bundle: Bundle, prompts: abc.Sequence[str], max_new_tokens: int, report: Report) -> Check:
     """Check that speculative and target-only decoding give the same tokens; near-ties are noted.
 
     A quantised target must not differ at all where it was measured to be exact; where it was not, nothing is
@@ -129,7 +129,7 @@ def check_greedy(bundle: Bundle, prompts: Sequence[str], max_new_tokens: int, re
 
 
 def find_divergence(
-    target: TargetSession, prompt_ids: Sequence[int], ours: Sequence[int], plain: Sequence[int]
+    target: TargetSession, prompt_ids: abc.Sequence[int], ours: abc.Sequence[int], plain: abc.Sequence[int]
 ) -> Divergence | None:
     """Return where two answers to a prompt part, if they do; asks the target for the gap there."""
     if tuple(ours) == tuple(plain):
@@ -141,11 +141,11 @@ def find_divergence(
     context = [*prompt_ids, *plain[:position]]
     for start in range(0, len(context), PREFILL_CHUNK):
         output = laws.append(target, context[start : start + PREFILL_CHUNK])
-    second, first = np.partition(output.logits[0, -1].astype(np.float64), -2)[-2:]
+    second, first = np.partition(output.logits[-1].astype(np.float64), -2)[-2:]
     return Divergence(position, float(first - second))
 
 
-def check_sampling(bundle: Bundle, prompts: Sequence[str], draws: int, report: Report) -> Check:
+def check_sampling(bundle: Bundle, prompts: abc.Sequence[str], draws: int, report: Report) -> Check:
     """Check that tokens sampled through trees follow the target's distribution; `draws` walks in all.
 
     Engines give each prompt's first tree and its logits once; the walks cost no engine.
@@ -169,12 +169,12 @@ def check_sampling(bundle: Bundle, prompts: Sequence[str], draws: int, report: R
 
 
 def _first_round(
-    target: TargetSession, drafter: DraftSession, prompt_ids: Sequence[int]
+    target: TargetSession, drafter: DraftSession, prompt_ids: abc.Sequence[int]
 ) -> tuple[DraftTree, Logits]:
     """Return the tree after a prompt and the target's logits after each of its nodes."""
     target.reset()
     drafter.reset()
-    t, f = prefill(target, drafter, np.asarray(prompt_ids), verifier(Sampling()), PREFILL_CHUNK)
-    (tree,) = drafter.propose(t[None], f)
-    tree = tree.first(target.capacity - len(prompt_ids))
-    return tree, laws.run_tree(target, tree).logits[0].copy()
+    sequence = Sequence(np.asarray(prompt_ids), verifier(Sampling()))
+    prefill(target, drafter, sequence)
+    tree = drafter.propose(sequence.t, sequence.f).first(target.room())
+    return tree, target.forward(tree).logits.copy()

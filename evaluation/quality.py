@@ -18,6 +18,7 @@ from poss_export.quantisation.sensitivity import divergence, log_softmax
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.generation import Generation
 from poss_export.runtime.sessions.base import Ints, TargetSession
+from poss_export.runtime.tree import DraftTree
 
 WINDOW = 256  # tokens of text that are read at once
 WIDTHS = (1, 2, 4, 8, 16, 32)
@@ -101,10 +102,8 @@ def judge_text(
 
 
 def _log_probabilities(session: TargetSession, ids: Ints) -> NDArray[np.float32]:
-    n = len(ids)
     session.reset()
-    output = session.forward(ids[None], np.arange(n)[None], np.tri(n, dtype=bool)[None], np.arange(n)[None])
-    return log_softmax(output.logits[0])
+    return log_softmax(session.forward(DraftTree.chain(ids)).logits)
 
 
 def judge_rounds(reference: Bundle, bundle: Bundle, trial: Trial) -> dict[str, Any]:
