@@ -95,7 +95,7 @@ def lossless(manifest: "Manifest") -> str:
     if manifest.drafter is None:
         return "it decodes with the target only"
     exactness = manifest.exactness
-    if not exactness.claims(chain=manifest.drafter.tree.top_k == 1):
+    if not exactness.claims(chain=manifest.drafter.tree.is_chain):
         if exactness.chains:
             return "in chains only, bit for bit; not claimed of trees with siblings (build with top-k 1)"
         return "not claimed: what a token gets depends on the others in its call"
@@ -141,7 +141,7 @@ def _tree_line(manifest: "Manifest") -> str:
     if manifest.drafter is None:
         return ""
     tree = manifest.drafter.tree
-    if tree.top_k == 1:
+    if tree.is_chain:
         return f"a chain of {_count(tree.nodes, 'drafted token')}"
     return f"{_count(tree.nodes, 'drafted token')}, depth {tree.depth}, top-k {tree.top_k}"
 
