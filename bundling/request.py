@@ -200,7 +200,7 @@ def _prompts(file: Path | None) -> tuple[str, ...]:
     from poss_export.evaluation.checks import PROMPTS
     from poss_export.prompts import read_prompts
 
-    prompts = PROMPTS if file is None else tuple(read_prompts(file))
+    prompts = PROMPTS if file is None else tuple(prompt.turns[0] for prompt in read_prompts(file))
     if not prompts:
         raise InputError(f"{str(file)!r} is empty; write prompts into it, or leave it out")
     return prompts

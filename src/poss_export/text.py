@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
 
+
+def user_says(content: str) -> Message:
+    """Return a message of the user."""
+    return {"role": "user", "content": content}
+
+
 _MARKER = "\x00"  # stands for what a user says; no template writes it
 
 
@@ -78,7 +84,7 @@ class Text:
 
     def encode_user_opening(self) -> list[int]:
         """Return the ids of a dialogue up to where the user begins to speak."""
-        opening, marker, _ = self._render([{"role": "user", "content": _MARKER}]).partition(_MARKER)
+        opening, marker, _ = self._render([user_says(_MARKER)]).partition(_MARKER)
         if not marker:
             raise InputError("the target's chat template changes what the user says; give prompts instead")
         ids: list[int] = self.tokenizer.encode(opening, add_special_tokens=False).ids

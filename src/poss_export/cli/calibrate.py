@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _FITS = ("before", "after")  # of an acceptance calibration
 
 _ANSWERS = (
-    options.prompts("the target invents some"),
+    options.prompts(default="the target invents some"),
     click.option(
         "--num-prompts",
         type=click.IntRange(1),
@@ -78,7 +78,7 @@ def calibrate(
         check_output(path, force, [other for other in outputs if other is not path])
     if plot is not None:
         check_plot(plot)
-    asked = [*prompt, *(read_prompts(prompts) if prompts else ())][:num_prompts]
+    asked = [*prompt, *(one.turns[0] for one in (read_prompts(prompts) if prompts else []))][:num_prompts]
     if prompts is not None and not asked:
         raise InputError(f"{str(prompts)!r} is empty; write prompts into it, or leave it out to invent some")
     opened = open_to_record(bundle, threads, with_drafter=acceptance is not None or plot is not None)

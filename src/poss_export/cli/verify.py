@@ -22,7 +22,7 @@ _CHECKPOINTS = (
     click.option("--drafter", help="Where the bundle's drafter is; left out: its name in the manifest."),
 )
 _ANSWERS = (
-    options.prompts("a few built in"),
+    options.prompts(default="a few built in"),
     click.option("--num-prompts", type=click.IntRange(1), help="Compare so many answers; left out: all."),
     click.option("--max-new-tokens", default=64, help="Longest answer, in tokens."),
     click.option("--draws", type=click.IntRange(1), default=8000, help="Samples for the distribution test."),
@@ -64,7 +64,8 @@ def verify(
     from poss_export.prompts import read_prompts
     from poss_export.runtime.bundle import open_bundle
 
-    asked = (read_prompts(prompts) if prompts else checks.PROMPTS)[:num_prompts]
+    texts = [prompt.turns[0] for prompt in read_prompts(prompts)] if prompts else checks.PROMPTS
+    asked = texts[:num_prompts]
     manifest = read_manifest(bundle, full=True)
     made = [checks.Check("files", True, f"{len(manifest.files)} files are as they were built")]
     check_parity, skipped = _prepare_parity(manifest, target, drafter)
