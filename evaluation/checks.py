@@ -8,7 +8,7 @@ import numpy as np
 from poss_export.evaluation import laws
 from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE
 from poss_export.evaluation.distribution import node_chances
-from poss_export.exactness import NEAR_TIE
+from poss_export.evaluation.equality import Divergence, Verdict, find_divergence, judge
 from poss_export.progress import Report
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.generation import PREFILL_CHUNK
@@ -47,19 +47,6 @@ class Check:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Divergence:
-    """The first position where two answers differ, counted in tokens of the answer."""
-
-    position: int
-    gap: float  # between the target's two highest logits there
-
-    @property
-    def near_tie(self) -> bool:
-        """Whether rounding may have decided."""
-        return self.gap < NEAR_TIE
-
-
 def check_cache_laws(bundle: Bundle) -> list[Check]:
     """Check every law of `cache_laws` on random tokens."""
     manifest, target, drafter = bundle.manifest, bundle.target, bundle.drafter
@@ -91,16 +78,17 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
 
 
 def check_greedy(bundle: Bundle, prompts: Sequence[str], max_new_tokens: int, report: Report) -> Check:
-    """Check that speculative and target-only decoding give the same tokens; near-ties are noted.
+    """Check that speculative and target-only decoding give the same tokens, by `equality.judge`.
 
-    A quantised target must not differ at all where it was measured to be exact; where it was not, nothing is
-    claimed, and what differs is told.
+    Where nothing is claimed the check is skipped, and what differs is told.
     """
     name = "greedy: speculative = target-only"
-    if bundle.drafter is None:
+    if bundle.drafter is None or bundle.manifest.drafter is None:
         return Check(name, None, NO_DRAFTER)
+    exactness, tree = bundle.manifest.exactness, bundle.manifest.drafter.tree
     raw = bundle.manifest.text.chat_template is None
-    tokens, divergences = 0, dict[str, Divergence]()
+    tokens, claimed = 0, True
+    parted = dict[str, tuple[Divergence, Verdict]]()
     for number, prompt in enumerate(prompts, start=1):
         report(f"{name}, prompt {number} of {len(prompts)}")
         ours, plain = (
@@ -108,41 +96,21 @@ def check_greedy(bundle: Bundle, prompts: Sequence[str], max_new_tokens: int, re
             for only in (False, True)
         )
         tokens += len(plain)
+        chain = tree.top_k == 1
+        claimed &= exactness.claims(chain)
         if found := find_divergence(bundle.target, bundle.encode(prompt, raw=raw), ours, plain):
-            divergences[prompt] = found
-    rounded = "target" in bundle.manifest.quantisation
-    near_ties = 0 if rounded else sum(found.near_tie for found in divergences.values())
-    mismatches = len(divergences) - near_ties
+            parted[prompt] = found, judge(found, exactness, chain)
+    near_ties = sum(verdict == "near-tie" for _, verdict in parted.values())
+    mismatches = len(parted) - near_ties
     detail = f"{len(prompts)} prompts, {tokens} tokens, {mismatches} mismatches, {near_ties} near-ties"
-    drafter = bundle.manifest.drafter
-    claimed = bundle.manifest.exactness.claims(chain=drafter is not None and drafter.tree.top_k == 1)
-    return Check(
-        name,
-        mismatches == 0 if claimed else None,
-        detail if claimed else f"{_NOT_CLAIMED}: {detail}",
-        tuple(
-            f"{'near-tie' if found.near_tie and not rounded else 'mismatch'} at token {found.position}, "
-            f"gap {found.gap:.1e}: {prompt!r}"
-            for prompt, found in divergences.items()
-        ),
+    notes = (
+        f"{'near-tie' if verdict == 'near-tie' else 'mismatch'} at token {found.position}, "
+        f"gap {found.gap:.1e}: {prompt!r}"
+        for prompt, (found, verdict) in parted.items()
     )
-
-
-def find_divergence(
-    target: TargetSession, prompt_ids: Sequence[int], ours: Sequence[int], plain: Sequence[int]
-) -> Divergence | None:
-    """Return where two answers to a prompt part, if they do; asks the target for the gap there."""
-    if tuple(ours) == tuple(plain):
-        return None
-    pairs = zip(ours, plain, strict=False)
-    shorter = min(len(ours), len(plain))
-    position = next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
-    target.reset()
-    context = [*prompt_ids, *plain[:position]]
-    for start in range(0, len(context), PREFILL_CHUNK):
-        output = laws.append(target, context[start : start + PREFILL_CHUNK])
-    second, first = np.partition(output.logits[0, -1].astype(np.float64), -2)[-2:]
-    return Divergence(position, float(first - second))
+    failed = any(verdict == "mismatch" for _, verdict in parted.values())
+    passed = False if failed else True if claimed else None
+    return Check(name, passed, detail if claimed else f"{_NOT_CLAIMED}: {detail}", tuple(notes))
 
 
 def check_sampling(bundle: Bundle, prompts: Sequence[str], draws: int, report: Report) -> Check:

@@ -30,6 +30,8 @@ from poss_export.runtime.verify import verifier
 VERSION = 1  # of the report
 WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
 CONTEXTS = (128, 1024)
+_MEDIAN_WIDTHS = (1, 2, 4, 8, 16, 32)
+_MEDIAN_REPEATS = 9
 
 Milliseconds = list[float]
 
@@ -38,9 +40,38 @@ def target_times(
     target: TargetSession, vocab: int, context: int, widths: Iterable[int], repeats: int
 ) -> dict[int, Milliseconds]:
     """Return the times of target calls of each width behind `context` tokens, every node's logits wanted."""
+    return _take_turns(target_calls(target, vocab, context, widths), repeats)
+
+
+def target_calls(
+    target: TargetSession, vocab: int, context: int, widths: Iterable[int]
+) -> dict[int, Callable[[], Any]]:
+    """Return the calls that `target_times` times; `context` tokens are read now."""
     _fill(target, None, _tokens(vocab, context))
-    calls = {width: _verify_call(target, DraftTree.chain(_tokens(vocab, width))) for width in widths}
-    return _take_turns(calls, repeats)
+    return {width: _verify_call(target, DraftTree.chain(_tokens(vocab, width))) for width in widths}
+
+
+def milliseconds(call: Callable[[], Any]) -> float:
+    """Return how long a call takes."""
+    start = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - start)
+
+
+def median_times(bundle: Bundle) -> dict[str, Any]:
+    """Return median ms of target calls by width, and of a draft round and the whole round around it."""
+    capacity, drafter = bundle.target.capacity, bundle.manifest.drafter
+    widths = [width for width in _MEDIAN_WIDTHS if width < capacity]
+    most = max(widths) if drafter is None else max(*widths, drafter.tree.nodes + 1)  # in one call
+    context = max(min(CONTEXTS[0], capacity - most), 1)
+    vocab = bundle.manifest.target.config.vocab_size
+    times = target_times(bundle.target, vocab, context, widths, _MEDIAN_REPEATS)
+    found: dict[str, Any] = {"target": {str(width): _median(ms) for width, ms in times.items()}}
+    if bundle.drafter is not None and drafter is not None:
+        ids, depth = _tokens(vocab, context), drafter.tree.depth
+        draft, whole = round_times(bundle.target, bundle.drafter, ids, depth, _MEDIAN_REPEATS)
+        found |= {"draft": _median(draft[1]), "round": _median(whole)}
+    return found
 
 
 def profile_bundle(
@@ -155,11 +186,14 @@ def _take_turns(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[An
     times: dict[Any, Milliseconds] = {name: [] for name in calls}
     for repeat in range(-1, repeats):
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
+            took = milliseconds(call)
             if repeat >= 0:
-                times[name].append(1000 * (time.perf_counter() - start))
+                times[name].append(took)
     return times
+
+
+def _median(times: Milliseconds) -> float:
+    return round(float(np.median(times)), 3)
 
 
 def _row(context: int, times: Milliseconds, **sizes: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from poss_export.evaluation import checks, distribution
-from poss_export.evaluation import laws as cache_laws
 from poss_export.evaluation.differences import difference, tree_difference
+from poss_export.evaluation.equality import Divergence
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.sampling import Sampling
 from poss_export.runtime.tree import DraftTree
@@ -173,25 +173,11 @@ def test_greedy_is_claimed_as_measured(
     assert right.passed is (True if claimed else None)
     assert right.detail.startswith("not claimed of a quantised graph: 1 prompts") != claimed
     # No near-tie excuses what was measured to be exact.
-    monkeypatch.setattr(checks, "find_divergence", lambda *_: checks.Divergence(3, 1e-9))
+    monkeypatch.setattr(checks, "find_divergence", lambda *_: Divergence(3, 1e-9))
     wrong = checks.check_greedy(bundle, ["<5> <9>"], 12, lambda _: None)
     assert wrong.passed is (False if claimed else None)
     assert "1 mismatches, 0 near-ties" in wrong.detail
     assert [note.partition(",")[0] for note in wrong.notes] == ["mismatch at token 3"]
-
-
-def test_divergence_measures_the_gap(bundle: Bundle) -> None:
-    prompt = [5, 9]
-    bundle.target.reset()
-    logits = np.sort(cache_laws.append(bundle.target, [*prompt, 7]).logits[0, -1])
-    found = checks.find_divergence(bundle.target, prompt, [7, 3, 4], [7, 3 + 1, 4])
-    assert found == checks.Divergence(1, pytest.approx(logits[-1] - logits[-2], rel=1e-4))
-    assert not found.near_tie
-    assert checks.Divergence(0, 9e-5).near_tie
-    assert checks.find_divergence(bundle.target, prompt, [7, 3], [7, 3]) is None
-    shorter = checks.find_divergence(bundle.target, prompt, [7], [7, 3])
-    assert shorter is not None
-    assert shorter.position == 1
 
 
 def test_sampling_passes_on_a_real_bundle(bundle: Bundle) -> None:

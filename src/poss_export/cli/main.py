@@ -358,7 +358,8 @@ def _quantise_request(
     from poss_export.bundling.quantise import QuantiseRequest
     from poss_export.calibration.record import load_record
     from poss_export.evaluation.checks import PROMPTS
-    from poss_export.evaluation.quality import HELD_OUT, Thresholds
+    from poss_export.evaluation.gate import Thresholds
+    from poss_export.evaluation.text_quality import HELD_OUT
     from poss_export.prompts import read_prompts
     from poss_export.quantisation.decisions import GraphRequest
 
