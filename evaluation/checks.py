@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from poss_export.evaluation import laws
+from poss_export.evaluation.answers import only_chains
 from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE
 from poss_export.evaluation.distribution import node_chances
 from poss_export.evaluation.equality import Divergence, Verdict, find_divergence, judge
@@ -83,34 +84,57 @@ def check_greedy(bundle: Bundle, prompts: Sequence[str], max_new_tokens: int, re
     Where nothing is claimed the check is skipped, and what differs is told.
     """
     name = "greedy: speculative = target-only"
-    if bundle.drafter is None or bundle.manifest.drafter is None:
+    if bundle.drafter is None:
         return Check(name, None, NO_DRAFTER)
-    exactness, tree = bundle.manifest.exactness, bundle.manifest.drafter.tree
-    raw = bundle.manifest.text.chat_template is None
-    tokens, claimed = 0, True
-    parted = dict[str, tuple[Divergence, Verdict]]()
+    cases = []
     for number, prompt in enumerate(prompts, start=1):
         report(f"{name}, prompt {number} of {len(prompts)}")
-        ours, plain = (
-            bundle.generate(prompt, max_new_tokens=max_new_tokens, raw=raw, target_only=only).token_ids
-            for only in (False, True)
-        )
-        tokens += len(plain)
-        chain = tree.top_k == 1
-        claimed &= exactness.claims(chain)
-        if found := find_divergence(bundle.target, bundle.encode(prompt, raw=raw), ours, plain):
-            parted[prompt] = found, judge(found, exactness, chain)
-    near_ties = sum(verdict == "near-tie" for _, verdict in parted.values())
-    mismatches = len(parted) - near_ties
-    detail = f"{len(prompts)} prompts, {tokens} tokens, {mismatches} mismatches, {near_ties} near-ties"
-    notes = (
-        f"{'near-tie' if verdict == 'near-tie' else 'mismatch'} at token {found.position}, "
-        f"gap {found.gap:.1e}: {prompt!r}"
-        for prompt, (found, verdict) in parted.items()
+        cases.append(_greedy_case(bundle, prompt, max_new_tokens))
+    return _judged(name, cases)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A prompt that was answered with the drafter and by the target alone."""
+
+    prompt: str
+    tokens: int  # of the target's own answer
+    claimed: bool  # the answers must be equal
+    divergence: Divergence | None
+    verdict: Verdict
+
+    def note(self) -> str:
+        """Return where the answers part."""
+        assert self.divergence is not None
+        kind = "near-tie" if self.verdict == "near-tie" else "mismatch"
+        return f"{kind} at token {self.divergence.position}, gap {self.divergence.gap:.1e}: {self.prompt!r}"
+
+
+def _greedy_case(bundle: Bundle, prompt: str, max_new_tokens: int) -> _Case:
+    raw = bundle.manifest.text.chat_template is None
+    ours, plain = (
+        bundle.generate(prompt, max_new_tokens=max_new_tokens, raw=raw, target_only=only)
+        for only in (False, True)
     )
-    failed = any(verdict == "mismatch" for _, verdict in parted.values())
-    passed = False if failed else True if claimed else None
-    return Check(name, passed, detail if claimed else f"{_NOT_CLAIMED}: {detail}", tuple(notes))
+    ids = bundle.encode(prompt, raw=raw)
+    found = find_divergence(bundle.target, ids, ours.token_ids, plain.token_ids)
+    exactness, chain = bundle.manifest.exactness, only_chains(bundle.manifest)
+    return _Case(prompt, plain.tokens, exactness.claims(chain), found, judge(found, exactness, chain))
+
+
+def _judged(name: str, cases: Sequence[_Case]) -> Check:
+    parted = [case for case in cases if case.divergence is not None]
+    near_ties = sum(case.verdict == "near-tie" for case in parted)
+    detail = (
+        f"{len(cases)} prompts, {sum(case.tokens for case in cases)} tokens, "
+        f"{len(parted) - near_ties} mismatches, {near_ties} near-ties"
+    )
+    notes = tuple(case.note() for case in parted)
+    if any(case.verdict == "mismatch" for case in parted):
+        return Check(name, False, detail, notes)
+    if not all(case.claimed for case in cases):
+        return Check(name, None, f"{_NOT_CLAIMED}: {detail}", notes)
+    return Check(name, True, detail, notes)
 
 
 def check_sampling(bundle: Bundle, prompts: Sequence[str], draws: int, report: Report) -> Check:
