@@ -12,9 +12,10 @@ import onnx
 
 from poss_export.calibration.acceptance import from_record, save_acceptance
 from poss_export.calibration.record import Feed, Record, check_feeds, record_rounds, replay
+from poss_export.config import Thresholds
 from poss_export.engine_spec import GraphName
 from poss_export.evaluation.checks import PROMPTS
-from poss_export.evaluation.gate import Thresholds, require_quality
+from poss_export.evaluation.gate import require_quality
 from poss_export.evaluation.quality import Trial, measure_quality
 from poss_export.evaluation.text_quality import HELD_OUT, read_windows
 from poss_export.evaluation.widths import measure_widths

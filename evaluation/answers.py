@@ -29,7 +29,9 @@ def take_turns(
 def drafter_of(bundle: Bundle) -> DraftSession:
     """Return the bundle's drafter; raises InputError where it has none."""
     if bundle.drafter is None:
-        raise InputError(f"{bundle.folder} has no drafter, so it has no rounds; build one with --drafter")
+        raise InputError(
+            f"{bundle.folder} has no drafter, so it has no rounds; build one that has", options=("drafter",)
+        )
     return bundle.drafter
 
 

@@ -1,19 +1,10 @@
 """What a quantised bundle must reach to be finished."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from poss_export.config import Thresholds
 from poss_export.errors import QualityError
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What a quantised bundle must reach beside the pair in floating point, or it is not finished."""
-
-    perplexity: float = 1.05  # at most so many times
-    agreement: float = 0.85  # least share of tokens with the same likeliest next token
-    tau: float = 0.85  # at least so many times
 
 
 def failures(figures: Mapping[str, Any], thresholds: Thresholds) -> list[str]:
@@ -40,6 +31,7 @@ def require_quality(figures: Mapping[str, Any], thresholds: Thresholds) -> None:
     if missed := failures(figures, thresholds):
         raise QualityError(
             f"the quantised bundle is not good enough: {'; '.join(missed)}. Leave more layers in a higher "
-            "precision (a smaller --budget, --layer-precision), take another --precision, or lower the "
-            "threshold; nothing was written"
+            "precision, let rounded activations cost less, take another precision, or lower the threshold; "
+            "nothing was written",
+            options=("layers", "budget", "precision"),
         )

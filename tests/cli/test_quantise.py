@@ -16,11 +16,9 @@ from click.testing import Result
 from poss_export.bundling import build as build_module
 from poss_export.calibration.acceptance import load_acceptance
 from poss_export.calibration.record import load_record, save_record
-from poss_export.drafters.checkpoint import save_drafter
 from poss_export.manifest import Manifest, read_manifest
 from poss_export.runtime.bundle import open_bundle
-from poss_export.targets.checkpoint import open_target
-from tests.cli.test_cli import done, run
+from tests.cli.command import done, run
 
 CAPACITY = 96  # widths are measured behind 17 tokens
 # Random weights suffer more than those of a real target.
@@ -56,20 +54,6 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in exports:
             patch.setattr(build_module, name, lambda *a, name=name, **s: once(name, *a, **s))
         yield
-
-
-@pytest.fixture(scope="module")
-def target(tiny_folder: Callable[[str], Path]) -> Path:
-    return tiny_folder("llama")
-
-
-@pytest.fixture(scope="module")
-def drafter(target: Path, random_drafter: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
-    folder, opened = tmp_path_factory.mktemp("drafters") / "tiny", open_target(str(target))
-    save_drafter(folder, random_drafter(opened.config, 3), opened.sha256, torch.float32)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +356,7 @@ def spoilt(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--precision int8 --layer-precision =int8", "layer precision '=int8': expected LAYER=PRECISION"),
         ("--precision int8 --layer-precision head=int3", "'head=int3': expected LAYER=PRECISION"),
         ("--precision int8 --layer-precision nose=int8", "no layer fits 'nose'"),
-        ("--budget 0.1", "--budget is of quantised graphs"),
+        ("--budget 0.1", "budget is of quantised graphs"),
         ("--layer-precision head=int8", "precisions of layers are of a quantised target"),
         ("--precision int8 --draft-layer-precision head=int8", "are of a quantised draft"),
         ("--precision int8 --held-out {spoilt}/none.txt", "none.txt' cannot be read"),

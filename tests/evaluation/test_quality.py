@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from poss_export.evaluation.gate import Thresholds, failures
+from poss_export.config import Thresholds
+from poss_export.evaluation.gate import failures
 from poss_export.evaluation.quality import Trial, measure_quality
 from poss_export.evaluation.text_quality import read_windows
 from poss_export.manifest import read_manifest
