@@ -66,17 +66,16 @@ def speculative(setup: Setup) -> Engine:
 
 
 def _ours(setup: Setup, target_only: bool) -> Engine:
-    from poss_export.evaluation.answers import answer, only_chains
+    from poss_export.evaluation.answers import answer
     from poss_export.runtime.bundle import open_bundle
 
     bundle = open_bundle(setup.model, threads=setup.threads).__enter__()  # until the process ends
-    chains = target_only or only_chains(bundle.manifest)
 
     def ours(ids: list[int], max_new_tokens: int) -> Answer:
         made = answer(bundle, ids, max_new_tokens, target_only=target_only)
         times = made.prefill_seconds, made.seconds
         return Answer(
-            list(made.token_ids), *times, made.rounds, made.target_seconds, made.draft_seconds, chains
+            list(made.token_ids), *times, made.rounds, made.target_seconds, made.draft_seconds, made.chains
         )
 
     return ours

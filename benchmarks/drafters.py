@@ -30,7 +30,7 @@ from poss_export.bundling.tuning import capacity_for, exported, paired, plan_pai
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter
 from poss_export.errors import InputError, PossExportError
-from poss_export.evaluation.answers import answer, only_chains, take_turns
+from poss_export.evaluation.answers import answer, take_turns
 from poss_export.evaluation.equality import find_divergence
 from poss_export.evaluation.metrics import (
     alpha,
@@ -162,7 +162,7 @@ def parted(
         divergence = find_divergence(bundle.target, question.ids, mine.token_ids, other.token_ids)
         if divergence is not None:
             place = f"{answers}, {question.source}"
-            found[place] = judged(divergence, bundle.manifest.exactness, only_chains(bundle.manifest))
+            found[place] = judged(divergence, bundle.manifest.exactness, mine.chains)
     return found
 
 

@@ -17,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import divergences, environment, questions
-from poss_export.evaluation.answers import only_chains, take_turns
+from poss_export.evaluation.answers import take_turns
 from poss_export.evaluation.equality import find_divergence
 from poss_export.evaluation.metrics import acceptance, pooled_tau
 from poss_export.runtime.bundle import open_bundle
@@ -64,7 +64,7 @@ def main(
             answers.setdefault(question.source.rpartition(":")[0], []).append(ours)
             found = find_divergence(engines.target, question.ids, ours.token_ids, plain.token_ids)
             if found is not None:
-                parted[question.source] = divergences.judged(found, exactness, only_chains(engines.manifest))
+                parted[question.source] = divergences.judged(found, exactness, ours.chains)
     Console().print(depth_table(answers))
     for source, values in parted.items():
         click.echo(divergences.line(source, values))

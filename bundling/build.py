@@ -55,7 +55,7 @@ from poss_export.manifest import (
 from poss_export.progress import Progress, Report, silent
 from poss_export.quantisation.rounding import BYTES
 from poss_export.runtime.bundle import Bundle, contracts_of
-from poss_export.runtime.generation import PREFILL_CHUNK
+from poss_export.runtime.loop import PREFILL_CHUNK
 from poss_export.runtime.sessions.ort import OrtOptions
 from poss_export.targets.checkpoint import Target
 

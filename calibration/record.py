@@ -25,17 +25,17 @@ from poss_export.config import TreeShape
 from poss_export.contract import PAST
 from poss_export.engine_spec import GraphName
 from poss_export.errors import BackendError, InputError
-from poss_export.evaluation.laws import run_tree
 from poss_export.manifest import read_manifest
 from poss_export.progress import Progress, silent
 from poss_export.runtime.bundle import Bundle, open_bundle
-from poss_export.runtime.generation import PREFILL_CHUNK, check_prompt
-from poss_export.runtime.loop import run_chunk, speculate
+from poss_export.runtime.generation import check_prompt
+from poss_export.runtime.loop import PREFILL_CHUNK, speculate
 from poss_export.runtime.sampling import Sampling
-from poss_export.runtime.sessions.base import Ints, TargetOutput
+from poss_export.runtime.sequence import Sequence as Answer
+from poss_export.runtime.sessions.base import Ints
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtTargetSession
 from poss_export.runtime.tree import DraftTree
-from poss_export.runtime.verify import Verdict, Verify, verifier
+from poss_export.runtime.verify import verifier
 
 FORMAT_VERSION = 1
 
@@ -202,24 +202,13 @@ def _record_dialogue(bundle: Bundle, prompt: Sequence[int], max_new_tokens: int)
         if session is not None:
             session.reset()
     rounds = list[Round]()
-    emitted, stop_ids = 0, set(bundle.manifest.text.stop_ids)
-    verify = _noting(verifier(Sampling()), rounds)
-    for tokens in speculate(bundle.target, bundle.drafter, prompt, verify, PREFILL_CHUNK):
-        emitted += len(tokens)
-        if emitted >= max_new_tokens or stop_ids.intersection(tokens):
+    stop_ids = set(bundle.manifest.text.stop_ids)
+    answer = Answer(np.array(prompt, np.int64), verifier(Sampling()))
+    for made in speculate(bundle.target, bundle.drafter, answer):
+        rounds.append(Round(made.tree.tokens, made.tree.parents, made.tree.scores, made.path))
+        if answer.emitted >= max_new_tokens or stop_ids.intersection(made.tokens.tolist()):
             break
-    return Dialogue(np.array(prompt, np.int64), tuple(rounds[1:]))  # the first verdict ends the prompt
-
-
-def _noting(verify: Verify, rounds: list[Round]) -> Verify:
-    """Return `verify` that also notes every tree with its accepted path."""
-
-    def note(tree: DraftTree, output: TargetOutput) -> Verdict:
-        verdict = verify(tree, output)
-        rounds.append(Round(tree.tokens, tree.parents, tree.scores, tuple(verdict.path)))
-        return verdict
-
-    return note
+    return Dialogue(answer.prompt, tuple(rounds[1:]))  # the first is the prompt's
 
 
 def check_record(
@@ -298,22 +287,22 @@ def _replay_dialogue(
     for start in range(0, len(prompt), PREFILL_CHUNK):
         ids = prompt[start : start + PREFILL_CHUNK]
         end = start + len(ids)
-        f = run_chunk(target, ids).features
+        f = target.forward(DraftTree.chain(ids), np.array([len(ids) - 1])).features
         yield "target", target.last_feed()
-        target.commit([range(len(ids))])
+        target.commit(range(len(ids)))
         if drafter is not None and end < len(prompt):
-            drafter.propose(prompt[None, start + 1 : end + 1], f)
+            drafter.propose(prompt[start + 1 : end + 1], f)
             yield "draft", drafter.last_feed()
     t = ids[1:]  # without the root, which the round's tree begins with
     for item in dialogue.rounds:
         if drafter is not None:
-            drafter.propose(np.append(t, item.tokens[0])[None], f)
+            drafter.propose(np.append(t, item.tokens[0]), f)
             yield "draft", drafter.last_feed()
-        output = run_tree(target, item.tree)
+        output = target.forward(item.tree)
         yield "target", target.last_feed()
         path = list(item.path)
-        target.commit([path])
-        t, f = item.tokens[path[1:]], output.features[:, path]
+        target.commit(path)
+        t, f = item.tokens[path[1:]], output.features[path]
 
 
 def check_feeds(feeds: Iterable[Feed]) -> Iterator[Feed]:

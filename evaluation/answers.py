@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 
 from poss_export.errors import InputError
-from poss_export.manifest import Manifest
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.generation import Generation, Stream
 from poss_export.runtime.sessions.base import DraftSession
@@ -33,8 +32,3 @@ def drafter_of(bundle: Bundle) -> DraftSession:
             f"{bundle.folder} has no drafter, so it has no rounds; build one that has", options=("drafter",)
         )
     return bundle.drafter
-
-
-def only_chains(manifest: Manifest) -> bool:
-    """Return whether every tree that the bundle drafts is a chain."""
-    return manifest.drafter is None or manifest.drafter.tree.top_k == 1

@@ -1,20 +1,19 @@
 """The checks that `poss-export verify` makes with a bundle's own engines."""
 
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass
 
 import numpy as np
 
 from poss_export.evaluation import laws
-from poss_export.evaluation.answers import only_chains
 from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE
 from poss_export.evaluation.distribution import node_chances
 from poss_export.evaluation.equality import Divergence, Verdict, find_divergence, judge
 from poss_export.progress import Report
 from poss_export.runtime.bundle import Bundle
-from poss_export.runtime.generation import PREFILL_CHUNK
 from poss_export.runtime.loop import prefill
 from poss_export.runtime.sampling import Logits, Sampling
+from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.base import DraftSession, TargetSession
 from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import verifier
@@ -78,7 +77,7 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
     ]
 
 
-def check_greedy(bundle: Bundle, prompts: Sequence[str], max_new_tokens: int, report: Report) -> Check:
+def check_greedy(bundle: Bundle, prompts: abc.Sequence[str], max_new_tokens: int, report: Report) -> Check:
     """Check that speculative and target-only decoding give the same tokens, by `equality.judge`.
 
     Where nothing is claimed the check is skipped, and what differs is told.
@@ -118,11 +117,12 @@ def _greedy_case(bundle: Bundle, prompt: str, max_new_tokens: int) -> _Case:
     )
     ids = bundle.encode(prompt, raw=raw)
     found = find_divergence(bundle.target, ids, ours.token_ids, plain.token_ids)
-    exactness, chain = bundle.manifest.exactness, only_chains(bundle.manifest)
-    return _Case(prompt, plain.tokens, exactness.claims(chain), found, judge(found, exactness, chain))
+    exactness = bundle.manifest.exactness
+    verdict = judge(found, exactness, ours.chains)
+    return _Case(prompt, plain.tokens, exactness.claims(ours.chains), found, verdict)
 
 
-def _judged(name: str, cases: Sequence[_Case]) -> Check:
+def _judged(name: str, cases: abc.Sequence[_Case]) -> Check:
     parted = [case for case in cases if case.divergence is not None]
     near_ties = sum(case.verdict == "near-tie" for case in parted)
     detail = (
@@ -137,7 +137,7 @@ def _judged(name: str, cases: Sequence[_Case]) -> Check:
     return Check(name, True, detail, notes)
 
 
-def check_sampling(bundle: Bundle, prompts: Sequence[str], draws: int, report: Report) -> Check:
+def check_sampling(bundle: Bundle, prompts: abc.Sequence[str], draws: int, report: Report) -> Check:
     """Check that tokens sampled through trees follow the target's distribution; `draws` walks in all.
 
     Engines give each prompt's first tree and its logits once; the walks cost no engine.
@@ -161,12 +161,12 @@ def check_sampling(bundle: Bundle, prompts: Sequence[str], draws: int, report: R
 
 
 def _first_round(
-    target: TargetSession, drafter: DraftSession, prompt_ids: Sequence[int]
+    target: TargetSession, drafter: DraftSession, prompt_ids: abc.Sequence[int]
 ) -> tuple[DraftTree, Logits]:
     """Return the tree after a prompt and the target's logits after each of its nodes."""
     target.reset()
     drafter.reset()
-    t, f = prefill(target, drafter, np.asarray(prompt_ids), verifier(Sampling()), PREFILL_CHUNK)
-    (tree,) = drafter.propose(t[None], f)
-    tree = tree.first(target.capacity - len(prompt_ids))
-    return tree, laws.run_tree(target, tree).logits[0].copy()
+    sequence = Sequence(np.asarray(prompt_ids), verifier(Sampling()))
+    prefill(target, drafter, sequence)
+    tree = drafter.propose(sequence.t, sequence.f).first(target.room())
+    return tree, target.forward(tree).logits.copy()

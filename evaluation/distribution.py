@@ -2,14 +2,16 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from poss_export.runtime.sampling import Logits, Sampling, warp
+from poss_export.runtime.sessions.base import TargetOutput
 from poss_export.runtime.tree import DraftTree
-from poss_export.runtime.verify import verify_sampled
+from poss_export.runtime.verify import verifier
 
 _OFTEN = 200  # visits of a node that are worth a test
 _EXPECTED = 5  # draws of a token that make a class of its own
@@ -25,17 +27,18 @@ def node_chances(
         logits: [nodes, vocab], the target's after each node.
         sampling: not greedy.
         draws: how often the tree is walked.
-        seed: of the walks.
+        seed: of the walks, each of which is one position's random numbers.
 
     Returns:
         For each such node, `chance` of what followed it. Tokens must follow it as the target would
         sample them, whether they were accepted or the target's own.
     """
-    rng = np.random.default_rng(seed)
+    verify = verifier(replace(sampling, seed=seed))
+    output = TargetOutput(logits.argmax(-1), np.empty(0), lambda: logits)
     followers: list[Counter[int]] = [Counter() for _ in range(len(tree))]
-    for _ in range(draws):
-        path, bonus = verify_sampled(tree, logits, sampling, rng)
-        for node, token in zip(path, [*tree.tokens[path[1:]].tolist(), bonus], strict=True):
+    for number in range(draws):
+        walked = verify(tree, output, number * len(tree))  # no two walks share a position
+        for node, token in zip(walked.path, walked.tokens.tolist(), strict=True):
             followers[node][token] += 1
     return {
         node: chance(counts, warp(logits[node], sampling))

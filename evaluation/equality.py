@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 
 from poss_export.exactness import NEAR_TIE, Exactness
-from poss_export.runtime.generation import PREFILL_CHUNK
-from poss_export.runtime.loop import run_chunk
+from poss_export.runtime.loop import PREFILL_CHUNK
 from poss_export.runtime.sessions.base import TargetSession
+from poss_export.runtime.tree import DraftTree
 
 Verdict = Literal["equal", "near-tie", "mismatch", "not claimed"]
 
@@ -50,12 +50,12 @@ def find_divergence(
     if (position := first_difference(ours, plain)) is None:
         return None
     target.reset()
-    context = np.array([*prompt_ids, *plain[:position]])
+    context = [*prompt_ids, *plain[:position]]
     for start in range(0, len(context), PREFILL_CHUNK):
         chunk = context[start : start + PREFILL_CHUNK]
-        output = run_chunk(target, chunk)
-        target.commit([range(len(chunk))])
-    second, first = np.partition(output.logits[0, -1].astype(np.float64), -2)[-2:]
+        output = target.forward(DraftTree.chain(chunk), rows=np.array([len(chunk) - 1]))
+        target.commit(range(len(chunk)))
+    second, first = np.partition(output.logits[-1].astype(np.float64), -2)[-2:]
     return Divergence(position, float(first - second))
 
 

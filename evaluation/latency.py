@@ -19,8 +19,9 @@ from poss_export.errors import InputError
 from poss_export.machine import cores, peak_memory, processor
 from poss_export.progress import Report
 from poss_export.runtime.bundle import Bundle, contracts_of
-from poss_export.runtime.generation import PREFILL_CHUNK
+from poss_export.runtime.loop import advance, prefill
 from poss_export.runtime.sampling import Sampling
+from poss_export.runtime.sequence import Sequence as Answer
 from poss_export.runtime.sessions.base import DraftSession, Ints, TargetSession
 from poss_export.runtime.sessions.cuda import device_name
 from poss_export.runtime.sessions.ort import Provider
@@ -48,7 +49,7 @@ def target_calls(
 ) -> dict[int, Callable[[], Any]]:
     """Return the calls that `target_times` times; `context` tokens are read now."""
     _fill(target, None, _tokens(vocab, context))
-    return {width: _verify_call(target, DraftTree.chain(_tokens(vocab, width))) for width in widths}
+    return {width: partial(target.forward, DraftTree.chain(_tokens(vocab, width))) for width in widths}
 
 
 def milliseconds(call: Callable[[], Any]) -> float:
@@ -62,7 +63,7 @@ def median_times(bundle: Bundle) -> dict[str, Any]:
     """Return median ms of target calls by width, and of a draft round and the whole round around it."""
     capacity, drafter = bundle.target.capacity, bundle.manifest.drafter
     widths = [width for width in _MEDIAN_WIDTHS if width < capacity]
-    most = max(widths) if drafter is None else max(*widths, drafter.tree.nodes + 1)  # in one call
+    most = max(widths) if drafter is None else max(*widths, drafter.tree.width)  # in one call
     context = max(min(CONTEXTS[0], capacity - most), 1)
     vocab = bundle.manifest.target.config.vocab_size
     times = target_times(bundle.target, vocab, context, widths, _MEDIAN_REPEATS)
@@ -114,7 +115,7 @@ def profile_bundle(
             depth = bundle.manifest.drafter.tree.depth
             draft, whole = round_times(bundle.target, bundle.drafter, ids, depth, repeats)
             found["draft"] += [_row(context, times, rows=rows) for rows, times in draft.items()]
-            width = bundle.manifest.drafter.tree.nodes + 1
+            width = bundle.manifest.drafter.tree.width
             found["round"].append(_row(context, whole, width=width, rows=1))
     return {"profile_version": VERSION, **_facts(bundle), **found, "memory": _memory(bundle)}
 
@@ -135,51 +136,37 @@ def round_times(
     target: TargetSession, drafter: DraftSession, ids: Ints, depth: int, repeats: int
 ) -> tuple[dict[int, Milliseconds], Milliseconds]:
     """Return the times of drafting, by new rows, and of whole rounds whose drafter reads one new row."""
-    features = _fill(target, drafter, ids)
-    lengths = len(ids), len(ids) - 1
-    verify = verifier(Sampling())
+    answer = _fill(target, drafter, ids)
+    t, f = answer.t[-1:], answer.f[-1:]  # one new row
+    read = drafter.length()
 
-    def propose(rows: int) -> DraftTree:
-        drafter.lengths[0] = lengths[1]  # what lies behind is forgotten, as in every round
-        (tree,) = drafter.propose(
-            np.resize(ids, (1, rows)), np.resize(features, (1, rows, features.shape[2]))
-        )
-        return tree
+    def propose(rows: int) -> None:
+        drafter.trim(read)
+        drafter.propose(np.resize(ids, rows), np.resize(f, (rows, f.shape[1])))
 
     def whole_round() -> None:
-        target.lengths[0] = lengths[0]
-        tree = propose(1)
-        nodes = np.arange(len(tree))[None]
-        output = target.forward(tree.tokens[None], tree.depths[None], tree.mask[None], nodes)
-        path, _ = verify(tree, output)
-        target.commit([path])
+        target.trim(len(ids))
+        drafter.trim(read)
+        answer.t, answer.f = t, f
+        advance(target, drafter, answer)
 
     calls: dict[Any, Callable[[], Any]] = {rows: partial(propose, rows) for rows in (1, depth + 1)}
     times = _take_turns({**calls, "round": whole_round}, repeats)
     return {rows: times[rows] for rows in calls}, times["round"]
 
 
-def _verify_call(target: TargetSession, tree: DraftTree) -> Callable[[], Any]:
-    nodes = np.arange(len(tree))[None]
-    return lambda: target.forward(tree.tokens[None], tree.depths[None], tree.mask[None], nodes)
-
-
-def _fill(target: TargetSession, drafter: DraftSession | None, ids: Ints) -> Any:
-    """Empty the sessions, then read `ids` as a prompt; return the last features [1, 1, hidden]."""
+def _fill(target: TargetSession, drafter: DraftSession | None, ids: Ints) -> Answer:
+    """Empty the sessions, then read `ids` as a prompt, which the drafter has read but for the last row."""
     target.reset()
-    if drafter is not None:
-        drafter.reset()
-    for start in range(0, len(ids), PREFILL_CHUNK):
-        chunk = ids[start : start + PREFILL_CHUNK]
-        n = len(chunk)
-        output = target.forward(
-            chunk[None], np.arange(n)[None], np.tri(n, dtype=bool)[None], np.array([[n - 1]])
-        )
-        target.commit([range(n)])
-        following = ids[start + 1 : start + n + 1]
-        if drafter is not None and len(following):
-            drafter.propose(following[None], output.features[:, : len(following)])
-    return output.features[:, -1:].copy()
+    answer = Answer(ids, verifier(Sampling()))
+    if drafter is None:
+        prefill(target, None, answer)
+        return answer
+    drafter.reset()
+    prefill(target, drafter, answer)
+    if len(answer.t) > 1:
+        drafter.propose(answer.t[:-1], answer.f[:-1])
+    return answer
 
 
 def _take_turns(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, Milliseconds]:
@@ -208,7 +195,7 @@ def _rate(row: dict[str, Any], size: str) -> dict[str, Any]:
 
 def _widths(widths: Sequence[int] | None, bundle: Bundle) -> list[int]:
     if widths is None:
-        tree = [] if bundle.manifest.drafter is None else [bundle.manifest.drafter.tree.nodes + 1]
+        tree = [] if bundle.manifest.drafter is None else [bundle.manifest.drafter.tree.width]
         widths = [width for width in (*WIDTHS, *tree) if width < bundle.manifest.capacity]
     return sorted(set(widths))
 

@@ -19,16 +19,10 @@ PATHS = ([0, 1, 3, 6], [0, 1, 4], [0, 2, 5, 7])  # root to leaf
 TOKENS = PREFIX + len(PARENTS) + 2  # that the laws need: prefix, tree with root, one to go on with
 
 
-def run_tree(target: TargetSession, tree: DraftTree) -> TargetOutput:
-    """Run a tree behind the committed rows; every node's logits are wanted."""
-    nodes = np.arange(len(tree))[None]
-    return target.forward(tree.tokens[None], tree.depths[None], tree.mask[None], nodes)
-
-
 def append(target: TargetSession, tokens: Sequence[int] | Ints) -> TargetOutput:
     """Run tokens behind the committed rows and commit them all."""
-    output = run_tree(target, DraftTree.chain(tokens))
-    target.commit([range(len(tokens))])
+    output = target.forward(DraftTree.chain(tokens))
+    target.commit(range(len(tokens)))
     return output
 
 
@@ -49,10 +43,10 @@ def tree_equals_its_paths(target: TargetSession, tokens: Ints) -> float:
     tree = _tree(tokens)
     target.reset()
     append(target, tokens[:PREFIX])
-    found = _results(run_tree(target, tree))  # commits nothing: the next call writes over its rows
+    found = _results(target.forward(tree))  # commits nothing: the next call writes over its rows
     errors = []
     for path in PATHS:
-        expected = _results(run_tree(target, DraftTree.chain(tree.tokens[path])))
+        expected = _results(target.forward(DraftTree.chain(tree.tokens[path])))
         errors += [difference(result[path], one) for result, one in zip(found, expected, strict=True)]
     return max(errors)
 
@@ -64,8 +58,8 @@ def commit_equals_fresh_run(target: TargetSession, tokens: Ints) -> float:
     for path in PATHS:
         target.reset()
         append(target, tokens[:PREFIX])
-        run_tree(target, tree)
-        target.commit([path])
+        target.forward(tree)
+        target.commit(path)
         found = _results(append(target, last))
         target.reset()
         fresh = _results(append(target, np.concatenate((tokens[:PREFIX], tree.tokens[path], last))))
@@ -78,10 +72,10 @@ def draft_parts_equal_one_call(target: TargetSession, drafter: DraftSession, tok
     target.reset()
     features, _ = _results(append(target, tokens[:-1]))
     drafter.reset()
-    (expected,) = drafter.propose(tokens[None, 1:], features[None])
+    expected = drafter.propose(tokens[1:], features)
     drafter.reset()
-    drafter.propose(tokens[None, 1 : PREFIX + 1], features[None, :PREFIX])
-    (found,) = drafter.propose(tokens[None, PREFIX + 1 :], features[None, PREFIX:])
+    drafter.propose(tokens[1 : PREFIX + 1], features[:PREFIX])
+    found = drafter.propose(tokens[PREFIX + 1 :], features[PREFIX:])
     return tree_difference(found, expected)
 
 
@@ -92,4 +86,4 @@ def _tree(tokens: Ints) -> DraftTree:
 
 def _results(output: TargetOutput) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return copies of features and logits, [seq, ...] each: the session's next call overwrites its own."""
-    return output.features[0].copy(), output.logits[0].copy()
+    return output.features.copy(), output.logits.copy()

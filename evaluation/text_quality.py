@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poss_export.errors import InputError
-from poss_export.evaluation.laws import run_tree
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.sessions.base import Ints, TargetSession
 from poss_export.runtime.tree import DraftTree
@@ -67,7 +66,7 @@ def _predictions(target: TargetSession, windows: Iterable[Ints]) -> Iterator[Flo
 def read_logits(target: TargetSession, ids: Sequence[int] | Ints) -> Floats:
     """Return a target's logits [ids, vocab] after each of the ids, read at once into empty caches."""
     target.reset()
-    logits: Floats = run_tree(target, DraftTree.chain(ids)).logits[0]
+    logits: Floats = target.forward(DraftTree.chain(ids)).logits
     return logits
 
 

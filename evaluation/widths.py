@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poss_export.contract import WIDEST
-from poss_export.evaluation.laws import append, run_tree
+from poss_export.evaluation.laws import append
 from poss_export.manifest import TARGET_GRAPH
 from poss_export.runtime.bundle import Bundle, contracts_of
 from poss_export.runtime.sessions.base import Ints, TargetSession
@@ -84,15 +84,15 @@ def _steps(session: TargetSession, prefix: Ints, tokens: Ints, width: int, seed:
     for token, beside in zip(tokens, others, strict=True):
         parents = np.zeros(len(beside), np.int64)
         tree = DraftTree.with_root(int(token), beside, parents, np.zeros(len(beside), np.float32))
-        found.append(run_tree(session, tree).logits[0, 0].astype(np.float32))
-        session.commit([[0]])
+        found.append(session.forward(tree).logits[0].astype(np.float32))
+        session.commit([0])
     return np.stack(found)
 
 
 def _tree(session: TargetSession, prefix: Ints, tree: DraftTree, path: Sequence[int]) -> Floats:
     session.reset()
     append(session, prefix)
-    logits: Floats = run_tree(session, tree).logits[0, list(path)].astype(np.float32)
+    logits: Floats = session.forward(tree).logits[list(path)].astype(np.float32)
     return logits
 
 

@@ -20,7 +20,7 @@ from poss_export.drafters.round import DraftRound
 from poss_export.errors import InputError, ParityError, PossExportError
 from poss_export.evaluation.checks import NO_DRAFTER, Check
 from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE, difference, tree_difference
-from poss_export.evaluation.laws import append, run_tree
+from poss_export.evaluation.laws import append
 from poss_export.exporters.drafter import DraftGraph
 from poss_export.manifest import DrafterEntry, Manifest, TargetEntry
 from poss_export.runtime.bundle import Bundle
@@ -159,13 +159,13 @@ def _compare_target(session: TargetSession, reference: Reference) -> dict[str, f
     for rows in (slice(0, half), slice(half, last)):
         output = append(session, left[rows])
         features[:, rows], logits[:, rows] = output.features, output.logits
-    output = run_tree(session, _two_branches(left[last:], right[last:]))
+    output = session.forward(_two_branches(left[last:], right[last:]))
     paths = np.arange(1, 2 * BRANCH + 1).reshape(BRANCH, 2).T  # nodes of each branch
     paths = np.concatenate(([[0], [0]], paths), axis=1)
-    features[:, last:], logits[:, last:] = output.features[0, paths], output.logits[0, paths]
-    session.commit([paths[1, :-1].tolist()])  # moves rows, which the last token must not notice
+    features[:, last:], logits[:, last:] = output.features[paths], output.logits[paths]
+    session.commit(paths[1, :-1].tolist())  # moves rows, which the last token must not notice
     output = append(session, right[-1:])
-    features[1, -1], logits[1, -1] = output.features[0, 0], output.logits[0, 0]
+    features[1, -1], logits[1, -1] = output.features[0], output.logits[0]
     return {
         FEATURES: difference(features, reference.features),
         LOGITS: difference(logits, reference.logits),
@@ -183,7 +183,7 @@ def _compare_draft(session: DraftSession, reference: Reference, drafting: DraftR
     for start, end in ((0, PREFIX), (PREFIX, rows - 1)):  # a prompt, then accepted rows
         new, following = slice(start, end), slice(start + 1, end + 1)
         features = reference.features[:1, new]
-        (found,) = session.propose(reference.ids[:1, following], features)
+        found = session.propose(reference.ids[0, following], features[0])
         tokens, parents, scores, *caches = graph(
             torch.from_numpy(reference.embeddings[:1, following]),
             torch.from_numpy(features),

@@ -1,21 +1,21 @@
 """One answer: its text as it grows, then its tokens and the figures of the run."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import abc
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from poss_export.errors import InputError
-from poss_export.runtime.loop import speculate
+from poss_export.runtime.loop import PREFILL_CHUNK, speculate
+from poss_export.runtime.round import Round
 from poss_export.runtime.sampling import Sampling
+from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.base import DraftSession, Session, TargetSession
 from poss_export.runtime.transcript import FinishReason, Transcript
 from poss_export.runtime.verify import verifier
 from poss_export.text import Text
-
-PREFILL_CHUNK = 256  # tokens: bounds the memory of a long prompt's mask and activations
 
 
 @dataclass(frozen=True)
@@ -23,21 +23,28 @@ class Generation:
     """An answer and how it was made.
 
     `token_ids` ends with the stop token where there was one; `text` ends before it, or before the stop
-    string. `accepted_by_depth[d - 1]` counts the rounds that emitted a drafted token of depth d.
-    Seconds are wall-clock, without what the reader of a stream did between two pieces; the engines'
-    share of the rounds is in `target_seconds` and `draft_seconds`.
+    string. The first token is the prompt's; `accept_lengths` are the tokens that each round emitted after
+    it, of the last round those that the answer still took. `chains`: no verified tree had branches. Seconds
+    are wall-clock, without what the reader of a stream did between two pieces; the engines' share of the
+    rounds is in `target_seconds` and `draft_seconds`.
     """
 
     prompt: str
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
-    rounds: int
-    accepted_by_depth: tuple[int, ...]
+    accept_lengths: tuple[int, ...]
+    accepted_by_depth: tuple[int, ...]  # rounds that emitted a drafted token of depth 1, 2, ...
+    chains: bool
     seconds: float  # all of it
     prefill_seconds: float  # until the first token
     target_seconds: float
     draft_seconds: float
+
+    @property
+    def rounds(self) -> int:
+        """Calls of the target after the prompt's."""
+        return len(self.accept_lengths)
 
     @property
     def tokens(self) -> int:
@@ -58,6 +65,7 @@ class Generation:
         """Return plain JSON values."""
         return {
             **asdict(self),
+            "rounds": self.rounds,
             "tokens": self.tokens,
             "tokens_per_second": self.tokens_per_second,
             "tau": self.tau,
@@ -78,11 +86,11 @@ class Stream:
         drafter: DraftSession | None,
         text: Text,
         prompt: str,
-        prompt_ids: Sequence[int],
+        prompt_ids: abc.Sequence[int],
         *,
         max_new_tokens: int = 128,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
-        stop: Sequence[str] = (),
+        stop: abc.Sequence[str] = (),
         prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
         """Check the request; a drafter of None decodes with the target alone.
@@ -94,28 +102,28 @@ class Stream:
         if prefill_chunk < 1:
             raise InputError(f"prefill_chunk is {prefill_chunk}; it must be at least 1")
         self._target, self._drafter = target, drafter
-        self._prompt, self._prompt_ids = prompt, prompt_ids
-        self._chunk = prefill_chunk
-        self._verify = verifier(sampling)
+        self._prompt, self._chunk = prompt, prefill_chunk
         self._transcript = Transcript(text, max_new_tokens, (stop,) if isinstance(stop, str) else stop)
+        ids = np.asarray(prompt_ids, dtype=np.int64)
+        self._sequence = Sequence(ids, verifier(sampling), self._transcript)
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> abc.Iterator[str]:
         """Yield the text in pieces, at most one a round."""
         transcript, clock = self._transcript, time.perf_counter
         for session in self._sessions:
             session.reset()
         seconds, resumed = 0.0, clock()
-        drafted: list[int] = []  # drafted tokens emitted by prefill (none) and by each round
-        for tokens in speculate(self._target, self._drafter, self._prompt_ids, self._verify, self._chunk):
+        made = list[tuple[Round, int]]()  # the prompt's round and all others, with the tokens that were taken
+        for done in speculate(self._target, self._drafter, self._sequence, self._chunk):
             before = len(transcript.token_ids)
-            piece = transcript.add(tokens)
-            drafted.append(min(len(transcript.token_ids) - before, len(tokens) - 1))
+            piece = transcript.add(done.tokens.tolist())
+            made.append((done, len(transcript.token_ids) - before))
             seconds += clock() - resumed
             if before == 0:
                 prefill_seconds, prefill_engines = seconds, self._engine_seconds()
             if piece:
                 yield piece
-            if transcript.finish_reason is not None:
+            if self._sequence.ended:
                 break
             resumed = clock()
         if piece := transcript.finish():
@@ -126,8 +134,9 @@ class Stream:
             text=transcript.text,
             token_ids=tuple(transcript.token_ids),
             finish_reason=transcript.finish_reason or "capacity",
-            rounds=len(drafted) - 1,
-            accepted_by_depth=tuple(sum(n >= d for n in drafted) for d in range(1, max(drafted) + 1)),
+            accept_lengths=tuple(taken for _, taken in made[1:]),
+            accepted_by_depth=_by_depth([min(taken, done.accepted) for done, taken in made[1:]]),
+            chains=all(done.tree.is_chain for done, _ in made),
             seconds=seconds,
             prefill_seconds=prefill_seconds,
             target_seconds=target_seconds,
@@ -148,7 +157,12 @@ class Stream:
         return self._target.engine_seconds, self._drafter.engine_seconds if self._drafter else 0.0
 
 
-def check_prompt(prompt_ids: Sequence[int], capacity: int) -> None:
+def _by_depth(drafted: abc.Sequence[int]) -> tuple[int, ...]:
+    """Return how many rounds emitted at least 1, 2, ... drafted tokens."""
+    return tuple(sum(count >= depth for count in drafted) for depth in range(1, max(drafted, default=0) + 1))
+
+
+def check_prompt(prompt_ids: abc.Sequence[int], capacity: int) -> None:
     """Raise InputError where a prompt is empty, or longer than the caches."""
     if not prompt_ids:
         raise InputError("the prompt is empty; give at least one token of text")

@@ -1,57 +1,57 @@
 """The draft/verify loop; without a drafter every tree is its root, and the loop decodes plainly.
 
-Letters: L committed tokens, t the tokens after rows that the drafter has not read, f the target's
-features of those rows. The last of t is the root: emitted, not yet in the target's cache.
+Letters: t the tokens after rows that the drafter has not read, f the target's features of those rows. The
+last of t is the root: emitted, not yet in the target's cache.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-from poss_export.runtime.sessions.base import DraftSession, Ints, TargetOutput, TargetSession
+from poss_export.runtime.round import Round
+from poss_export.runtime.sequence import Sequence
+from poss_export.runtime.sessions.base import DraftSession, TargetSession
 from poss_export.runtime.tree import DraftTree
-from poss_export.runtime.verify import Verify
+
+PREFILL_CHUNK = 256  # tokens: bounds the memory of a long prompt's mask and activations
 
 
 def speculate(
-    target: TargetSession, drafter: DraftSession | None, prompt: Sequence[int], verify: Verify, chunk: int
-) -> Iterator[list[int]]:
-    """Yield the first token after `prompt`, then what every round emits: accepted tokens and a new root.
+    target: TargetSession, drafter: DraftSession | None, sequence: Sequence, chunk: int = PREFILL_CHUNK
+) -> Iterator[Round]:
+    """Yield the rounds of an answer, the prompt's own first, until the target's cache is full.
 
-    Ends when the target's cache is full; the caller stops earlier by not asking for more. The prompt is
-    read `chunk` tokens at a time. Both sessions must be empty.
+    The caller stops earlier by not asking for more. The sequence's slot must be empty in both sessions.
     """
-    t, f = prefill(target, drafter, np.asarray(prompt, dtype=np.int64), verify, chunk)
-    yield [int(t[-1])]
-    while (L := int(target.lengths[0])) < target.capacity:
-        tree = DraftTree.with_root(int(t[-1])) if drafter is None else drafter.propose(t[None], f)[0]
-        tree = tree.first(target.capacity - L)
-        nodes = np.arange(len(tree))[None]
-        output = target.forward(tree.tokens[None], tree.depths[None], tree.mask[None], nodes)
-        path, bonus = verify(tree, output)
-        target.commit([path])
-        t, f = np.append(tree.tokens[path[1:]], bonus), output.features[:, path]
-        yield t.tolist()
+    yield prefill(target, drafter, sequence, chunk)
+    while target.room(sequence.slot):
+        yield advance(target, drafter, sequence)
+
+
+def advance(target: TargetSession, drafter: DraftSession | None, sequence: Sequence) -> Round:
+    """Propose a tree, verify it in one pass of the target, commit the accepted path."""
+    t, f, slot = sequence.t, sequence.f, sequence.slot
+    tree = DraftTree.with_root(sequence.root) if drafter is None else drafter.propose(t, f, slot)
+    tree = tree.first(target.room(slot))
+    output = target.forward(tree, slot=slot)
+    done = sequence.verify(tree, output, sequence.position)
+    target.commit(done.path, slot)
+    sequence.advance(done, output)
+    return done
 
 
 def prefill(
-    target: TargetSession, drafter: DraftSession | None, prompt: Ints, verify: Verify, chunk: int
-) -> tuple[Ints, NDArray[Any]]:
-    """Read the prompt [length]; return t and f of its last chunk, which the first round proposes from."""
+    target: TargetSession, drafter: DraftSession | None, sequence: Sequence, chunk: int = PREFILL_CHUNK
+) -> Round:
+    """Read the prompt `chunk` tokens at a time; return the round that its last token makes, a plain step."""
+    prompt, slot = sequence.prompt, sequence.slot
     for start in range(0, len(prompt), chunk):
         ids = prompt[start : start + chunk]
         end = start + len(ids)
-        output = run_chunk(target, ids)
-        target.commit([range(len(ids))])
+        output = target.forward(DraftTree.chain(ids), np.array([len(ids) - 1]), slot)  # only the last logits
+        target.commit(range(len(ids)), slot)
         if drafter is not None and end < len(prompt):
-            drafter.propose(prompt[None, start + 1 : end + 1], output.features)  # for its cache only
-    root = verify(DraftTree.with_root(int(ids[-1])), output).bonus
-    return np.append(ids[1:], root), output.features
-
-
-def run_chunk(target: TargetSession, ids: Ints) -> TargetOutput:
-    """Run a chunk of a prompt [length] behind the committed rows; only its last logits are wanted."""
-    n = len(ids)
-    return target.forward(ids[None], np.arange(n)[None], np.tri(n, dtype=bool)[None], np.array([[n - 1]]))
+            drafter.propose(prompt[start + 1 : end + 1], output.features, slot)  # for its cache only
+    first = sequence.verify(DraftTree.with_root(int(ids[-1])), output, sequence.position)
+    sequence.begin(ids[1:], output, first)
+    return first

@@ -20,7 +20,8 @@ class Sampling:
     The filters apply in this order: `temperature` divides the logits, `top_k` keeps the k likeliest
     tokens (0: all), `top_p` the likeliest ones that together reach this share of what is left, `min_p`
     those at least this share as likely as the likeliest. Tokens that tie with the last one kept are
-    kept too. A greedy choice reads no filter. The same `seed` and engine give the same tokens.
+    kept too. A greedy choice reads no filter. The same `seed` gives the same tokens, with any drafter or
+    none, where the engine's logits do not depend on the width of a call.
     """
 
     temperature: float = 0.0
@@ -77,8 +78,61 @@ def _nucleus_edge(q: Probabilities, top_p: float) -> np.float32:
     return edge
 
 
-def draw(q: Probabilities, rng: np.random.Generator) -> int:
-    """Draw a token from weights [vocab], which need not sum to 1."""
-    cumulative = np.cumsum(q, dtype=np.float64)
-    below = min(rng.random() * cumulative[-1], np.nextafter(cumulative[-1], 0))  # never the end itself
-    return int(np.searchsorted(cumulative, below, side="right"))
+class Uniforms:
+    """One uniform random number in [0, 1) for each absolute position, whatever was asked before it.
+
+    A counter-based generator (Philox, Salmon et al. 2011): the seed is its key, the position its counter. So
+    a token's random number does not depend on how many trees, rounds or other sequences came before.
+    """
+
+    def __init__(self, seed: int | None) -> None:
+        """Take a seed, or one of the system's for None."""
+        self._key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
+
+    def __call__(self, position: int) -> float:
+        """Return the number of a position, counted from 0, the prompt's first token."""
+        return float(np.random.Generator(np.random.Philox(key=self._key, counter=position)).random())
+
+
+def draw(q: Probabilities, u: float) -> int:
+    """Return the token that `u` in [0, 1) draws from weights [vocab], by their cumulative sum."""
+    kept, cumulative = _cumulative(q)
+    below = min(u * cumulative[-1], np.nextafter(cumulative[-1], 0))  # never the end itself
+    return int(kept[np.searchsorted(cumulative, below, side="right")])
+
+
+def draw_margin(logits: Logits, sampling: Sampling, u: float) -> float:
+    """Return how far the draw by `u` from logits [vocab] is from another one, in probability.
+
+    That is the distance of `u` to the ends of the drawn token's share, or of a filter's edge to what it cuts
+    off: closer than rounding, and other sums of the same logits may draw another token.
+    """
+    q = warp(logits, sampling)
+    kept, cumulative = _cumulative(q)
+    cumulative /= cumulative[-1]
+    index = int(np.searchsorted(cumulative, min(u, np.nextafter(1.0, 0)), side="right"))
+    start = float(cumulative[index - 1]) if index else -math.inf  # the very ends are no boundaries
+    end = float(cumulative[index]) if index + 1 < len(kept) else math.inf
+    return min(u - start, end - u, *_edge_margins(logits, sampling, q))
+
+
+def _edge_margins(logits: Logits, sampling: Sampling, q: Probabilities) -> list[float]:
+    """Return how far the kept tokens are from the others, and top-p and min-p from where they would cut."""
+    if len(q) == np.count_nonzero(q):
+        return []
+    weights = warp(logits, Sampling(sampling.temperature))
+    least = float(weights[q > 0].min())
+    margins = [least - float(weights[q == 0].max())]
+    if sampling.min_p > 0:
+        margins.append(float(np.abs(weights - sampling.min_p * weights.max()).min()))
+    if sampling.top_p < 1:
+        whole = warp(logits, Sampling(sampling.temperature, sampling.top_k)).astype(np.float64)
+        reached = np.cumsum(np.sort(whole)[::-1])
+        margins.append(float(np.abs(reached - sampling.top_p).min()))
+    return margins
+
+
+def _cumulative(q: Probabilities) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the tokens that have weight, and the cumulative sum of their weights."""
+    kept = np.flatnonzero(q)
+    return kept, np.cumsum(q[kept], dtype=np.float64)

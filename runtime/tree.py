@@ -49,19 +49,26 @@ class DraftTree:
         rest = np.asarray(tokens[1:], dtype=np.int64)
         return cls.with_root(int(tokens[0]), rest, np.arange(len(rest)), np.zeros(len(rest), np.float32))
 
+    @cached_property
+    def is_chain(self) -> bool:
+        """Whether no node has siblings: the tree is one path."""
+        return bool((self.parents[1:] == np.arange(len(self) - 1)).all())
+
     def __len__(self) -> int:
-        """Return the number of nodes, the root included."""
+        """Return the width: rows of the target call that verifies it, the root's included."""
         return len(self.tokens)
 
-    def first(self, nodes: int) -> "DraftTree":
-        """Return the tree of the first `nodes` nodes; any beginning of the order is a whole tree."""
-        if nodes >= len(self):
+    def first(self, width: int) -> "DraftTree":
+        """Return the tree of the first `width` nodes; any beginning of the order is a whole tree."""
+        if width >= len(self):
             return self
-        return DraftTree(self.tokens[:nodes], self.parents[:nodes], self.scores[:nodes])
+        return DraftTree(self.tokens[:width], self.parents[:width], self.scores[:width])
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
         """Which nodes a node sees, [nodes, nodes]: its ancestors and itself."""
+        if self.is_chain:
+            return np.tri(len(self), dtype=bool)
         mask = np.eye(len(self), dtype=bool)
         for node, parent in enumerate(self.parents.tolist()):
             mask[node] |= mask[parent]

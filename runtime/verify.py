@@ -1,68 +1,44 @@
-"""Lossless acceptance: walk the tree from its root by what the target wants at every node.
+"""Lossless acceptance: walk the tree from its root by the token that the target wants at every node.
 
-A drafter proposes without chance, so accepting a child with the probability that the target gives its
-token, and renormalising after a refusal, leaves the target's distribution as it is.
+The target's own choice, greedy or drawn, is made as if there were no tree; the tree only says whether its
+consequence is known already. So whatever is proposed, what is emitted is what the target alone emits
+(docs/lossless-sampling.md).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from poss_export.runtime.sampling import Logits, Sampling, draw, warp
+from poss_export.runtime.round import Round
+from poss_export.runtime.sampling import Sampling, Uniforms, draw, warp
 from poss_export.runtime.sessions.base import TargetOutput
 from poss_export.runtime.tree import DraftTree
 
-
-class Verdict(NamedTuple):
-    """The accepted path of node numbers, root first, and the target's own token after it."""
-
-    path: list[int]
-    bonus: int
-
-
-Verify = Callable[[DraftTree, TargetOutput], Verdict]
+# (tree, the target's output for its nodes, absolute position of the token after the root) -> round
+Verify = Callable[[DraftTree, TargetOutput, int], Round]
 
 
 def verifier(sampling: Sampling) -> Verify:
-    """Return the acceptance rule of one generation; it owns the generation's random numbers."""
+    """Return the acceptance rule of one answer; it owns the answer's random numbers."""
     if sampling.greedy:
-        return lambda tree, output: verify_greedy(tree, output.next_tokens[0])
-    rng = np.random.default_rng(sampling.seed)
-    return lambda tree, output: verify_sampled(tree, output.logits[0], sampling, rng)
+        return lambda tree, output, _: walk(tree, lambda path: int(output.next_tokens[path[-1]]))
+    uniforms = Uniforms(sampling.seed)
+
+    def verify(tree: DraftTree, output: TargetOutput, position: int) -> Round:
+        logits = output.logits
+
+        def wanted(path: list[int]) -> int:
+            return draw(warp(logits[path[-1]], sampling), uniforms(position + len(path) - 1))
+
+        return walk(tree, wanted)
+
+    return verify
 
 
-def verify_greedy(tree: DraftTree, next_tokens: NDArray[np.int64]) -> Verdict:
-    """Accept while the target's likeliest token, next_tokens [nodes], is among a node's children."""
+def walk(tree: DraftTree, wanted: Callable[[list[int]], int]) -> Round:
+    """Accept while the token that the target wants behind a path of nodes is a child of its last."""
     path = [0]
     while True:
-        y = next_tokens[path[-1]]
+        y = wanted(path)
         accepted = next((child for child in tree.children[path[-1]] if tree.tokens[child] == y), None)
         if accepted is None:
-            return Verdict(path, int(y))
+            return Round(tree, tuple(path), y)
         path.append(accepted)
-
-
-def verify_sampled(tree: DraftTree, logits: Logits, sampling: Sampling, rng: np.random.Generator) -> Verdict:
-    """Accept children by draft rank with the target's probability; logits: [nodes, vocab]."""
-    path = [0]
-    while True:
-        q = warp(logits[path[-1]], sampling)
-        accepted = _sample_child(tree, path[-1], q, rng)
-        if accepted is None:
-            return Verdict(path, draw(q, rng))
-        path.append(accepted)
-
-
-def _sample_child(tree: DraftTree, node: int, q: NDArray[np.float32], rng: np.random.Generator) -> int | None:
-    """Return the accepted child of `node`, if any; refused tokens leave `q`, which keeps its scale."""
-    for child in tree.children[node]:
-        x = tree.tokens[child]
-        p = q[x]
-        if rng.random() * q.sum(dtype=np.float64) < p:
-            return child
-        q[x] = 0
-        if p > 0 and not q.any():  # refusing what was certain: rounding
-            return child
-    return None

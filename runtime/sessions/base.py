@@ -1,8 +1,8 @@
-"""What the loop asks of an engine.
+"""What the loop asks of an engine, and what every session with caches does alike.
 
-A session is cheap to construct; entering it loads the engine and allocates its caches, leaving it
-frees both. It owns its caches: only `commit` and `reset` move or drop rows. Arrays carry a batch
-dimension first; one sequence is enough for the loop.
+A session is cheap to construct; entering it loads the engine and allocates its caches, leaving it frees
+both. A call serves one sequence, whose rows lie in one slot of the caches. The session owns them: `commit`
+keeps the rows of an accepted path, `trim` forgets the last ones, `release` and `reset` empty a slot and all.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from poss_export.errors import InputError
+from poss_export.runtime.sessions.caches import Rows
 from poss_export.runtime.tree import DraftTree
 
 Ints = NDArray[np.int64]
@@ -21,9 +23,9 @@ Ints = NDArray[np.int64]
 class TargetOutput:
     """Results of one call, in the session's own buffers: the session's next call overwrites them.
 
-    next_tokens: int64 [batch, rows], the likeliest token after each row asked for.
-    features: [batch, seq, hidden]. logits: [batch, rows, vocab], read only where they are asked for,
-    because on a device that is a transfer.
+    next_tokens: int64 [rows], the likeliest token after each row asked for.
+    features: [nodes, hidden]. logits: [rows, vocab], read only where they are asked for, because on a device
+    that is a transfer.
     """
 
     next_tokens: Ints
@@ -32,15 +34,14 @@ class TargetOutput:
 
     @property
     def logits(self) -> NDArray[Any]:
-        """Logits [batch, rows, vocab]."""
+        """Logits [rows, vocab]."""
         return self.read_logits()
 
 
 class Session(Protocol):
     """What target and drafter sessions share."""
 
-    capacity: int  # rows that a cache holds
-    lengths: Ints  # [batch] rows committed
+    capacity: int  # rows that a slot holds
     engine_seconds: float  # time spent in the engine since `reset`
 
     def __enter__(self) -> Self:
@@ -49,37 +50,101 @@ class Session(Protocol):
     def __exit__(self, *error: object) -> None:
         """Free both."""
 
+    def length(self, slot: int = 0) -> int:
+        """Return the rows committed in a slot."""
+
+    def room(self, slot: int = 0) -> int:
+        """Return the rows that a slot can still take."""
+
+    def trim(self, rows: int, slot: int = 0) -> None:
+        """Forget the committed rows behind the first `rows`."""
+
+    def release(self, slot: int = 0) -> None:
+        """Empty a slot."""
+
     def reset(self) -> None:
-        """Empty the caches."""
+        """Empty all slots, and count the engine's time anew."""
 
 
 class TargetSession(Session, Protocol):
     """The target."""
 
-    def forward(
-        self, input_ids: Ints, depths: Ints, tree_mask: NDArray[np.bool_], rows: Ints
-    ) -> TargetOutput:
-        """Run tokens after the committed rows; their cache rows stay provisional until `commit`.
+    def forward(self, tree: DraftTree, rows: Ints | None = None, slot: int = 0) -> TargetOutput:
+        """Run the nodes of a tree behind the committed rows; theirs stay provisional until `commit`.
 
-        input_ids, depths: [batch, seq], a token's position is the committed length plus its depth.
-        tree_mask: [batch, seq, seq], which tokens of this call a token sees. rows: [batch, rows], of
-        which tokens the logits are wanted.
+        A chunk of a prompt is a chain, a plain step a tree of its root. `rows` are the nodes whose logits
+        are wanted, int64 [rows]; None: all.
         """
 
-    def commit(self, paths: Sequence[Sequence[int]]) -> None:
-        """Keep these rows of the last call, in this order, and drop its others.
-
-        paths: ascending row numbers for each sequence of the batch.
-        """
+    def commit(self, path: Sequence[int], slot: int = 0) -> None:
+        """Keep the rows of these nodes of the last call, ascending, in this order, and drop its others."""
 
 
 class DraftSession(Session, Protocol):
     """The drafter, whose whole round is one call."""
 
-    def propose(self, next_tokens: Ints, features: NDArray[Any]) -> list[DraftTree]:
-        """Read the target's features of new rows, then draw a tree for each sequence of the batch.
+    def propose(self, next_tokens: Ints, features: NDArray[Any], slot: int = 0) -> DraftTree:
+        """Read the target's features of new rows, then draw a tree.
 
-        next_tokens: [batch, rows], the token after each row; the last one is the root.
-        features: [batch, rows, hidden]. The rows are committed at once, since only accepted tokens are
-        ever shown to a drafter.
+        next_tokens: int64 [rows], the token after each row; the last one is the root. features: [rows,
+        hidden]. The rows are committed at once, since only accepted tokens are ever shown to a drafter.
         """
+
+
+class CachedSession:
+    """Counts the rows in its caches and keeps those of accepted paths; a subclass sets `_caches`."""
+
+    _caches: Rows
+
+    def __init__(self, name: str, capacity: int, slots: int = 1) -> None:
+        """Start empty; `name` is the file that errors tell."""
+        self.name, self.capacity = name, capacity
+        self.engine_seconds = 0.0
+        self._lengths: Ints = np.zeros(slots, dtype=np.int64)
+        self._written: Ints = np.zeros(slots, dtype=np.int64)  # rows that may differ from zero
+
+    def length(self, slot: int = 0) -> int:
+        """Return the rows committed in a slot."""
+        return int(self._lengths[slot])
+
+    def room(self, slot: int = 0) -> int:
+        """Return the rows that a slot can still take."""
+        return self.capacity - self.length(slot)
+
+    def trim(self, rows: int, slot: int = 0) -> None:
+        """Forget the committed rows behind the first `rows`; later calls write over them."""
+        assert 0 <= rows <= self.length(slot), (rows, self.length(slot))
+        self._lengths[slot] = rows
+
+    def release(self, slot: int = 0) -> None:
+        """Empty a slot."""
+        self._caches.clear(slot, int(self._written[slot]))
+        self._written[slot] = self._lengths[slot] = 0
+
+    def reset(self) -> None:
+        """Empty all slots, and count the engine's time anew."""
+        for slot in range(len(self._lengths)):
+            self.release(slot)
+        self.engine_seconds = 0.0
+
+    def commit(self, path: Sequence[int], slot: int = 0) -> None:
+        """Keep the rows of these nodes of the last call, ascending, in this order, and drop its others."""
+        rows = np.asarray(path, dtype=np.int64)
+        length = self.length(slot)
+        in_place = int((rows == np.arange(len(rows))).sum())  # ascending: those in place come first
+        if in_place < len(rows):
+            self._caches.move(slot, length + rows[in_place:], length + in_place)
+        self._lengths[slot] += len(rows)
+
+    def _write(self, slot: int, new_rows: int, filling: int = 0) -> None:
+        """Note that a call writes `new_rows` cache rows after the committed ones, and `filling` more.
+
+        Raises InputError where they do not fit: an engine may write beyond its cache without a word. For what
+        fills up a call the session has room beside its capacity.
+        """
+        length = self.length(slot)
+        if new_rows > self.room(slot):
+            raise InputError(
+                f"{self.name}: {new_rows} tokens after {length} do not fit the capacity {self.capacity}"
+            )
+        self._written[slot] = max(self._written[slot], length + new_rows + filling)

@@ -1,11 +1,10 @@
 """The caches of a session: one block of memory, on the host or on a CUDA device.
 
-The block is [tensors, 1, kv_heads, capacity, head_dim]. An engine reads its past and writes its present
+The block is [tensors, slots, kv_heads, capacity, head_dim]. An engine reads its past and writes its present
 in the same slice of it, so that accepting a path only moves its rows together.
 """
 
 import ctypes
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class Rows(Protocol):
-    """The rows of a session's caches, of all tensors at once."""
+    """The rows of a session's caches, of all tensors at once; a slot holds those of one sequence."""
 
-    def move(self, sources: NDArray[np.int64], to: int) -> None:
+    def move(self, slot: int, sources: NDArray[np.int64], to: int) -> None:
         """Copy the rows `sources`, ascending and none below `to`, to the rows from `to` on."""
 
-    def clear(self, rows: int) -> None:
+    def clear(self, slot: int, rows: int) -> None:
         """Zero the first `rows` rows: a NaN left behind would reach later answers through the mask."""
 
 
@@ -51,73 +50,66 @@ class HostCaches:
             io.bind_ortvalue_input(name_in, value)
             io.bind_ortvalue_output(name_out, value)
 
-    def move(self, sources: NDArray[np.int64], to: int) -> None:
+    def move(self, slot: int, sources: NDArray[np.int64], to: int) -> None:
         """Copy the rows `sources`, ascending and none below `to`, to the rows from `to` on."""
-        self.block[..., to : to + len(sources), :] = self.block[..., sources, :]
+        rows = self.block[:, slot]
+        rows[..., to : to + len(sources), :] = rows[..., sources, :]
 
-    def clear(self, rows: int) -> None:
+    def clear(self, slot: int, rows: int) -> None:
         """Zero the first `rows` rows."""
-        self.block[..., :rows, :] = 0
+        self.block[:, slot, :, :rows] = 0
 
 
 class DeviceRows:
     """Cache rows on a CUDA device, moved by the driver: they never visit the host.
 
-    To the driver the block is a matrix with a row for each tensor and head; a cache row of all of them
-    is one column, `_width` bytes wide.
+    To the driver the block is a matrix with a row for each tensor, slot and head; a cache row of all of them
+    is one column, `_width` bytes wide. A slot's part of it is whole where there is one slot, else a piece of
+    each tensor.
     """
 
     def __init__(self, address: int, shape: tuple[int, ...], itemsize: int) -> None:
         """Take the block of this shape at `address` and zero it."""
         self._address = address
         self._width = shape[-1] * itemsize
-        self._pitch, self._height = shape[-2] * self._width, math.prod(shape[:-2])
-        self.size = self._pitch * self._height // shape[0]  # bytes of a tensor
-        self.clear(shape[-2])
+        self._pitch, (tensors, self._slots, heads) = shape[-2] * self._width, shape[:3]
+        self.size = self._pitch * self._slots * heads  # bytes of a tensor
+        # The pieces of slot 0, each so many matrix rows high.
+        self._pieces = [self.size * tensor for tensor in range(tensors)] if self._slots > 1 else [0]
+        self._height = heads if self._slots > 1 else tensors * heads
+        for slot in range(self._slots):
+            self.clear(slot, shape[-2])
 
-    def move(self, sources: NDArray[np.int64], to: int) -> None:
+    def _addresses(self, slot: int) -> list[int]:
+        """Return where the pieces of a slot begin."""
+        return [self._address + piece + slot * self._height * self._pitch for piece in self._pieces]
+
+    def move(self, slot: int, sources: NDArray[np.int64], to: int) -> None:
         """Copy the rows `sources`, ascending and none below `to`, to the rows from `to` on."""
         for row, source in enumerate(sources.tolist(), start=to):
-            copy = _Copy2D(
-                srcXInBytes=source * self._width,
-                srcMemoryType=_DEVICE,
-                srcDevice=self._address,
-                srcPitch=self._pitch,
-                dstXInBytes=row * self._width,
-                dstMemoryType=_DEVICE,
-                dstDevice=self._address,
-                dstPitch=self._pitch,
-                WidthInBytes=self._width,
-                Height=self._height,
-            )
-            _call_driver("cuMemcpy2D_v2", ctypes.byref(copy))
+            for address in self._addresses(slot):
+                old, new = ((address, self._pitch, n * self._width) for n in (source, row))
+                _copy(old, new, self._width, self._height)
         _call_driver("cuCtxSynchronize")  # the engine's own stream does not wait for these copies
 
-    def clear(self, rows: int) -> None:
+    def clear(self, slot: int, rows: int) -> None:
         """Zero the first `rows` rows."""
-        _call_driver(
-            "cuMemsetD2D8_v2",
-            ctypes.c_uint64(self._address),
-            ctypes.c_size_t(self._pitch),
-            ctypes.c_ubyte(0),
-            ctypes.c_size_t(rows * self._width),
-            ctypes.c_size_t(self._height),
-        )
+        for address in self._addresses(slot):
+            _call_driver(
+                "cuMemsetD2D8_v2",
+                ctypes.c_uint64(address),
+                ctypes.c_size_t(self._pitch),
+                ctypes.c_ubyte(0),
+                ctypes.c_size_t(rows * self._width),
+                ctypes.c_size_t(self._height),
+            )
         _call_driver("cuCtxSynchronize")
 
-    def copy_to(self, other: "DeviceRows", rows: int) -> None:
-        """Copy the first `rows` rows to caches of another capacity."""
-        copy = _Copy2D(
-            srcMemoryType=_DEVICE,
-            srcDevice=self._address,
-            srcPitch=self._pitch,
-            dstMemoryType=_DEVICE,
-            dstDevice=other._address,
-            dstPitch=other._pitch,
-            WidthInBytes=rows * self._width,
-            Height=self._height,
-        )
-        _call_driver("cuMemcpy2D_v2", ctypes.byref(copy))
+    def copy_to(self, other: "DeviceRows", slot: int, rows: int) -> None:
+        """Copy the first `rows` rows of a slot to caches of another capacity."""
+        for ours, theirs in zip(self._addresses(slot), other._addresses(slot), strict=True):
+            old, new = (ours, self._pitch, 0), (theirs, other._pitch, 0)
+            _copy(old, new, rows * self._width, self._height)
         _call_driver("cuCtxSynchronize")
 
 
@@ -141,6 +133,25 @@ class CudaCaches(DeviceRows):
 
 
 _DEVICE = 2  # CU_MEMORYTYPE_DEVICE
+
+_Place = tuple[int, int, int]  # address and pitch of a matrix, and a column of it, in bytes
+
+
+def _copy(source: _Place, to: _Place, width: int, height: int) -> None:
+    """Copy a column, `width` bytes wide, of matrices on the device."""
+    copy = _Copy2D(
+        srcMemoryType=_DEVICE,
+        srcDevice=source[0],
+        srcPitch=source[1],
+        srcXInBytes=source[2],
+        dstMemoryType=_DEVICE,
+        dstDevice=to[0],
+        dstPitch=to[1],
+        dstXInBytes=to[2],
+        WidthInBytes=width,
+        Height=height,
+    )
+    _call_driver("cuMemcpy2D_v2", ctypes.byref(copy))
 
 
 class _Copy2D(ctypes.Structure):

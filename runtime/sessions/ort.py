@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from poss_export.contract import GraphContract, TensorSpec
 from poss_export.errors import BackendError, InputError
-from poss_export.runtime.sessions.base import Ints, TargetOutput
-from poss_export.runtime.sessions.cached import CachedSession
+from poss_export.runtime.sessions.base import CachedSession, Ints, TargetOutput
 from poss_export.runtime.sessions.caches import Caches, CudaCaches, HostCaches
 from poss_export.runtime.tree import DraftTree
 
@@ -87,7 +86,7 @@ class _Call:
 
 
 class OrtSession(CachedSession):
-    """A graph with caches for one sequence: what target and drafter sessions share."""
+    """A graph with caches, of one slot: what target and drafter sessions share."""
 
     _caches: Caches
 
@@ -140,10 +139,10 @@ class OrtSession(CachedSession):
         contract = self.contract.with_sizes(**widths)
         return _Call(self._session, contract, self._caches, self.options.provider == "cuda")
 
-    def _run(self, call: _Call, new_rows: int, filling: int = 0) -> None:
+    def _run(self, call: _Call, slot: int, new_rows: int, filling: int = 0) -> None:
         """Run `call`, which writes `new_rows` cache rows after the committed ones, and `filling` more."""
-        self._write(new_rows, filling)
-        call.arrays["past_length"][:] = self.lengths
+        self._write(slot, new_rows, filling)
+        call.arrays["past_length"][:] = self.length(slot)
         start = time.perf_counter()
         try:
             self._session.run_with_iobinding(call.io)
@@ -167,25 +166,23 @@ class OrtTargetSession(OrtSession):
         super().__init__(graph, contract, capacity + least_width - 1, options)
         self.capacity, self._least_width = capacity, least_width
 
-    def forward(
-        self, input_ids: Ints, depths: Ints, tree_mask: NDArray[np.bool_], rows: Ints
-    ) -> TargetOutput:
-        """Run tokens after the committed rows; see `TargetSession`."""
-        seq, wanted = input_ids.shape[1], rows.shape[1]
-        width = max(seq, self._least_width)
+    def forward(self, tree: DraftTree, rows: Ints | None = None, slot: int = 0) -> TargetOutput:
+        """Run the nodes of a tree behind the committed rows; see `TargetSession`."""
+        seq, rows = len(tree), np.arange(len(tree)) if rows is None else rows
+        width, wanted = max(seq, self._least_width), len(rows)
         call = self._call(seq=width, rows=max(wanted, self._least_width))
-        arrays = call.arrays
-        arrays["input_ids"][:, :seq] = input_ids
-        arrays["position_ids"][:] = self.lengths[:, None]
-        arrays["position_ids"][:, :seq] += depths
+        arrays = {name: array[0] for name, array in call.arrays.items() if name != "past_length"}
+        arrays["input_ids"][:seq] = tree.tokens
+        arrays["position_ids"][:] = self.length(slot)
+        arrays["position_ids"][:seq] += tree.depths
         arrays["tree_mask"][:] = np.eye(width, dtype=bool)
-        arrays["tree_mask"][:, :seq, :seq] = tree_mask
-        arrays["logits_rows"][:, :wanted] = rows
-        self._run(call, seq, width - seq)
+        arrays["tree_mask"][:seq, :seq] = tree.mask
+        arrays["logits_rows"][:wanted] = rows
+        self._run(call, slot, seq, width - seq)
         return TargetOutput(
-            arrays["next_tokens"][:, :wanted],
-            arrays["features"][:, :seq],
-            lambda: call.read_logits()[:, :wanted],
+            arrays["next_tokens"][:wanted],
+            arrays["features"][:seq],
+            lambda: call.read_logits()[0, :wanted],
         )
 
 
@@ -204,18 +201,18 @@ class OrtDraftSession(OrtSession):
         super().__init__(graph, contract, capacity, options)
         self._embeddings = embeddings
 
-    def propose(self, next_tokens: Ints, features: NDArray[Any]) -> list[DraftTree]:
+    def propose(self, next_tokens: Ints, features: NDArray[Any], slot: int = 0) -> DraftTree:
         """Read new rows and draw a tree; see `DraftSession`."""
-        rows = next_tokens.shape[1]
+        rows = len(next_tokens)
         call = self._call(rows=rows)
         arrays = call.arrays
         arrays["next_token_embeddings"][:] = self._embeddings[next_tokens]
         arrays["features"][:] = features
         arrays["row_count"][:] = rows
-        self._run(call, rows)
-        self.lengths[0] += rows
+        self._run(call, slot, rows)
+        self._lengths[slot] += rows
         tokens, parents, scores = (arrays[f"tree_{name}"][0] for name in ("tokens", "parents", "scores"))
-        return [DraftTree.with_root(int(next_tokens[0, -1]), tokens, parents, scores)]
+        return DraftTree.with_root(int(next_tokens[-1]), tokens, parents, scores)
 
 
 def _plain(specs: Sequence[TensorSpec]) -> list[TensorSpec]:

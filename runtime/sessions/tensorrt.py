@@ -20,8 +20,7 @@ from poss_export.engine_spec import NAMES, EngineEntry, Profile
 from poss_export.errors import BackendError, InputError
 from poss_export.manifest import GRAPHS
 from poss_export.runtime.sessions import bfloat16
-from poss_export.runtime.sessions.base import Ints, TargetOutput
-from poss_export.runtime.sessions.cached import CachedSession
+from poss_export.runtime.sessions.base import CachedSession, Ints, TargetOutput
 from poss_export.runtime.sessions.caches import DeviceRows
 from poss_export.runtime.sessions.cuda import Device
 from poss_export.runtime.sessions.fit import load_library
@@ -165,7 +164,7 @@ class LoadedEngine:
 
 
 class TensorrtSession(CachedSession):
-    """A graph with caches for one sequence: what target and drafter sessions share.
+    """A graph with caches, of one slot: what target and drafter sessions share.
 
     Where there are engines of several capacities, an answer begins in the smallest and moves on to the
     next when its tokens no longer fit: a call costs as much as its cache is long.
@@ -198,52 +197,50 @@ class TensorrtSession(CachedSession):
         del self.engines, self._engine, self._caches
         self._resources.close()
 
-    def reset(self) -> None:
-        """Empty the caches."""
-        written = self._written
-        super().reset()
+    def release(self, slot: int = 0) -> None:
+        """Empty a slot, in the caches of every capacity."""
         for engine in self.engines:
-            engine.rows.clear(min(written, engine.capacity))
+            engine.rows.clear(slot, min(int(self._written[slot]), engine.capacity))
+        self._written[slot] = self._lengths[slot] = 0
         self._use(self.engines[0])
 
     def _use(self, engine: LoadedEngine) -> None:
         self._engine, self._caches = engine, engine.rows
 
-    def _engine_for(self, new_rows: int) -> LoadedEngine:
+    def _engine_for(self, slot: int, new_rows: int) -> LoadedEngine:
         """Return the engine in use, or the next whose caches have room for `new_rows` more rows."""
-        needed = max(int(self.lengths[0]) + new_rows, self._engine.capacity)
+        needed = max(self.length(slot) + new_rows, self._engine.capacity)
         return next(engine for engine in self.engines if engine.capacity >= needed)
 
-    def _call(self, arrays: Mapping[str, NDArray[Any]], new_rows: int, **sizes: int) -> None:
+    def _call(self, slot: int, arrays: Mapping[str, NDArray[Any]], new_rows: int, **sizes: int) -> None:
         """Run a call that writes `new_rows` cache rows; `arrays` are the inputs but the past."""
-        self._write(new_rows)
-        engine = self._engine_for(new_rows)
+        self._write(slot, new_rows)
+        engine = self._engine_for(slot, new_rows)
         start = time.perf_counter()
         if engine is not self._engine:
-            self._engine.rows.copy_to(engine.rows, int(self.lengths[0]))
+            self._engine.rows.copy_to(engine.rows, slot, self.length(slot))
             self._use(engine)
-        engine.call({**arrays, "past_length": self.lengths}, **sizes)
+        engine.call({**arrays, "past_length": self._lengths}, **sizes)
         self.engine_seconds += time.perf_counter() - start
 
 
 class TensorrtTargetSession(TensorrtSession):
     """The target in TensorRT."""
 
-    def forward(
-        self, input_ids: Ints, depths: Ints, tree_mask: NDArray[np.bool_], rows: Ints
-    ) -> TargetOutput:
-        """Run tokens after the committed rows; see `TargetSession`. Logits stay on the device until read."""
+    def forward(self, tree: DraftTree, rows: Ints | None = None, slot: int = 0) -> TargetOutput:
+        """Run the nodes of a tree; see `TargetSession`. Logits stay on the device until they are read."""
+        rows = np.arange(len(tree)) if rows is None else rows
         arrays = {
-            "input_ids": input_ids,
-            "position_ids": self.lengths[:, None] + depths,
-            "tree_mask": tree_mask,
-            "logits_rows": rows,
+            "input_ids": tree.tokens[None],
+            "position_ids": self.length(slot) + tree.depths[None],
+            "tree_mask": tree.mask[None],
+            "logits_rows": rows[None],
         }
-        sizes = {"seq": input_ids.shape[1], "rows": rows.shape[1]}
-        self._call(arrays, input_ids.shape[1], **sizes)
+        sizes = {"seq": len(tree), "rows": len(rows)}
+        self._call(slot, arrays, len(tree), **sizes)
         read = self._engine.read
         return TargetOutput(
-            read("next_tokens", **sizes), read("features", **sizes), lambda: read("logits", **sizes)
+            read("next_tokens", **sizes)[0], read("features", **sizes)[0], lambda: read("logits", **sizes)[0]
         )
 
 
@@ -261,30 +258,30 @@ class TensorrtDraftSession(TensorrtSession):
         super().__init__(folder, entries, contract)
         self._embeddings = embeddings
 
-    def propose(self, next_tokens: Ints, features: NDArray[Any]) -> list[DraftTree]:
+    def propose(self, next_tokens: Ints, features: NDArray[Any], slot: int = 0) -> DraftTree:
         """Read new rows and draw a tree; see `DraftSession`."""
-        count = next_tokens.shape[1]
-        rows = self._padded(count)
-        padding = ((0, 0), (0, rows - count), (0, 0))
+        count = len(next_tokens)
+        rows = self._padded(slot, count)
+        padding = ((0, rows - count), (0, 0))
         arrays = {
-            "next_token_embeddings": np.pad(self._embeddings[next_tokens], padding),
-            "features": np.pad(features, padding),
+            "next_token_embeddings": np.pad(self._embeddings[next_tokens], padding)[None],
+            "features": np.pad(features, padding)[None],
             "row_count": np.array([count]),
         }
-        self._call(arrays, rows, rows=rows)
-        self.lengths[0] += count
+        self._call(slot, arrays, rows, rows=rows)
+        self._lengths[slot] += count
         tokens, parents, scores = (
             self._engine.read(f"tree_{name}", rows=rows)[0] for name in ("tokens", "parents", "scores")
         )
-        return [DraftTree.with_root(int(next_tokens[0, -1]), tokens, parents, scores)]
+        return DraftTree.with_root(int(next_tokens[-1]), tokens, parents, scores)
 
-    def _padded(self, count: int) -> int:
+    def _padded(self, slot: int, count: int) -> int:
         """Return the rows of the fixed profile that `count` rows are padded to, if caches have the room."""
-        if int(self.lengths[0]) + count > self.capacity:
+        if count > self.room(slot):
             return count  # which is refused
-        engine = self._engine_for(count)
+        engine = self._engine_for(slot, count)
         widths = [profile.sizes["rows"][0] for profile in engine.profiles if profile.fixed]
-        room = engine.capacity - int(self.lengths[0])
+        room = engine.capacity - self.length(slot)
         return min((width for width in widths if count <= width <= room), default=count)
 
 

@@ -181,7 +181,10 @@ _CHOICES = {"fusion": Fusion, "alignment": Alignment, "drafting": Drafting, "mas
 
 @dataclass(frozen=True)
 class TreeShape:
-    """Size of a drafted tree: `depth` levels, beam of `top_k`, best `nodes` kept (root not counted)."""
+    """Size of a drafted tree: `depth` levels, beam of `top_k`, best `nodes` kept.
+
+    `nodes` are drafted tokens; the root is none of them. `width` counts it: rows of the target call.
+    """
 
     depth: int = 5
     top_k: int = 4
@@ -197,6 +200,16 @@ class TreeShape:
                 f"tree nodes is {self.nodes}, but depth {self.depth} and top-k {self.top_k} give only "
                 f"{self.candidates} candidates: ask for fewer nodes, or more depth or top-k"
             )
+
+    @property
+    def width(self) -> int:
+        """Rows of the target call that verifies such a tree: the root and the nodes."""
+        return self.nodes + 1
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether no node can have siblings."""
+        return self.top_k == 1 or self.nodes == 1
 
     @property
     def candidates(self) -> int:

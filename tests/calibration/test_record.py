@@ -29,6 +29,7 @@ from poss_export.errors import BackendError, InputError
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, read_manifest
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtTargetSession
+from poss_export.runtime.tree import DraftTree
 
 PROMPT = [5, 17, 80, 3, 44, 9, 61]
 
@@ -46,17 +47,17 @@ def watched(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tu
     forward, propose = target.forward, drafter.propose
     calls: list[tuple[str, Any]] = []
 
-    def watch_forward(*inputs: Any) -> Any:
-        output = forward(*inputs)
-        past = target.lengths.copy()
-        calls.append(("target", [*(np.copy(x) for x in (past, *inputs)), *map(np.copy, output_of(output))]))
+    def watch_forward(tree: DraftTree, rows: Any = None, slot: int = 0) -> Any:
+        output = forward(tree, rows, slot)
+        fed = [target.length(), tree.tokens, tree.depths, tree.mask]
+        calls.append(("target", [*map(np.copy, fed), *map(np.copy, output_of(output))]))
         return output
 
-    def watch_propose(*inputs: Any) -> Any:
-        past, copies = drafter.lengths.copy(), [np.copy(x) for x in inputs]
-        (tree,) = propose(*inputs)
-        calls.append(("draft", [past, *copies, tree.tokens, tree.parents, tree.scores]))
-        return [tree]
+    def watch_propose(next_tokens: Any, features: Any, slot: int = 0) -> Any:
+        fed = [np.copy(x) for x in (drafter.length(), next_tokens, features)]
+        tree = propose(next_tokens, features, slot)
+        calls.append(("draft", [*fed, tree.tokens, tree.parents, tree.scores]))
+        return tree
 
     with monkeypatch.context() as patch:
         patch.setattr(target, "forward", watch_forward)
@@ -142,16 +143,12 @@ def test_replay_takes_the_recorded_path_against_the_target(tiny_bundle: Path, re
         target, drafter = sessions(bundle)
         feeds = [(graph, {k: v.copy() for k, v in feed.items()}) for graph, feed in
                  replay(forced, target, drafter)]  # fmt: skip
-        assert target.lengths.tolist() == [len(PROMPT) + 9]
+        assert target.length() == len(PROMPT) + 9
         target.reset()
-        ids = np.array([*PROMPT, 7, 11, 33, 8, 12, 34])
-        n = len(ids)
-        output = target.forward(
-            ids[None], np.arange(n)[None], np.tri(n, dtype=bool)[None], np.array([[n - 1]])
-        )
+        output = target.forward(DraftTree.chain([*PROMPT, 7, 11, 33, 8, 12, 34]))
         embeddings = bundle.manifest.target.embedding.open(bundle.folder)
         third = [feed for graph, feed in feeds if graph == "draft"][2]
-        np.testing.assert_allclose(third["features"], output.features[:, -3:], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(third["features"][0], output.features[-3:], rtol=1e-4, atol=1e-4)
         np.testing.assert_array_equal(third["next_token_embeddings"][0], embeddings[[12, 34, 9]])
         assert [feed["past_length"].tolist() for graph, feed in feeds if graph == "draft"] == [[0], [7], [10]]
 
@@ -346,7 +343,7 @@ def test_what_cannot_be_recorded_is_refused(tiny_bundle: Path, changed: Callable
         ):
             with pytest.raises(InputError, match=message):
                 record_rounds(bundle, prompts, length)
-        assert bundle.target.lengths.tolist() == [0]  # all prompts are checked before the first is read
+        assert bundle.target.length() == 0  # all prompts are checked before the first is read
     with pytest.raises(BackendError, match="is in bf16, in which no samples can be recorded here"):
         module.open_to_record(changed(precision="bf16"))
 
@@ -366,9 +363,9 @@ def test_prompts_are_invented_in_the_user_s_place(chat_bundle: Path) -> None:
         target, _ = sessions(bundle)
         forward, seen = target.forward, list[list[int]]()
 
-        def watch(*inputs: Any) -> Any:
-            seen.append(inputs[0][0].tolist())
-            return forward(*inputs)
+        def watch(tree: DraftTree, *others: Any, **named: Any) -> Any:
+            seen.append(tree.tokens.tolist())
+            return forward(tree, *others, **named)
 
         target.forward = watch  # type: ignore[method-assign]
         invent_prompts(bundle, 1, 0)

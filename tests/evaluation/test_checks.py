@@ -12,9 +12,10 @@ from poss_export.evaluation import checks, distribution
 from poss_export.evaluation.differences import difference, tree_difference
 from poss_export.evaluation.equality import Divergence
 from poss_export.runtime.bundle import Bundle, open_bundle
+from poss_export.runtime.round import Round
 from poss_export.runtime.sampling import Sampling
+from poss_export.runtime.sessions.base import TargetOutput
 from poss_export.runtime.tree import DraftTree
-from poss_export.runtime.verify import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +33,26 @@ def test_the_laws_hold(bundle: Bundle) -> None:
     assert [check.passed for check in found] == [True] * 4
 
 
-def forgetful_commit(session: Any, paths: Any) -> None:
+def forgetful_commit(session: Any, path: Any, slot: int = 0) -> None:
     """Keep the first rows in place of those of the path."""
-    session.lengths[0] += len(paths[0])
+    session._lengths[slot] += len(path)
 
 
-def causal_forward(session: Any, input_ids: Any, depths: Any, mask: Any, rows: Any) -> Any:
+def spoiled(tree: DraftTree, **parts: Any) -> DraftTree:
+    """Return the tree with another mask or other depths."""
+    other = DraftTree(tree.tokens, tree.parents, tree.scores)
+    vars(other).update({"mask": tree.mask, "depths": tree.depths, **parts})
+    return other
+
+
+def causal_forward(session: Any, tree: DraftTree, rows: Any = None, slot: int = 0) -> Any:
     """Let every token see all before it: a tree's branches mix."""
-    return ORIGINAL["forward"](session, input_ids, depths, np.tril(np.ones_like(mask)), rows)
+    return ORIGINAL["forward"](session, spoiled(tree, mask=np.tri(len(tree), dtype=bool)), rows, slot)
 
 
-def late_forward(session: Any, input_ids: Any, depths: Any, mask: Any, rows: Any) -> Any:
+def late_forward(session: Any, tree: DraftTree, rows: Any = None, slot: int = 0) -> Any:
     """Rotate by the place in the call in place of the depth."""
-    return ORIGINAL["forward"](session, input_ids, np.arange(depths.size)[None], mask, rows)
+    return ORIGINAL["forward"](session, spoiled(tree, depths=np.arange(len(tree))), rows, slot)
 
 
 ORIGINAL: dict[str, Any] = {}
@@ -72,9 +80,9 @@ def test_a_drafter_that_loses_rows_breaks_its_law(bundle: Bundle, monkeypatch: p
     propose = kind.propose
 
     def forget(session: Any, next_tokens: Any, features: Any) -> Any:
-        trees = propose(session, next_tokens, features)
-        session.lengths[0] = 0
-        return trees
+        tree = propose(session, next_tokens, features)
+        session.trim(0)
+        return tree
 
     monkeypatch.setattr(kind, "propose", forget)
     assert failed(checks.check_cache_laws(bundle)) == {"draft rows at once = in parts"}
@@ -89,7 +97,7 @@ def test_greedy_mismatches_are_counted_and_listed(bundle: Bundle, monkeypatch: p
     assert len(reported) == 2
     kind = type(bundle.target)
     commit = kind.commit
-    monkeypatch.setattr(kind, "commit", lambda session, paths: commit(session, [range(len(paths[0]))]))
+    monkeypatch.setattr(kind, "commit", lambda session, path, slot=0: commit(session, range(len(path)), slot))
     wrong = checks.check_greedy(bundle, prompts, 40, reported.append)
     assert wrong.passed is False
     assert all(note.startswith("mismatch at token ") for note in wrong.notes)
@@ -102,14 +110,11 @@ INEXACT = {"least_width": None, "tree_exact": False}
 
 @pytest.fixture
 def quantised(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return quantised(widths, *graphs, top_k=3): let the bundle's manifest call it a quantised one."""
+    """Return quantised(widths, *graphs): let the bundle's manifest call it a quantised one."""
 
-    def change(widths: dict[str, Any] | None, *graphs: Any, top_k: int = 3) -> None:
-        drafter = bundle.manifest.drafter
-        assert drafter is not None
+    def change(widths: dict[str, Any] | None, *graphs: Any) -> None:
         manifest = replace(
             bundle.manifest,
-            drafter=replace(drafter, tree=replace(drafter.tree, top_k=top_k, nodes=4)),
             quantisation={graph: {"scheme": "w8a8"} for graph in graphs},
             quality={} if widths is None else {"widths": widths},
         )
@@ -150,25 +155,36 @@ def test_a_quantised_drafter_claims_less(bundle: Bundle, quantised: Callable[...
     assert checks.check_greedy(bundle, ["<5> <9>"], 12, lambda _: None).passed is True
 
 
+def as_chain(tree: DraftTree) -> DraftTree:
+    """Return the path from the root to the last node."""
+    path = [len(tree) - 1]
+    while path[0]:
+        path.insert(0, int(tree.parents[path[0]]))
+    return DraftTree.chain(tree.tokens[path])
+
+
 @pytest.mark.parametrize(
-    ("widths", "top_k", "claimed"),
+    ("widths", "chains", "claimed"),
     [
-        (None, 3, False),
-        (INEXACT, 1, False),
-        (EXACT_CHAINS, 3, False),
-        (EXACT_CHAINS, 1, True),
-        (EXACT_TREES, 3, True),
+        (None, False, False),
+        (INEXACT, True, False),
+        (EXACT_CHAINS, False, False),
+        (EXACT_CHAINS, True, True),
+        (EXACT_TREES, False, True),
     ],
 )
 def test_greedy_is_claimed_as_measured(
     widths: Any,
-    top_k: int,
+    chains: bool,
     claimed: bool,
     bundle: Bundle,
     quantised: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    quantised(widths, "target", top_k=top_k)
+    quantised(widths, "target")
+    if chains:
+        propose = type(bundle.drafter).propose
+        monkeypatch.setattr(type(bundle.drafter), "propose", lambda *call: as_chain(propose(*call)))
     right = checks.check_greedy(bundle, ["<5> <9>"], 12, lambda _: None)
     assert right.passed is (True if claimed else None)
     assert right.detail.startswith("not claimed of a quantised graph: 1 prompts") != claimed
@@ -199,23 +215,25 @@ def test_accepted_trees_keep_the_distribution(sampling: Sampling) -> None:
     assert min(chances.values()) > 1e-3
 
 
-def always(tree: DraftTree, logits: Any, sampling: Sampling, rng: Any) -> Verdict:
+RNG = np.random.default_rng(0)
+
+
+def always(tree: DraftTree, output: TargetOutput, position: int) -> Round:
     """Accept the first child without a draw."""
-    return Verdict([0, 1], int(rng.choice(12, p=distribution.warp(logits[1], sampling))))
+    q = distribution.warp(output.logits[1], Sampling(1.0))
+    return Round(tree, (0, 1), int(RNG.choice(12, p=q)))
 
 
-def unmoved(tree: DraftTree, logits: Any, sampling: Sampling, rng: Any) -> Verdict:
+def unmoved(tree: DraftTree, output: TargetOutput, position: int) -> Round:
     """After a refusal draw from the whole distribution, which may give the refused token again."""
-    q = distribution.warp(logits[0], sampling).astype(np.float64)
-    accepted = rng.random() < q[3]
-    return Verdict([0, 1], 0) if accepted else Verdict([0], int(rng.choice(12, p=q / q.sum())))
+    q = distribution.warp(output.logits[0], Sampling(1.0)).astype(np.float64)
+    accepted = RNG.random() < q[3]
+    return Round(tree, (0, 1), 0) if accepted else Round(tree, (0,), int(RNG.choice(12, p=q / q.sum())))
 
 
 @pytest.mark.parametrize("fault", [always, unmoved])
-def test_a_wrong_acceptance_rule_shows(
-    fault: Callable[..., Verdict], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(distribution, "verify_sampled", fault)
+def test_a_wrong_acceptance_rule_shows(fault: Callable[..., Round], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distribution, "verifier", lambda sampling: fault)
     chances = distribution.node_chances(TREE, LOGITS, Sampling(1.0), 2000, seed=0)
     assert min(chances.values()) < 1e-9
 

@@ -61,7 +61,7 @@ def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
 def test_divergence_measures_the_gap(bundle: Bundle) -> None:
     prompt = [5, 9]
     bundle.target.reset()
-    logits = np.sort(append(bundle.target, [*prompt, 7]).logits[0, -1])
+    logits = np.sort(append(bundle.target, [*prompt, 7]).logits[-1])
     found = find_divergence(bundle.target, prompt, [7, 3, 4], [7, 3 + 1, 4])
     assert found == Divergence(1, pytest.approx(logits[-1] - logits[-2], rel=1e-4))
     assert judge(found, FLOATING, chain=False) == "mismatch"

@@ -19,6 +19,7 @@ from poss_export.evaluation.text_quality import (
     read_windows,
 )
 from poss_export.runtime.bundle import Bundle, open_bundle
+from poss_export.runtime.tree import DraftTree
 
 
 class FakeTarget:
@@ -30,13 +31,12 @@ class FakeTarget:
     def reset(self) -> None:
         self.fresh = True
 
-    def forward(self, ids: Any, depths: Any, mask: Any, rows: Any) -> Any:
+    def forward(self, tree: DraftTree, rows: Any = None) -> Any:
         assert self.fresh
-        n = ids.shape[1]
-        assert (mask[0] == np.tril(np.ones((n, n)))).all()
-        assert depths.tolist() == rows.tolist() == [list(range(n))]
+        assert tree.is_chain
+        assert rows is None
         self.fresh = False
-        return SimpleNamespace(logits=self.logits[None, :n])
+        return SimpleNamespace(logits=self.logits[: len(tree)])
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,9 @@ from poss_export.config import TreeShape
 from poss_export.contract import draft_contract, target_contract
 from poss_export.runtime.loop import speculate
 from poss_export.runtime.sampling import Sampling
+from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, OrtTargetSession
+from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import verifier
 from poss_export.targets.checkpoint import open_target
 
@@ -69,8 +71,9 @@ def emitted(sessions: Sessions, prompt: list[int], sampling: Sampling, drafts: b
     target, drafter = sessions
     target.reset()
     drafter.reset()
-    rounds = speculate(target, drafter if drafts else None, prompt, verifier(sampling), chunk=8)
-    return list(rounds)
+    sequence = Sequence(np.array(prompt), verifier(sampling))
+    rounds = speculate(target, drafter if drafts else None, sequence, chunk=8)
+    return [made.tokens.tolist() for made in rounds]
 
 
 POSS = TreeShape(depth=5, top_k=3, nodes=16)
@@ -113,17 +116,17 @@ def test_drafter_reads_each_row_once(open_sessions: Any, specialists: int, famil
     target, drafter = open_sessions("shared", POSS, specialists, family)
     target.reset()
     drafter.reset()
-    rounds = speculate(target, drafter, PROMPTS[2], verifier(Sampling(2.0, seed=3)), chunk=8)
-    tokens = [*PROMPTS[2], *chain.from_iterable(islice(rounds, 9))]
-    rows = int(drafter.lengths[0])
+    sequence = Sequence(np.array(PROMPTS[2]), verifier(Sampling(2.0, seed=3)))
+    rounds = islice(speculate(target, drafter, sequence, chunk=8), 9)
+    tokens = [*PROMPTS[2], *chain.from_iterable(made.tokens.tolist() for made in rounds)]
+    rows = drafter.length()
     assert rows > len(PROMPTS[2])
     caches = drafter._caches.block[..., :rows, :].copy()
 
     target.reset()
     drafter.reset()
-    n = np.arange(rows)[None]
-    output = target.forward(np.array([tokens[:rows]]), n, np.tri(rows, dtype=bool)[None], n)
-    drafter.propose(np.array([tokens[1 : rows + 1]]), output.features)
+    output = target.forward(DraftTree.chain(tokens[:rows]))
+    drafter.propose(np.array(tokens[1 : rows + 1]), output.features)
     np.testing.assert_allclose(drafter._caches.block[..., :rows, :], caches, rtol=1e-3, atol=1e-3)
 
 

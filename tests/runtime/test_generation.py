@@ -30,7 +30,7 @@ def ask(fake_target: Any, fake_drafter: Any, byte_text: Text) -> Ask:
         target = fake_target(table, capacity)
 
         def grow() -> tuple[list[int], list[int]]:
-            right = ids[int(target.lengths[0]) + 1 :][:1] or [7]
+            right = ids[target.length() + 1 :][:1] or [7]
             return [*right, 7, 7], [0, 1, 0]
 
         drafter = fake_drafter(grow, capacity) if drafts else None

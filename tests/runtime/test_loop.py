@@ -1,4 +1,5 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from poss_export.runtime.loop import speculate
+from poss_export.runtime.round import Round
 from poss_export.runtime.sampling import Sampling, warp
+from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.verify import verifier
 
 Grow = Callable[[], tuple[list[int], list[int]]]
@@ -24,10 +27,13 @@ def chain_of(length: int, seed: int) -> Grow:
     return lambda: (rng.integers(VOCAB, size=length).tolist(), list(range(length)))
 
 
-def emitted(
-    target: Any, drafter: Any, prompt: list[int], sampling: Sampling = GREEDY, chunk: int = 4
-) -> list[int]:
-    return list(chain.from_iterable(speculate(target, drafter, prompt, verifier(sampling), chunk)))
+def rounds_of(target: Any, drafter: Any, prompt: list[int], sampling: Sampling = GREEDY) -> Iterator[Round]:
+    return speculate(target, drafter, Sequence(np.array(prompt), verifier(sampling)), chunk=4)
+
+
+def emitted(target: Any, drafter: Any, prompt: list[int], sampling: Sampling = GREEDY) -> list[int]:
+    rounds = rounds_of(target, drafter, prompt, sampling)
+    return list(chain.from_iterable(made.tokens.tolist() for made in rounds))
 
 
 @pytest.mark.parametrize("nodes", [1, 4, 9])
@@ -50,26 +56,26 @@ def test_good_drafts_take_fewer_rounds(fake_target: Any, fake_drafter: Any) -> N
     target = fake_target(table(0), 32)
 
     def grow() -> tuple[list[int], list[int]]:
-        known = answer[int(target.lengths[0]) - 1 :][:3]
+        known = answer[target.length() - 1 :][:3]
         return known, list(range(len(known)))
 
-    rounds = list(speculate(target, fake_drafter(grow, 32), [1, 2], verifier(GREEDY), 4))
-    assert list(chain.from_iterable(rounds)) == answer
-    assert [len(tokens) for tokens in rounds] == [1, 4, 4, 4, 4, 4, 4, 4, 2]
+    rounds = list(rounds_of(target, fake_drafter(grow, 32), [1, 2]))
+    assert list(chain.from_iterable(made.tokens.tolist() for made in rounds)) == answer
+    assert [len(made.path) for made in rounds] == [1, 4, 4, 4, 4, 4, 4, 4, 2]
 
 
 def test_prompt_is_read_in_chunks(fake_target: Any, fake_drafter: Any) -> None:
     target, drafter = fake_target(table(0), 40), fake_drafter(chain_of(3, 0), 40)
-    next(speculate(target, drafter, list(range(4)) * 2 + [1], verifier(GREEDY), 4))
+    next(rounds_of(target, drafter, [*range(4), *range(4), 1]))
     assert target.calls == [4, 4, 1]
-    assert drafter.lengths[0] == 8  # the last chunk waits for the first round
+    assert drafter.length() == 8  # the last chunk waits for the first round
 
 
 def test_trees_shrink_to_what_fits(fake_target: Any, fake_drafter: Any, trees: Any) -> None:
     target = fake_target(table(1), 12)
     tokens = emitted(target, fake_drafter(trees(VOCAB, 8, 1), 12), [1, 2, 3])
     assert len(tokens) == 10
-    assert target.lengths[0] == 12
+    assert target.length() == 12
     assert target.calls[1] == 9
     assert target.calls[-1] < 9
 
@@ -87,6 +93,25 @@ def test_same_seed_same_tokens(fake_target: Any, fake_drafter: Any, trees: Any) 
     assert run(3) != run(4)
 
 
+@pytest.mark.parametrize(
+    "sampling", [Sampling(1.0), Sampling(0.7), Sampling(1.3, top_k=3), Sampling(0.9, top_p=0.8, min_p=0.1)]
+)
+@pytest.mark.parametrize("nodes", [1, 4, 9])
+def test_sampled_equals_target_only_with_the_same_seed(
+    fake_target: Any, fake_drafter: Any, trees: Any, nodes: int, sampling: Sampling
+) -> None:
+    """Token for token, whatever the drafter guesses: each is drawn by its position's random number."""
+    saved = 0
+    for seed in range(12):
+        seeded = replace(sampling, seed=seed)
+        plain = emitted(fake_target(table(seed), 40), None, [1, 2, 3], seeded)
+        drafter = fake_drafter(trees(VOCAB, nodes, seed), 40)
+        rounds = list(rounds_of(fake_target(table(seed), 40), drafter, [1, 2, 3], seeded))
+        assert list(chain.from_iterable(made.tokens.tolist() for made in rounds)) == plain
+        saved += len(plain) - len(rounds)
+    assert saved > 20  # drafted tokens were accepted; without them nothing was shown
+
+
 @pytest.mark.parametrize("shape", ["chain", "tree"])
 @pytest.mark.parametrize(
     "sampling", [Sampling(1.0, seed=1), Sampling(0.8, top_k=3, top_p=0.9, seed=2)], ids=["plain", "filters"]
@@ -97,10 +122,8 @@ def test_sampling_has_the_targets_distribution(
     """20,000 tokens of one answer: each is one draw of the warped row of the two tokens before it."""
     draws, logits = 20_000, table(7)
     grow = chain_of(3, 1) if shape == "chain" else trees(VOCAB, 6, 1)
-    rounds = speculate(
-        fake_target(logits, draws + 50), fake_drafter(grow, draws + 50), [1, 2], verifier(sampling), 4
-    )
-    tokens = [1, 2, *islice(chain.from_iterable(rounds), draws)]
+    rounds = rounds_of(fake_target(logits, draws + 50), fake_drafter(grow, draws + 50), [1, 2], sampling)
+    tokens = [1, 2, *islice(chain.from_iterable(made.tokens.tolist() for made in rounds), draws)]
     counts = np.zeros((VOCAB, VOCAB, VOCAB))
     np.add.at(counts, (tokens[:-2], tokens[1:-1], tokens[2:]), 1)
     q = np.array([[warp(row, sampling) for row in rows] for rows in logits])

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from poss_export.errors import InputError
-from poss_export.runtime.sampling import Sampling, draw, warp
+from poss_export.runtime.sampling import Sampling, Uniforms, draw, draw_margin, warp
 
 
 def plain_warp(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.float64]:
@@ -66,24 +66,65 @@ def test_extreme_logits_and_temperatures() -> None:
 
 
 def test_draw_never_takes_what_has_no_weight() -> None:
-    class Extreme:
-        def __init__(self, value: float) -> None:
-            self.value = value
-
-        def random(self) -> float:
-            return self.value
-
     q = np.array([0, 0.3, 0, 0.7, 0], dtype=np.float32)
-    assert draw(q, Extreme(0.0)) == 1  # type: ignore[arg-type]
-    assert draw(q, Extreme(1 - 2**-53)) == 3  # type: ignore[arg-type]
+    assert draw(q, 0.0) == 1
+    assert draw(q, 1 - 2**-53) == 3
+    assert draw(q, 1.0) == 3  # what rounding makes of the last number below 1
 
 
 def test_draw_follows_the_weights() -> None:
     rng = np.random.default_rng(1)
     q = np.array([1, 0, 3], dtype=np.float32)
-    counts = np.bincount([draw(q, rng) for _ in range(4000)], minlength=3)
+    counts = np.bincount([draw(q, rng.random()) for _ in range(4000)], minlength=3)
     assert counts[1] == 0
     assert counts[0] / 4000 == pytest.approx(0.25, abs=0.03)
+
+
+def test_random_numbers_belong_to_positions() -> None:
+    uniforms = Uniforms(7)
+    numbers = [uniforms(position) for position in range(2000)]
+    assert [Uniforms(7)(position) for position in (1999, 0, 5)] == [numbers[1999], numbers[0], numbers[5]]
+    assert Uniforms(8)(0) != numbers[0]
+    assert Uniforms(None)(0) != Uniforms(None)(0)
+    assert len(set(numbers)) == 2000
+    assert np.histogram(numbers, bins=10, range=(0, 1))[0] == pytest.approx(200, abs=60)
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.1
+    assert 0 <= Uniforms(2**200)(2**40) < 1  # any seed and position
+
+
+LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "u", "margin"),
+    [
+        (Sampling(1.0), 0.6, 0.1),  # above the first share's end
+        (Sampling(1.0), 0.79, 0.01),
+        (Sampling(1.0), 0.001, 0.499),  # the very ends are no boundaries
+        (Sampling(1.0), 0.999, 0.049),
+        (Sampling(1.0, top_k=2), 0.62, 0.005),  # of what is left: 0.625 and 0.375
+        (Sampling(1.0, top_k=2), 0.1, 0.15),  # the third token might have been kept in the second's place
+        (Sampling(1.0, top_p=0.79), 0.1, 0.01),  # two reach 0.8
+        (Sampling(1.0, min_p=0.31), 0.1, 0.005),  # the third has 0.3 of the likeliest
+    ],
+)
+def test_how_near_a_draw_is_to_another(sampling: Sampling, u: float, margin: float) -> None:
+    assert draw_margin(LOGITS, sampling, u) == pytest.approx(margin, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(1.0), Sampling(0.8, top_k=9), Sampling(1.2, top_p=0.9, min_p=0.05)]
+)
+def test_a_draw_with_a_margin_survives_rounding(sampling: Sampling) -> None:
+    rng = np.random.default_rng(0)
+    changed = 0
+    for _ in range(400):
+        logits, u = rng.normal(0, 2, 40).astype(np.float32), rng.random()
+        other = logits + rng.normal(0, 1e-3, 40).astype(np.float32)
+        if draw(warp(logits, sampling), u) != draw(warp(other, sampling), u):
+            assert draw_margin(logits, sampling, u) < 5e-3
+            changed += 1
+    assert changed  # or nothing was shown
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,16 @@ def test_root_alone() -> None:
     assert root.children == [[]]
 
 
+def test_a_chain_has_no_branch() -> None:
+    chain = DraftTree.chain([4, 4, 9])
+    assert chain.is_chain
+    assert DraftTree.with_root(3).is_chain
+    assert not TREE.is_chain
+    assert TREE.first(2).is_chain
+    np.testing.assert_array_equal(chain.mask, np.tri(3, dtype=bool))
+    assert chain.depths.tolist() == [0, 1, 2]
+
+
 def test_child_before_its_parent_is_refused() -> None:
     with pytest.raises(AssertionError):
         DraftTree.with_root(9, (5, 6), (2, 0), (0, 0))

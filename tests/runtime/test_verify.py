@@ -1,14 +1,16 @@
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from poss_export.runtime.sampling import Sampling, draw, warp
+from poss_export.runtime.round import Round
+from poss_export.runtime.sampling import Sampling, Uniforms, draw, warp
 from poss_export.runtime.sessions.base import TargetOutput
 from poss_export.runtime.tree import DraftTree
-from poss_export.runtime.verify import Verdict, verifier, verify_greedy, verify_sampled
+from poss_export.runtime.verify import verifier
 
 Grow = Callable[[], tuple[list[int], list[int]]]
 Trees = Callable[[int, int, int], Grow]
@@ -24,49 +26,46 @@ def leaf_paths(tree: DraftTree) -> list[list[int]]:
     return below(0)
 
 
+def output_of(logits: NDArray[np.float32]) -> TargetOutput:
+    """Return what a target says that has these logits, [nodes, vocab]."""
+    return TargetOutput(logits.argmax(-1), np.zeros((len(logits), 2)), lambda: logits)
+
+
+def verdict_of(made: Round) -> tuple[tuple[int, ...], int]:
+    return made.path, made.bonus
+
+
 def path_based(
-    tree: DraftTree, logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator
-) -> Verdict:
-    """The published definition: candidates are whole paths, filtered token by token."""
+    tree: DraftTree, logits: NDArray[np.float32], sampling: Sampling, position: int
+) -> tuple[tuple[int, ...], int]:
+    """The definition over whole paths: of the target's own tokens, as many as some path begins with."""
+    uniforms = Uniforms(sampling.seed)
     paths, accepted = leaf_paths(tree), [0]
     while True:
         depth = len(accepted)
         here = [path for path in paths if path[:depth] == accepted and len(path) > depth]
-        if sampling.greedy:
-            best = int(np.argmax(logits[accepted[-1]]))
-            match = next((path[depth] for path in here if tree.tokens[path[depth]] == best), None)
-            if match is None:
-                return Verdict(accepted, best)
-            accepted = [*accepted, match]
-            continue
-        q = warp(logits[accepted[-1]], sampling)
-        for node in dict.fromkeys(path[depth] for path in here):
-            x = tree.tokens[node]
-            if rng.random() < q[x]:
-                accepted = [*accepted, node]
-                break
-            q[x] = 0
-            q = q / q.sum()
-        else:
-            return Verdict(accepted, draw(q, rng))
+        row = logits[accepted[-1]]
+        y = int(np.argmax(row))
+        if not sampling.greedy:
+            y = draw(warp(row, sampling), uniforms(position + depth - 1))
+        match = next((path[depth] for path in here if tree.tokens[path[depth]] == y), None)
+        if match is None:
+            return tuple(accepted), y
+        accepted = [*accepted, match]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_equals_the_path_based_definition(trees: Trees, temperature: float) -> None:
-    sampling = Sampling(temperature, top_p=0.95)
+    sampling = Sampling(temperature, top_p=0.95, seed=3)
     grow, rng = trees(12, 14, 0), np.random.default_rng(1)
     lengths = Counter[int]()
     for case in range(300):
         tokens, parents = grow()
         tree = DraftTree.with_root(0, tokens, parents, np.zeros(len(tokens)))
         logits = rng.normal(0, 2, (len(tree), 12)).astype(np.float32)
-        expected = path_based(tree, logits, sampling, np.random.default_rng(case))
-        if sampling.greedy:
-            verdict = verify_greedy(tree, logits.argmax(-1))
-        else:
-            verdict = verify_sampled(tree, logits, sampling, np.random.default_rng(case))
-        assert verdict == expected
-        lengths[len(verdict.path)] += 1
+        made = verifier(sampling)(tree, output_of(logits), 20 * case)
+        assert verdict_of(made) == path_based(tree, logits, sampling, 20 * case)
+        lengths[len(made.path)] += 1
     assert len(lengths) > 3  # short and long paths both occurred
 
 
@@ -74,29 +73,31 @@ def test_greedy_reads_no_logits() -> None:
     def refuse() -> NDArray[np.float32]:
         raise AssertionError("a transfer of the logits")
 
-    output = TargetOutput(np.array([[7, 5, 1]]), np.zeros((1, 3, 2)), refuse)
+    output = TargetOutput(np.array([7, 5, 1]), np.zeros((3, 2)), refuse)
     tree = DraftTree.with_root(0, (7, 5), (0, 1), (0, 0))
-    assert verifier(Sampling(top_p=0.5))(tree, output) == Verdict([0, 1, 2], 1)
-
-
-def test_certain_child_refused_by_rounding_is_accepted() -> None:
-    class One(np.random.Generator):
-        def random(self) -> float:  # type: ignore[override]
-            return 1.0  # what u < 1 rounds to
-
-    tree = DraftTree.with_root(0, (1,), (0,), (0,))
-    logits = np.array([[0, 90, 0], [90, 0, 0]], dtype=np.float32)
-    verdict = verify_sampled(tree, logits, Sampling(1.0, top_k=1), One(np.random.PCG64(0)))
-    assert verdict == Verdict([0, 1], 0)
+    assert verdict_of(verifier(Sampling(top_p=0.5))(tree, output, 9)) == ((0, 1, 2), 1)
 
 
 def test_children_without_weight_are_never_accepted() -> None:
     tree = DraftTree.with_root(0, (1, 2), (0, 0), (0, 0))
     logits = np.tile(np.array([0, -np.inf, -np.inf, 0], dtype=np.float32), (3, 1))
-    rng = np.random.default_rng(0)
-    verdicts = [verify_sampled(tree, logits, Sampling(1.0), rng) for _ in range(50)]
-    assert all(verdict.path == [0] for verdict in verdicts)
-    assert {verdict.bonus for verdict in verdicts} == {0, 3}
+    verify = verifier(Sampling(1.0, seed=0))
+    rounds = [verify(tree, output_of(logits), position) for position in range(50)]
+    assert all(made.path == (0,) for made in rounds)
+    assert {made.bonus for made in rounds} == {0, 3}
+
+
+def test_a_token_depends_on_its_position_and_on_no_tree() -> None:
+    """The same three tokens, found by one wide tree, by a chain, and step by step."""
+    table = np.random.default_rng(5).normal(0, 1, (8, 8)).astype(np.float32)  # after the last token
+    sampling, tokens = Sampling(1.0, seed=11), [0]
+    for position in range(30, 33):
+        verify = verifier(sampling)  # a new one each time: nothing is remembered
+        tokens.append(verify(DraftTree.with_root(tokens[-1]), output_of(table[[tokens[-1]]]), position).bonus)
+    wide = DraftTree.with_root(0, (*range(8), *range(8)), (*[0] * 8, *[1 + tokens[1]] * 8), np.zeros(16))
+    for tree in (DraftTree.chain(tokens[:3]), wide):
+        made = verifier(sampling)(tree, output_of(table[tree.tokens]), 30)
+        assert made.tokens.tolist() == tokens[1:]
 
 
 CHAIN = DraftTree.with_root(0, (1, 2, 3), (0, 1, 2), (0, 0, 0))
@@ -116,13 +117,13 @@ TOP_K, BOTH = Sampling(0.7, top_k=3), Sampling(1.0, top_k=4, top_p=0.9, min_p=0.
 def test_two_emitted_tokens_have_the_targets_distribution(tree: DraftTree, sampling: Sampling) -> None:
     """The first two tokens of 20,000 rounds, against the product of the warped distributions."""
     table = np.random.default_rng(5).normal(0, 1.2, (5, 5)).astype(np.float32)  # after the last token
-    logits, rng, draws = table[tree.tokens], np.random.default_rng(6), 20_000
+    output, rng, draws = output_of(table[tree.tokens]), np.random.default_rng(6), 20_000
+    verify = verifier(replace(sampling, seed=6))
     counts = np.zeros((5, 5))
-    for _ in range(draws):
-        path, bonus = verify_sampled(tree, logits, sampling, rng)
-        emitted = [*tree.tokens[path[1:]], bonus]
+    for number in range(draws):
+        emitted = verify(tree, output, len(tree) * number).tokens.tolist()
         if len(emitted) == 1:  # the next round would draw it
-            emitted.append(draw(warp(table[bonus], sampling), rng))
+            emitted.append(draw(warp(table[emitted[0]], sampling), rng.random()))
         counts[emitted[0], emitted[1]] += 1
     expected = draws * np.array(
         [[warp(table[0], sampling)[x] * warp(table[x], sampling)[y] for y in range(5)] for x in range(5)]

@@ -9,7 +9,7 @@ from poss_export.errors import BackendError
 from poss_export.runtime.sessions import caches
 from poss_export.runtime.sessions.caches import CudaCaches, HostCaches
 
-SHAPE = (4, 1, 3, 10, 2)  # tensors, batch, heads, capacity, head size
+SHAPE = (4, 2, 3, 10, 2)  # tensors, slots, heads, capacity, head size
 
 
 class HostDriver:
@@ -55,23 +55,27 @@ def test_begins_with_zeros(cache: Any) -> None:
     assert (block == 0).all()
 
 
-def test_move_keeps_the_path_and_nothing_else_changes(cache: Any) -> None:
+@pytest.mark.parametrize("slot", [0, 1])
+def test_move_keeps_the_path_and_nothing_else_changes(cache: Any, slot: int) -> None:
     subject, block, driver = cache
     block[:] = np.arange(block.size).reshape(SHAPE) % 1000
     before = block.copy()
-    subject.move(np.array([3, 4, 7]), 2)
-    np.testing.assert_array_equal(block[..., 2:5, :], before[..., [3, 4, 7], :])
+    subject.move(slot, np.array([3, 4, 7]), 2)
+    np.testing.assert_array_equal(block[:, slot, :, 2:5], before[:, slot][..., [3, 4, 7], :])
     np.testing.assert_array_equal(block[..., :2, :], before[..., :2, :])
     np.testing.assert_array_equal(block[..., 5:, :], before[..., 5:, :])
+    np.testing.assert_array_equal(block[:, 1 - slot], before[:, 1 - slot])
     assert driver is None or not driver.unfinished
 
 
-def test_clear_zeroes_the_first_rows_of_every_head(cache: Any) -> None:
+@pytest.mark.parametrize("slot", [0, 1])
+def test_clear_zeroes_the_first_rows_of_every_head(cache: Any, slot: int) -> None:
     subject, block, driver = cache
     block[:] = 1
-    subject.clear(4)
-    assert (block[..., :4, :] == 0).all()
-    assert (block[..., 4:, :] == 1).all()
+    subject.clear(slot, 4)
+    assert (block[:, slot, :, :4] == 0).all()
+    assert (block[:, slot, :, 4:] == 1).all()
+    assert (block[:, 1 - slot] == 1).all()
     assert driver is None or not driver.unfinished
 
 
@@ -90,12 +94,15 @@ def test_driver_failure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         caches._call_driver("cuCtxSynchronize")
 
 
-def test_rows_move_to_caches_of_another_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("slots", [1, 3])
+def test_rows_move_to_caches_of_another_capacity(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caches, "_call_driver", HostDriver())
-    blocks = [np.full((*SHAPE[:3], capacity, SHAPE[4]), 9, np.float16) for capacity in (10, 16)]
+    shape = (SHAPE[0], slots, *SHAPE[2:])
+    blocks = [np.full((*shape[:3], capacity, shape[4]), 9, np.float16) for capacity in (10, 16)]
     small, large = (caches.DeviceRows(block.ctypes.data, block.shape, 2) for block in blocks)
     assert not any(block.any() for block in blocks)
-    blocks[0][:] = np.arange(blocks[0].size).reshape(SHAPE) % 1000
-    small.copy_to(large, 7)
-    np.testing.assert_array_equal(blocks[1][..., :7, :], blocks[0][..., :7, :])
+    blocks[0][:] = np.arange(blocks[0].size).reshape(shape) % 1000
+    small.copy_to(large, slots - 1, 7)
+    np.testing.assert_array_equal(blocks[1][:, -1, :, :7], blocks[0][:, -1, :, :7])
     assert not blocks[1][..., 7:, :].any()
+    assert not blocks[1][:, :-1].any()

@@ -40,18 +40,11 @@ def session(request: pytest.FixtureRequest, make_session: MakeSession) -> Iterat
 
 def read(session: OrtTargetSession, ids: list[int]) -> NDArray[np.float32]:
     """Append tokens and return the logits after the last one."""
-    n = len(ids)
-    output = session.forward(
-        np.array([ids]), np.arange(n)[None], np.tri(n, dtype=bool)[None], np.array([[n - 1]])
-    )
-    session.commit([range(n)])
-    assert output.logits.shape == (1, 1, 96)
-    assert output.next_tokens[0, 0] == output.logits[0, 0].argmax()
-    return output.logits[0, 0].copy()
-
-
-def run_tree(session: OrtTargetSession, tree: DraftTree) -> Any:
-    return session.forward(tree.tokens[None], tree.depths[None], tree.mask[None], np.arange(len(tree))[None])
+    output = session.forward(DraftTree.chain(ids), np.array([len(ids) - 1]))
+    session.commit(range(len(ids)))
+    assert output.logits.shape == (1, 96)
+    assert output.next_tokens[0] == output.logits[0].argmax()
+    return output.logits[0].copy()
 
 
 def fresh(session: OrtTargetSession, ids: list[int]) -> NDArray[np.float32]:
@@ -70,7 +63,7 @@ def test_chunks_equal_one_call(session: OrtTargetSession) -> None:
 def test_tree_equals_its_paths_one_by_one(session: OrtTargetSession) -> None:
     tree = DraftTree.with_root(7, (11, 22, 33, 44, 55), (0, 0, 1, 2, 2), np.zeros(5))
     fresh(session, PROMPT)
-    logits = run_tree(session, tree).logits[0].copy()
+    logits = session.forward(tree).logits.copy()
     for node in range(len(tree)):
         path = tree.tokens[tree.mask[node]].tolist()
         np.testing.assert_allclose(fresh(session, PROMPT + path), logits[node], rtol=1e-4, atol=1e-4)
@@ -80,9 +73,9 @@ def test_tree_equals_its_paths_one_by_one(session: OrtTargetSession) -> None:
 def test_commit_then_continue_equals_a_fresh_run(session: OrtTargetSession, path: list[int]) -> None:
     tree = DraftTree.with_root(7, (11, 22, 33, 44, 55), (0, 0, 1, 2, 2), np.zeros(5))
     fresh(session, PROMPT)
-    run_tree(session, tree)
-    session.commit([path])
-    assert session.lengths.tolist() == [len(PROMPT) + len(path)]
+    session.forward(tree)
+    session.commit(path)
+    assert session.length() == len(PROMPT) + len(path)
     continued = [read(session, [token]) for token in (8, 9)]
     ids = [*PROMPT, *tree.tokens[path].tolist(), 8, 9]
     np.testing.assert_allclose(continued[0], fresh(session, ids[:-1]), rtol=1e-4, atol=1e-4)
@@ -111,13 +104,15 @@ def test_caches_are_one_block_written_in_place(session: OrtTargetSession) -> Non
 
 def test_only_rows_out_of_place_are_moved(session: OrtTargetSession, monkeypatch: pytest.MonkeyPatch) -> None:
     moves: list[tuple[list[int], int]] = []
-    monkeypatch.setattr(session._caches, "move", lambda sources, to: moves.append((sources.tolist(), to)))
+    monkeypatch.setattr(
+        session._caches, "move", lambda slot, sources, to: moves.append((sources.tolist(), to))
+    )
     fresh(session, PROMPT)
-    run_tree(session, DraftTree.with_root(7, (1, 2, 3, 4), (0, 1, 1, 3), np.zeros(4)))
-    session.commit([[0, 1]])
+    session.forward(DraftTree.with_root(7, (1, 2, 3, 4), (0, 1, 1, 3), np.zeros(4)))
+    session.commit([0, 1])
     assert moves == []
-    run_tree(session, DraftTree.with_root(7, (1, 2, 3, 4), (0, 1, 1, 3), np.zeros(4)))
-    session.commit([[0, 1, 3, 4]])
+    session.forward(DraftTree.with_root(7, (1, 2, 3, 4), (0, 1, 1, 3), np.zeros(4)))
+    session.commit([0, 1, 3, 4])
     assert moves == [([len(PROMPT) + 5, len(PROMPT) + 6], len(PROMPT) + 4)]
 
 
@@ -131,7 +126,7 @@ def test_a_width_is_bound_once(session: OrtTargetSession) -> None:
 def test_output_may_be_kept_until_the_next_call(session: OrtTargetSession) -> None:
     fresh(session, PROMPT)
     tree = DraftTree.with_root(7, (1, 2), (0, 0), np.zeros(2))
-    one, two = run_tree(session, tree), run_tree(session, tree)
+    one, two = session.forward(tree), session.forward(tree)
     assert np.shares_memory(one.logits, two.logits)
     assert np.shares_memory(one.features, two.features)
 
@@ -233,10 +228,10 @@ def test_cuda_equals_the_cpu(make_session: MakeSession) -> None:
     with make_session("static") as host, device:
         for session in (host, device):
             fresh(session, PROMPT)
-        trees = [run_tree(session, tree) for session in (host, device)]
+        trees = [session.forward(tree) for session in (host, device)]
         np.testing.assert_allclose(trees[1].logits, trees[0].logits, rtol=1e-3, atol=1e-3)
         for session in (host, device):
-            session.commit([[0, 2, 4]])
+            session.commit([0, 2, 4])
         np.testing.assert_allclose(read(device, [8]), read(host, [8]), rtol=1e-3, atol=1e-3)
 
 
@@ -259,13 +254,17 @@ def test_feeds_stay_on_a_device(session: OrtTargetSession, monkeypatch: pytest.M
         session.last_feed()
 
 
+class Siblings(DraftTree):
+    """Roots side by side, which no real tree has."""
+
+    mask = property(lambda self: np.eye(len(self), dtype=bool))  # type: ignore[assignment]
+    depths = property(lambda self: np.zeros(len(self), np.int64))  # type: ignore[assignment]
+
+
 def call(session: OrtTargetSession, ids: list[int], wanted: list[int]) -> tuple[NDArray[Any], ...]:
     """Return logits, next tokens and features of siblings: tokens that do not see each other."""
-    n = len(ids)
-    output = session.forward(
-        np.array([ids]), np.zeros((1, n), np.int64), np.eye(n, dtype=bool)[None], np.array([wanted])
-    )
-    return output.logits[0].copy(), output.next_tokens[0].copy(), output.features[0].copy()
+    output = session.forward(Siblings.chain(ids), np.array(wanted))
+    return output.logits.copy(), output.next_tokens.copy(), output.features.copy()
 
 
 def test_narrow_calls_are_filled_up(make_session: MakeSession) -> None:
@@ -287,8 +286,8 @@ def test_narrow_calls_are_filled_up(make_session: MakeSession) -> None:
                 np.testing.assert_array_equal(logits, expected[0][:1])
                 np.testing.assert_array_equal(tokens, expected[1][:1])
                 np.testing.assert_array_equal(features, expected[2][:2])
-                filled.commit([[1]])
-                assert filled.lengths.tolist() == [length + 1]
+                filled.commit([1])
+                assert filled.length() == length + 1
         filled.reset()
         assert not filled._caches.block.any()  # type: ignore[attr-defined]
         fresh(filled, ids)

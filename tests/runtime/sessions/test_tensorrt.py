@@ -26,6 +26,7 @@ from poss_export.runtime.sessions import fit as engines
 from poss_export.runtime.sessions.fit import check_engine, choose_engines, load_library
 from poss_export.runtime.sessions.ort import OrtOptions
 from poss_export.runtime.sessions.tensorrt import choose_profile, plan_buffers
+from poss_export.runtime.tree import DraftTree
 from poss_export.targets.checkpoint import open_target
 from tests.runtime.sessions.fake_tensorrt import FakeDevice, FakeEngine, FakeLibrary
 from tests.runtime.sessions.test_caches import HostDriver
@@ -131,10 +132,9 @@ def test_cache_laws_hold_under_every_profile(precision: str, run: Any) -> None:
 def test_bfloat16_results_are_values_not_bits(run: Any) -> None:
     with run("bf16") as (entered, _):
         entered.target.reset()
-        one = np.array([[5]])
-        output = entered.target.forward(one, one * 0, np.ones((1, 1, 1), bool), one * 0)
+        output = entered.target.forward(DraftTree.with_root(5))
         assert output.features.dtype == output.logits.dtype == np.float32
-        assert output.next_tokens[0, 0] == output.logits[0, 0].argmax()
+        assert output.next_tokens[0] == output.logits[0].argmax()
 
 
 def test_fixed_work_is_captured_once_for_each_width(run: Any) -> None:
@@ -151,15 +151,15 @@ def test_a_short_round_is_padded_while_there_is_room(run: Any) -> None:
     with run() as (entered, library):
         drafter = entered.drafter
         drafter.reset()
-        features = np.zeros((1, 3, 64), np.float32)
-        drafter.propose(np.array([[1, 2, 3]]), features)
+        features = np.zeros((3, 64), np.float32)
+        drafter.propose(np.array([1, 2, 3]), features)
         assert executed(library, "draft") == [0, 1]
-        assert drafter.lengths.tolist() == [3]
-        drafter.lengths[0] = CAPACITY - 4  # five rows no longer fit
-        drafter.propose(np.array([[1, 2, 3]]), features)
+        assert drafter.length() == 3
+        drafter._lengths[0] = CAPACITY - 4  # five rows no longer fit
+        drafter.propose(np.array([1, 2, 3]), features)
         assert executed(library, "draft") == [1, 1]
         with pytest.raises(InputError, match=r"3 tokens after 47 do not fit the capacity 48"):
-            drafter.propose(np.array([[1, 2, 3]]), features)
+            drafter.propose(np.array([1, 2, 3]), features)
 
 
 def test_bindings_are_fixed_addresses_and_caches_are_shared(run: Any) -> None:
