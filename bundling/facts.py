@@ -23,7 +23,8 @@ class BundleFacts:
         """Bytes of each graph with its weights, of engines, and of all files."""
         files = {name: entry.size for name, entry in self.manifest.files.items()}
         graphs: dict[str, int] = {
-            graph: sum(files.get(f"{file}{end}", 0) for end in ("", ".data")) for graph, file in GRAPHS.items()
+            graph: sum(files.get(f"{file}{end}", 0) for end in ("", ".data"))
+            for graph, file in GRAPHS.items()
         }
         engines = sum(files[entry.spec.file] for entry in self.manifest.engines)
         return {**graphs, "engines": engines, "all": sum(files.values())}

@@ -7,7 +7,6 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
-
 from poss_export.config import TargetConfig
 from poss_export.errors import InputError
 from poss_export.targets import gguf, hf

@@ -1,8 +1,8 @@
 """Where speculation must give the target's own tokens, and what counts as giving them.
 
 In floating point it must, but for near-ties, which rounding decides. A quantised target must where it was
-measured (`evaluation/widths.py`) that a row's logits do not depend on what else is in the call: there every bit
-is the same, and nothing excuses a difference.
+measured (`evaluation/widths.py`) that a row's logits do not depend on what else is in the call: there every
+bit is the same, and nothing excuses a difference.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Exactness:
 
     @classmethod
     def measured(cls, widths: Mapping[str, Any] | None) -> "Exactness":
-        """Return what `evaluation/widths.py` found of a quantised target; without figures nothing is claimed."""
+        """Return what the figures of `evaluation/widths.py` claim of a quantised target; None: nothing."""
         if not widths:
             return cls(1, chains=False, trees=False, near_ties=False)
         least = widths["least_width"]

@@ -103,7 +103,8 @@ def _show(stream: "Stream", as_json: bool) -> "Generation":
 
 
 def _summary(answers: Sequence["Generation"]) -> str:
+    from poss_export.evaluation.metrics import pooled_tau, tokens_per_second
+
     tokens, seconds = sum(a.tokens for a in answers), sum(a.seconds for a in answers)
-    rounds = sum(a.rounds for a in answers)
-    tau = (tokens - len(answers)) / rounds if rounds else 0.0
-    return f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s, tau {tau:.2f}"
+    speed, tau = tokens_per_second(answers), pooled_tau(answers)
+    return f"{tokens} tokens in {seconds:.2f} s, {speed:.1f} tokens/s, tau {tau:.2f}"
