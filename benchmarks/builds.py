@@ -26,7 +26,7 @@ from poss_export.runtime.loop import PREFILL_CHUNK
 def profile_sets(manifest: Manifest) -> dict[str, tuple[Profile, ...]]:
     """Return what is compared, by name; `build` takes the second."""
     chunk = min(PREFILL_CHUNK, manifest.capacity)
-    width = 12 if manifest.drafter is None else manifest.drafter.tree.nodes + 1
+    width = 12 if manifest.drafter is None else manifest.drafter.tree.width
     (open_one,) = target_profiles(chunk, None)
     fixed = {size: target_profiles(chunk, size)[1] for size in (1, 2, width)}
     return {

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from poss_export.bundling.plan import Plan
 from poss_export.bundling.export import Export
+from poss_export.bundling.plan import Plan
 from poss_export.bundling.quantise import quantise_bundle
 from poss_export.drafters.checkpoint import check_tables
 from poss_export.evaluation.parity import compare, require_parity

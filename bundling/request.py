@@ -140,7 +140,7 @@ def _quantise_request(request: BuildRequest) -> "QuantiseRequest | None":
         return None
     from poss_export.bundling.quantise import QuantiseRequest
     from poss_export.calibration.record import load_record
-    from poss_export.evaluation.quality import HELD_OUT
+    from poss_export.evaluation.text_quality import HELD_OUT
 
     prompts = _prompts(options.held_out_prompts)  # first: it is the faster to refuse
     return QuantiseRequest(

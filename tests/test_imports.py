@@ -17,9 +17,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "targets": set(),
     "drafters": {"targets"},
     "runtime": set(),
-    "evaluation": {"runtime", "quantisation"},
+    "evaluation": {"runtime"},
     "calibration": {"runtime", "evaluation"},
-    "quantisation": {"calibration"},
+    "quantisation": {"calibration", "evaluation"},
     "exporters": {"targets", "drafters", "runtime", "evaluation"},
     "bundling": {
         *("targets", "drafters", "runtime", "evaluation", "calibration", "quantisation", "exporters"),

@@ -15,6 +15,7 @@ import numpy as np
 from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig, TreeShape
 from poss_export.engine_spec import EngineEntry, GraphName
 from poss_export.errors import BundleError, InputError
+from poss_export.exactness import FLOATING, Exactness
 from poss_export.files import write_whole
 from poss_export.text import TextConfig
 
@@ -111,34 +112,11 @@ class Manifest:
     quality: dict[str, Any] | None = None
 
     @property
-    def least_width(self) -> int:
-        """Tokens of a target call from which on a row's result no longer depends on how many there are."""
-        return self._widths.get("least_width") or 1
-
-    @property
-    def exact(self) -> bool | None:
-        """Whether speculation leaves every logit as target-only decoding computes it, bit for bit.
-
-        None where that was not measured: in floating point near-ties may be decided by rounding.
-        """
-        if not self._widths or self.drafter is None:
-            return None
-        return self.trees_exact or (self.chains_exact and self.drafter.tree.top_k == 1)
-
-    @property
-    def chains_exact(self) -> bool:
-        """Whether a chain of tokens was measured to have the logits of single steps, bit for bit."""
-        return self._widths.get("least_width") is not None
-
-    @property
-    def trees_exact(self) -> bool:
-        """Whether the same holds for a path between siblings."""
-        return bool(self._widths.get("tree_exact", False))
-
-    @property
-    def _widths(self) -> dict[str, Any]:
-        widths: dict[str, Any] = (self.quality or {}).get("widths", {})
-        return widths
+    def exactness(self) -> Exactness:
+        """Whether speculation must give the target's own tokens, and from which width of a call on."""
+        if "target" not in self.quantisation:
+            return FLOATING
+        return Exactness.measured((self.quality or {}).get("widths"))
 
     def label(self, graph: GraphName) -> str:
         """Return in which precision a graph computes, in the words of the command line."""
