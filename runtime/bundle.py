@@ -57,7 +57,7 @@ class Bundle:
         self.text = Text((folder / TOKENIZER).read_text(encoding="utf-8"), manifest.text)
         contracts, capacity = contracts_of(manifest), manifest.capacity
         if engines is None:
-            least = manifest.least_width if manifest.cache_form == "shared" else 1
+            least = (manifest.exactness.least_width or 1) if manifest.cache_form == "shared" else 1
             self.target = OrtTargetSession(
                 folder / TARGET_GRAPH, contracts["target"], capacity, options, least
             )
@@ -241,6 +241,11 @@ def open_bundle(
             f"{str(folder)!r} has {manifest.cache_form} caches, which only the CPU provider runs; "
             "build it again with --cache-form static for CUDA"
         )
+    if backend == "onnxruntime" and manifest.precision == "bf16":
+        raise BackendError(
+            f"{str(folder)!r} is in bf16, which ONNX Runtime does not run here: run its TensorRT engines "
+            "on a machine with a GPU, or build in fp32 or fp16; samples in fp32 serve every precision"
+        )
     _check_fit(manifest)
     if backend != "onnxruntime":
         contracts = contracts_of(manifest)
@@ -249,11 +254,6 @@ def open_bundle(
             manifest,
             options,
             choose_engines(folder, manifest, contracts, backend, device_capability),
-        )
-    if manifest.precision == "bf16":
-        raise BackendError(
-            f"{str(folder)!r} is in bf16, which ONNX Runtime does not run here: use --backend "
-            "tensorrt-rtx or tensorrt on a machine with a GPU, or build in fp32 or fp16"
         )
     return Bundle(folder, manifest, options)
 

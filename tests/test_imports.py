@@ -10,21 +10,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SPINE = ROOT / "src/poss_export"
 
-# Beside itself and the spine. `exporters` run what they exported to check it, and quantise it; `calibration`
-# runs graphs to observe and to judge them; `runtime` knows no exporter; `training` judges a drafter by the
-# round that is exported.
+# Beside itself and the spine. `bundling` brings together what exports, what runs and what judges: `exporters` run
+# no graph, `runtime` knows no exporter.
 MAY_IMPORT: dict[str, set[str]] = {
     "targets": set(),
     "drafters": {"targets"},
     "runtime": set(),
-    "evaluation": {"runtime", "quantisation"},
+    "evaluation": {"runtime"},
     "calibration": {"runtime", "evaluation"},
-    "quantisation": {"calibration"},
-    "exporters": {"targets", "drafters", "runtime", "evaluation"},
+    "quantisation": {"calibration", "evaluation"},
+    "exporters": {"targets", "drafters"},
     "bundling": {
         *("targets", "drafters", "runtime", "evaluation", "calibration", "quantisation", "exporters"),
     },
-    "training": {"targets", "drafters", "exporters"},
+    "training": {"targets", "drafters"},
 }
 EDGE = {"cli"}  # the command line brings the folders together; nothing imports it
 HEAVY = ["torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tensorrt", "safetensors", "gguf"]

@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 import pytest
 
+from poss_export.bundling.engine_request import library_version
 from poss_export.config import TreeShape
 from poss_export.contract import GraphContract, draft_contract, target_contract
 from poss_export.drafters.make_round import make_round
@@ -21,7 +22,7 @@ from poss_export.engine_spec import (
 )
 from poss_export.errors import BackendError
 from poss_export.exporters.drafter import export_drafter
-from poss_export.exporters.engine_build import build_engine, library_version
+from poss_export.exporters.engine_build import build_engine
 from poss_export.exporters.linter import require_clean
 from poss_export.quantisation.insertion import quantise, save
 from poss_export.quantisation.sites import find_sites
@@ -44,8 +45,8 @@ def quantised(
     @cache
     def draft_graph() -> Path:
         path, rows = tmp_path_factory.mktemp("draft") / "draft.onnx", random_rows(1)
-        drafting = make_round(random_drafter(3, 2), TREE, rows, rows)
-        export_drafter(drafting, path, cache_form="static", precision="fp16", capacity=CAPACITY)
+        draft_round = make_round(random_drafter(3, 2), TREE, rows, rows)
+        export_drafter(draft_round, path, cache_form="static", precision="fp16", capacity=CAPACITY)
         return path
 
     @cache

@@ -72,8 +72,8 @@ def graph(
     def draft_graph(cache_form: Any, precision: Any) -> Path:
         path = tmp_path_factory.mktemp("draft") / "draft.onnx"
         rows = random_rows(1)
-        drafting = make_round(random_drafter(3, 2), TreeShape(4, 3, 8), rows, rows)
-        export_drafter(drafting, path, cache_form=cache_form, precision=precision, capacity=CAPACITY)
+        draft_round = make_round(random_drafter(3, 2), TreeShape(4, 3, 8), rows, rows)
+        export_drafter(draft_round, path, cache_form=cache_form, precision=precision, capacity=CAPACITY)
         return path
 
     def load(which: str, cache_form: str, precision: str = "fp32") -> onnx.ModelProto:
@@ -299,7 +299,7 @@ def initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
 def test_nobody_elses_logging_changes() -> None:
     code = """
 import logging
-from poss_export.quantisation.insertion import _n_bits_quantizer
+from poss_export.quantisation.n_bits import _n_bits_quantizer
 _n_bits_quantizer()
 assert not logging.getLogger().handlers and logging.getLogger().level == logging.WARNING
 """
