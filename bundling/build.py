@@ -1,23 +1,20 @@
 """From checkpoints to a bundle: plan, export, check, then one rename that makes it appear."""
 
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 
-from poss_export.bundling.quantise import QuantiseRequest, Source, quantise_bundle
+from poss_export.bundling.export import Export
+from poss_export.bundling.quantise import QuantiseRequest, quantise_bundle
 from poss_export.calibration.record import check_record
 from poss_export.config import CacheForm, Precision, TreeShape
 from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
@@ -37,6 +34,7 @@ from poss_export.exporters.engine_build import EngineRequest, build_engine, esti
 from poss_export.exporters.parity import ROWS, compare, make_reference, require_parity
 from poss_export.exporters.target import check_target, export_target
 from poss_export.exporters.widening import runnable_on_cpu
+from poss_export.machine import versions
 from poss_export.manifest import (
     ACCEPTANCE,
     DRAFT_GRAPH,
@@ -60,6 +58,7 @@ from poss_export.runtime.sessions.ort import OrtOptions
 from poss_export.targets.checkpoint import Target
 
 _COMMON_CAPACITY = 2048  # tokens
+_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 _DECIDING = ("poss-export", "torch", "onnx", "onnxscript")  # their versions decide what a graph is
 
 
@@ -291,7 +290,7 @@ def _unchanged(plan: Plan, folder: Path) -> Manifest | None:
         BundleError: it is damaged.
     """
     manifest = read_manifest(folder)
-    drafter, planned, versions = manifest.drafter, plan.drafter, _versions()
+    drafter, planned, present = manifest.drafter, plan.drafter, versions(*_LIBRARIES)
     facts: list[tuple[str, object, object]] = [
         ("target", manifest.target.sha256, plan.target.sha256),
         ("text", manifest.text, plan.target.text.config),
@@ -302,7 +301,7 @@ def _unchanged(plan: Plan, folder: Path) -> Manifest | None:
         ("acceptance", ACCEPTANCE in manifest.files, plan.calibrates_acceptance),
         ("cache form", manifest.cache_form, plan.cache_form),
         ("capacity", manifest.capacity, plan.capacity),
-        *((f"version of {name}", manifest.versions[name], versions[name]) for name in _DECIDING),
+        *((f"version of {name}", manifest.versions[name], present[name]) for name in _DECIDING),
     ]
     for name, have, want in facts:
         if have != want:
@@ -404,9 +403,9 @@ def _make(folder: Path, plan: Plan, argv: Sequence[str], report: Report, progres
     return replace(manifest, files=describe_files(folder, names))
 
 
-def _source(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Source:
+def _source(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Export:
     folder.mkdir()
-    return Source(folder, _fill(folder, plan, argv, report))
+    return Export(folder, _fill(folder, plan, argv, report))
 
 
 def _fill(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Manifest:
@@ -436,7 +435,7 @@ def _fill(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Mani
         text=plan.target.text.config,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         argv=tuple(argv),
-        versions=_versions(),
+        versions=versions(*_LIBRARIES),
         parity={},
         files={},
         **shape,
@@ -480,18 +479,6 @@ def _publish(unfinished: Path, folder: Path) -> None:
         shutil.rmtree(replaced)
     else:
         unfinished.rename(folder)
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "poss-export": version("poss-export"),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "onnx": onnx.__version__,
-        "onnxscript": version("onnxscript"),
-        "onnxruntime": onnxruntime.__version__,  # of either distribution
-        "numpy": np.__version__,
-    }
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -241,6 +241,11 @@ def open_bundle(
             f"{str(folder)!r} has {manifest.cache_form} caches, which only the CPU provider runs; "
             "build it again with --cache-form static for CUDA"
         )
+    if backend == "onnxruntime" and manifest.precision == "bf16":
+        raise BackendError(
+            f"{str(folder)!r} is in bf16, which ONNX Runtime does not run here: run its TensorRT engines "
+            "on a machine with a GPU, or build in fp32 or fp16; samples in fp32 serve every precision"
+        )
     _check_fit(manifest)
     if backend != "onnxruntime":
         contracts = contracts_of(manifest)
@@ -249,11 +254,6 @@ def open_bundle(
             manifest,
             options,
             choose_engines(folder, manifest, contracts, backend, device_capability),
-        )
-    if manifest.precision == "bf16":
-        raise BackendError(
-            f"{str(folder)!r} is in bf16, which ONNX Runtime does not run here: use --backend "
-            "tensorrt-rtx or tensorrt on a machine with a GPU, or build in fp32 or fp16"
         )
     return Bundle(folder, manifest, options)
 

@@ -17,6 +17,7 @@ from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig
 from poss_export.engine_spec import EngineEntry, GraphName
 from poss_export.errors import BundleError, InputError
 from poss_export.exactness import FLOATING, Exactness
+from poss_export.files import write_whole
 from poss_export.text import TextConfig
 
 FORMAT_VERSION = 1
@@ -181,9 +182,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     values = {"format_version": FORMAT_VERSION, **manifest.to_dict()}
     values["field_sha256"] = {name: _own_hash(value) for name, value in values.items()}
     values["manifest_sha256"] = _own_hash(values)
-    unfinished = folder / f"{MANIFEST}.part"
-    unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(values, indent=2) + "\n")
 
 
 def read_manifest(folder: Path, full: bool = False) -> Manifest:
