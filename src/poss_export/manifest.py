@@ -5,7 +5,6 @@ It is written last and in one step, so a folder without a manifest is not a bund
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -47,21 +46,6 @@ class EmbeddingTable:
     offset: int  # bytes
     dtype: str
     shape: tuple[int, int]
-
-    @classmethod
-    def in_graph(cls, path: Path) -> "EmbeddingTable":
-        """Find the table in the weights of the target graph at `path`."""
-        import onnx
-
-        graph = onnx.load(path, load_external_data=False).graph
-        name = next(
-            node.input[0] for node in graph.node if node.op_type == "Gather" and "input_ids" in node.input
-        )
-        table = next(tensor for tensor in graph.initializer if tensor.name == name)
-        where = {entry.key: entry.value for entry in table.external_data}
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(table.data_type).name
-        vocab, hidden = table.dims
-        return cls(where["location"], int(where.get("offset", 0)), dtype, (vocab, hidden))
 
     def open(self, folder: Path) -> np.ndarray[Any, np.dtype[Any]]:
         """Map the table of the bundle in `folder`, read-only: rows are read from disk when they are used."""
@@ -167,14 +151,6 @@ class Manifest:
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     """Hash the files of a bundle for its manifest."""
     return {name: FileEntry(_sha256(folder / name), (folder / name).stat().st_size) for name in sorted(names)}
-
-
-def link_or_copy(file: Path, to: Path) -> None:
-    """Put `file` at `to`, without a copy where the file system can."""
-    try:
-        to.hardlink_to(file)
-    except OSError:
-        shutil.copy2(file, to)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ import pytest
 from click.testing import Result
 
 from poss_export.acceptance import AcceptanceCurves
-from poss_export.bundling import build as build_module
+from poss_export.bundling import graphs
 from poss_export.calibration.record import load_record, save_record
 from poss_export.manifest import Manifest, read_manifest
 from poss_export.runtime.bundle import open_bundle
@@ -36,7 +36,7 @@ def words(*ids: int) -> str:
 def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Export each form of the target and the drafter once: PyTorch takes most of the time of a build."""
     folder = tmp_path_factory.mktemp("exports")
-    exports = {name: getattr(build_module, name) for name in ("export_target", "export_drafter")}
+    exports = {name: getattr(graphs, name) for name in ("export_target", "export_drafter")}
     results = dict[str, Any]()
 
     def once(name: str, model: Any, path: Path, **shape: Any) -> Any:
@@ -52,7 +52,7 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for name in exports:
-            patch.setattr(build_module, name, lambda *a, name=name, **s: once(name, *a, **s))
+            patch.setattr(graphs, name, lambda *a, name=name, **s: once(name, *a, **s))
         yield
 
 

@@ -85,8 +85,8 @@ def calibrate(
         argv=tuple(ctx.meta["argv"]),
     )
     with show_progress() as progress:
-        calibrated = run(request, progress)
-    _print_record(record, calibrated.record, calibrated.acceptance, as_json)
+        made = run(request, progress)
+    _print_record(record, made.record, made.acceptance, as_json)
 
 
 def _print_record(path: Path, record: "Record", acceptance: "AcceptanceCurves | None", as_json: bool) -> None:
