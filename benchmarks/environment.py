@@ -5,20 +5,18 @@ import os
 import platform
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import click
 
 from poss_export.errors import PossExportError
+from poss_export.files import write_whole
 from poss_export.machine import cores as cores
-from poss_export.machine import processor
-from poss_export.training.files import write_whole
+from poss_export.machine import processor, versions
 
 REPORT = click.Path(dir_okay=False, writable=True, path_type=Path)
 PACKAGES = (
-    "poss-export",
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
@@ -37,8 +35,7 @@ def record() -> dict[str, Any]:
         "cores": cores(),
         "load_average": round(os.getloadavg()[0], 2),  # above the cores that we use: the figures are noisy
         "system": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": versions(*PACKAGES),
     }
 
 
@@ -55,10 +52,3 @@ def run(command: click.Command) -> None:
     except PossExportError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -10,7 +10,7 @@ import numpy as np
 
 from poss_export.errors import InputError
 from poss_export.prompts import read_prompts
-from poss_export.text import Text
+from poss_export.text import Text, user_says
 
 DEMO = Path(__file__).parent / "prompts/demo.jsonl"
 
@@ -59,7 +59,7 @@ def spread(asked: list[Question], limit: int | None) -> list[Question]:
 
 def _from_lines(path: Path, text: Text) -> Iterator[Question]:
     for number, prompt in enumerate(read_prompts(path), start=1):
-        yield Question(f"{path.name}:{number}", text.encode_chat([{"role": "user", "content": prompt}]))
+        yield Question(f"{path.name}:{number}", text.encode_chat([user_says(prompt.turns[0])]))
 
 
 def _from_dialogues(path: Path) -> Iterator[Question]:

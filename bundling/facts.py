@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from poss_export.calibration.acceptance import AcceptanceCurves, load_acceptance
+from poss_export.acceptance import AcceptanceCurves
 from poss_export.config import DrafterConfig, TargetConfig
 from poss_export.errors import InputError
 from poss_export.manifest import ACCEPTANCE, GRAPHS, MANIFEST, Manifest, read_manifest
@@ -102,7 +102,7 @@ def _facts(thing: str, positions_per_specialist: int | None) -> Facts:
 
 def _bundle_facts(folder: Path) -> BundleFacts:
     manifest = read_manifest(folder)
-    acceptance = load_acceptance(folder / ACCEPTANCE) if ACCEPTANCE in manifest.files else None
+    acceptance = AcceptanceCurves.load(folder / ACCEPTANCE) if ACCEPTANCE in manifest.files else None
     return BundleFacts(folder, manifest, acceptance)
 
 

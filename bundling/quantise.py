@@ -1,17 +1,19 @@
 """From a bundle in floating point to a quantised one: observe, decide, rewrite, measure."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import onnx
 
-from poss_export.calibration.acceptance import from_record, save_acceptance
-from poss_export.calibration.record import Feed, Record, check_feeds, record_rounds, replay
+from poss_export.bundling.export import Export
+from poss_export.bundling.observing import make_sweep, observe_graph
+from poss_export.calibration.acceptance import from_record
+from poss_export.calibration.record import Record
+from poss_export.calibration.recording import record_rounds
 from poss_export.config import Thresholds
 from poss_export.engine_spec import GraphName
 from poss_export.evaluation.checks import PROMPTS
@@ -19,29 +21,21 @@ from poss_export.evaluation.gate import require_quality
 from poss_export.evaluation.quality import Trial, measure_quality
 from poss_export.evaluation.text_quality import HELD_OUT, read_windows
 from poss_export.evaluation.widths import measure_widths
+from poss_export.exporters.embedding import find_embedding
 from poss_export.manifest import (
     ACCEPTANCE,
     GRAPHS,
     TARGET_GRAPH,
-    TOKENIZER,
-    EmbeddingTable,
     Manifest,
-    link_or_copy,
 )
 from poss_export.progress import Progress, Report, silent
 from poss_export.quantisation import insertion
-from poss_export.quantisation.decisions import Decisions, GraphRequest, Sweep, decide
+from poss_export.quantisation.decisions import Decisions, GraphRequest, decide
 from poss_export.quantisation.gains import COPY, GAIN, add_gains, untie
-from poss_export.quantisation.sensitivity import sensitivities
 from poss_export.quantisation.sites import find_sites
 from poss_export.quantisation.smoothing import find_migrations, move_scales
-from poss_export.quantisation.statistics import Statistics, observe
-from poss_export.runtime.bundle import Bundle, contracts_of
 from poss_export.runtime.sessions.base import Ints
-from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, OrtTargetSession
 
-DIALOGUES = 24  # of the samples are observed; what they bring beyond is for the acceptance
-_SWEEP_TOKENS = 192
 _NEW_TOKENS = 48  # a prompt
 _STATIC_WINDOWS = 2
 
@@ -65,24 +59,9 @@ class QuantiseRequest:
         }
 
 
-@dataclass(frozen=True)
-class Source:
-    """The graphs in a folder, and the manifest that describes them."""
-
-    folder: Path
-    manifest: Manifest
-
-    def open(self, capacity: int | None = None) -> Bundle:
-        """Return the bundle, with caches of `capacity` tokens if its form leaves that open."""
-        table = EmbeddingTable.in_graph(self.folder / TARGET_GRAPH)
-        target = replace(self.manifest.target, embedding=table)
-        manifest = replace(self.manifest, target=target, capacity=capacity or self.manifest.capacity)
-        return Bundle(self.folder, manifest, OrtOptions())
-
-
 def quantise_bundle(
-    source: Source,
-    reference: Source,
+    source: Export,
+    reference: Export,
     to: Path,
     request: QuantiseRequest,
     *,
@@ -94,7 +73,7 @@ def quantise_bundle(
     Decisions are made on `reference` and made of `source`: the same one, or another cache form of it.
 
     Args:
-        source: the bundle in floating point.
+        source: the export in floating point.
         reference: the same target, drafter and tree in float32 with `shared` caches.
         to: an existing folder.
         request: what is asked.
@@ -105,95 +84,59 @@ def quantise_bundle(
         InputError: samples or text cannot be used, or a pattern fits no layer.
         QualityError: the result misses a threshold.
     """
-    alone = source.folder == reference.folder
-    # On the CPU a static form is many times slower, and its times say nothing of the engines made of it.
-    timed = source.manifest.cache_form == "shared"
-    windows = read_windows(reference.open(), request.text, None if timed else _STATIC_WINDOWS)
-    with nullcontext(to) if alone else _temporary(to) as twin_folder:
-        twin = Source(twin_folder, reference.manifest)  # the reference, quantised graph by graph
-        _copy(reference, twin.folder, GRAPHS.keys() - request.graphs.keys())
-        decided = dict[GraphName, Decisions]()
-        for graph in (graph for graph in GRAPHS if graph in request.graphs):  # the target first
-            wanted = request.graphs[graph]
-            report(f"quantising {GRAPHS[graph]}")
-            model = onnx.load(
-                reference.folder / GRAPHS[graph]
-            )  # before it has a second link, which it refuses
-            statistics = None
-            if request.samples is not None:
-                statistics = _observe(reference, twin, graph, request.samples, progress)
-            sweep = _sweep(reference, request.samples, progress) if graph == "target" else None
-            decided[graph] = decide(model, wanted, statistics, sweep)
-            _write(model, decided[graph], "qoperator", twin.folder / GRAPHS[graph])
-        twin = replace(twin, manifest=_described(reference.manifest, twin.folder, decided, request))
-        result = twin
-        if not alone:
-            _copy(source, to, GRAPHS.keys() - decided.keys())
-            for graph, decisions in decided.items():
-                _write(_moved(source.folder / GRAPHS[graph], decisions), decisions, "qdq", to / GRAPHS[graph])
-            result = Source(to, _described(source.manifest, to, decided, request))
-        quality = _measure(result, twin, reference, request, windows, report) if decided else None
-        if request.samples is not None and twin.manifest.drafter is not None:
+    same = source.folder == reference.folder
+    windows = read_windows(reference.open(), request.text, None if _timed(source) else _STATIC_WINDOWS)
+    with nullcontext(to) if same else _temporary(to) as folder:
+        shared, decided = _quantise_shared(reference, folder, request, report, progress)
+        result = shared if same else _quantise_other(source, to, decided, request)
+        quality = _measure(result, shared, reference, request, windows, report) if decided else None
+        if request.samples is not None and shared.manifest.drafter is not None:
             report("calibrating acceptance")
-            write_acceptance(twin, request.samples, to)
+            write_acceptance(shared, request.samples, to)
     return replace(result.manifest, quality=quality)
 
 
-def write_acceptance(source: Source, samples: Record, to: Path) -> None:
+def _quantise_shared(
+    reference: Export, folder: Path, request: QuantiseRequest, report: Report, progress: Progress
+) -> tuple[Export, dict[GraphName, Decisions]]:
+    """Write the reference to `folder`, quantised as its CPU runs it; return that, and what was decided."""
+    result = Export(folder, reference.manifest)
+    reference.link(GRAPHS.keys() - request.graphs.keys(), folder)
+    decided = dict[GraphName, Decisions]()
+    for graph in (graph for graph in GRAPHS if graph in request.graphs):  # the target first
+        report(f"quantising {GRAPHS[graph]}")
+        model = onnx.load(reference.graph(graph))  # before it has a second link, which it refuses
+        statistics, sweep = None, None
+        if request.samples is not None:
+            if graph == "draft":
+                reference.link([graph], folder)
+            # A drafter reads the features of the target that will run.
+            running = result if graph == "draft" else reference
+            statistics = observe_graph(running, graph, request.samples, progress)
+            sweep = make_sweep(reference, request.samples, progress) if graph == "target" else None
+        decided[graph] = decide(model, request.graphs[graph], statistics, sweep)
+        _write(model, decided[graph], "qoperator", result.graph(graph))
+    return _described(result, decided, request), decided
+
+
+def _quantise_other(
+    source: Export, to: Path, decided: Mapping[GraphName, Decisions], request: QuantiseRequest
+) -> Export:
+    """Write another cache form to `to`, quantised as was decided, in operators that every engine knows."""
+    source.link(GRAPHS.keys() - decided.keys(), to)
+    result = Export(to, source.manifest)
+    for graph, decisions in decided.items():
+        _write(_moved(source.graph(graph), decisions), decisions, "qdq", result.graph(graph))
+    return _described(result, decided, request)
+
+
+def write_acceptance(source: Export, samples: Record, to: Path) -> None:
     """Answer the prompts of the samples with the bundle; write how its drafter's scores are to be read."""
     prompts = [dialogue.prompt.tolist() for dialogue in samples.dialogues]
     longest = max(sum(len(r.path) for r in dialogue.rounds) for dialogue in samples.dialogues)
     with source.open() as bundle:
         record = record_rounds(bundle, prompts, longest, argv=source.manifest.argv)
-    save_acceptance(from_record(record), to / ACCEPTANCE)
-
-
-def _observe(
-    reference: Source, twin: Source, graph: GraphName, samples: Record, progress: Progress
-) -> dict[str, Statistics]:
-    """Observe a graph of the reference; a drafter reads the features of the target that will run."""
-    rows = max(dialogue.rows for dialogue in samples.dialogues[:DIALOGUES])
-    calls = sum(len(dialogue.rounds) + 1 for dialogue in samples.dialogues[:DIALOGUES])
-    if graph == "draft":
-        _copy(reference, twin.folder, [graph])
-    with (twin if graph == "draft" else reference).open(rows) as bundle:
-        assert isinstance(bundle.target, OrtTargetSession)
-        assert bundle.drafter is None or isinstance(bundle.drafter, OrtDraftSession)
-        drafter = bundle.drafter if graph == "draft" else None
-        fed = (feed for name, feed in replay(samples, bundle.target, drafter, DIALOGUES) if name == graph)
-        counted = _counted(check_feeds(fed), calls, f"observing {GRAPHS[graph]}", progress)
-        return observe(reference.folder / GRAPHS[graph], counted)
-
-
-def _counted(feeds: Iterator[Feed], total: int, what: str, progress: Progress) -> Iterator[Feed]:
-    for number, feed in enumerate(feeds, start=1):
-        progress(what, min(number, total), total, "")
-        yield feed
-
-
-def _sweep(reference: Source, samples: Record | None, progress: Progress) -> Sweep | None:
-    """Return what measures how sensitive activations are, on tokens of the samples."""
-    if samples is None:
-        return None
-    dialogue = max(samples.dialogues, key=lambda dialogue: dialogue.rows)
-    accepted = [int(token) for r in dialogue.rounds for token in r.tokens[list(r.path)]]
-    ids = np.concatenate((dialogue.prompt, np.asarray(accepted, np.int64)))[:_SWEEP_TOKENS]
-    n = len(ids)
-    feed: dict[str, Any] = {
-        "input_ids": ids[None],
-        "position_ids": np.arange(n)[None],
-        "tree_mask": np.tri(n, dtype=bool)[None],
-        "past_length": np.zeros(1, np.int64),
-        "logits_rows": np.arange(n)[None],
-    }
-    contract = contracts_of(reference.manifest)["target"].with_sizes(batch=1, capacity=n)
-    feed |= {spec.name: np.zeros(spec.sizes, spec.dtype) for spec in contract.inputs if spec.is_cache}
-    what = "measuring sensitivity"
-
-    def report(done: int, total: int) -> None:
-        progress(what, done, total, "")
-
-    return lambda model, limits: sensitivities(model, limits, feed, advance=report)
+    from_record(record).save(to / ACCEPTANCE)
 
 
 def _write(model: onnx.ModelProto, decisions: Decisions, form: insertion.Form, path: Path) -> None:
@@ -217,36 +160,42 @@ def _moved(graph: Path, decisions: Decisions) -> onnx.ModelProto:
     return model
 
 
-def _described(
-    manifest: Manifest, folder: Path, decided: Mapping[GraphName, Decisions], request: QuantiseRequest
-) -> Manifest:
-    """Return the manifest of the graphs in `folder`."""
+def _described(export: Export, decided: Mapping[GraphName, Decisions], request: QuantiseRequest) -> Export:
+    """Return an export whose manifest tells what was decided of its graphs."""
     asked = request.to_dict()
     quantisation = {
         graph: {"scheme": request.graphs[graph].scheme, "request": asked[graph], **decisions.to_dict()}
         for graph, decisions in decided.items()
     }
-    embedding = EmbeddingTable.in_graph(folder / TARGET_GRAPH)
-    target = replace(manifest.target, embedding=embedding)
-    return replace(manifest, target=target, quantisation=quantisation)
+    embedding = find_embedding(export.folder / TARGET_GRAPH)
+    target = replace(export.manifest.target, embedding=embedding)
+    return replace(export, manifest=replace(export.manifest, target=target, quantisation=quantisation))
+
+
+def _timed(export: Export) -> bool:
+    """Return whether times on this CPU say something.
+
+    On the CPU a static form is many times slower, and its times say nothing of the engines made of it.
+    """
+    return export.manifest.cache_form == "shared"
 
 
 def _measure(
-    result: Source,
-    twin: Source,
-    reference: Source,
+    result: Export,
+    shared: Export,
+    reference: Export,
     request: QuantiseRequest,
     windows: Sequence[Ints],
     report: Report,
 ) -> dict[str, Any]:
-    """Return the figures of the result, if they are good enough; its twin answers the prompts."""
-    timed = result.manifest.cache_form == "shared"
+    """Return the figures of the result, if they are good enough; its `shared` form answers the prompts."""
+    timed = _timed(result)
     trial = Trial(windows, request.prompts, _NEW_TOKENS, timed)
     figures: dict[str, Any] = {"thresholds": asdict(request.thresholds)}
     if timed:  # first: plain steps have the least width that it finds
         report("measuring widths")
         figures["widths"] = measure_widths(result.open(), windows[0])
-    answering = replace(twin, manifest=replace(twin.manifest, quality=figures))
+    answering = replace(shared, manifest=replace(shared.manifest, quality=figures))
     with reference.open() as exact, answering.open() as pair:
         if timed:
             figures |= measure_quality(exact, pair, pair, trial, report)
@@ -255,14 +204,6 @@ def _measure(
                 figures |= measure_quality(exact, bundle, pair, trial, report)
     require_quality(figures, request.thresholds)
     return figures
-
-
-def _copy(source: Source, to: Path, graphs: Iterable[GraphName]) -> None:
-    """Put these graphs and the tokenizer into `to`, without a copy where the file system can."""
-    names = [TOKENIZER, *(f"{GRAPHS[graph]}{end}" for graph in graphs for end in ("", ".data"))]
-    for name in names:
-        if (source.folder / name).exists() and not (to / name).exists():
-            link_or_copy(source.folder / name, to / name)
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from poss_export.engine_spec import Backend, EngineOptions, GraphName
 from poss_export.errors import InputError
 
 if TYPE_CHECKING:
-    from poss_export.bundling.build import Plan
+    from poss_export.bundling.engine_request import EngineRequest
+    from poss_export.bundling.plan import Plan
     from poss_export.bundling.quantise import QuantiseRequest
-    from poss_export.exporters.engine_build import EngineRequest
     from poss_export.quantisation.decisions import GraphRequest
     from poss_export.quantisation.observers import Observer
 
@@ -93,8 +93,11 @@ def plan(request: BuildRequest) -> "Plan":
         BackendError: the library that builds engines is not installed, or its GPU is not there.
     """
     if request.drafter is None and request.positions_per_specialist is not None:
-        raise InputError("positions per specialist are a drafter's; name the drafter, or leave them out")
-    from poss_export.bundling.build import plan_build
+        raise InputError(
+            "positions per specialist are a drafter's; name the drafter, or leave them out",
+            options=("drafter", "positions_per_specialist"),
+        )
+    from poss_export.bundling.plan import plan_build
     from poss_export.drafters.checkpoint import load_drafter
     from poss_export.targets.checkpoint import open_target
 
@@ -119,9 +122,12 @@ def _engine_request(request: BuildRequest) -> "EngineRequest | None":
     """Return which engines are asked for, or None."""
     if request.backend == "onnxruntime":
         if request.timing_cache or request.engine_capacities or request.engines != EngineOptions():
-            raise InputError("options of engines need a backend that builds some: tensorrt-rtx or tensorrt")
+            raise InputError(
+                "options of engines need a backend that builds some: tensorrt-rtx or tensorrt",
+                options=("backend",),
+            )
         return None
-    from poss_export.exporters.engine_build import request_engines
+    from poss_export.bundling.engine_request import request_engines
 
     return request_engines(request.backend, request.engines, request.engine_capacities, request.timing_cache)
 
@@ -152,14 +158,18 @@ def _check_options(request: BuildRequest) -> None:
     layers: dict[GraphName, tuple[str, ...]] = {"target": options.layers, "draft": options.draft_layers}
     for graph, patterns in layers.items():
         if patterns and graph not in request.schemes:
-            raise InputError(f"precisions of layers are of a quantised {graph}: name its precision too")
+            raise InputError(
+                f"precisions of layers are of a quantised {graph}: name its precision too",
+                options=("precision" if graph == "target" else "draft_precision",),
+            )
     if request.schemes:
         return
     for name in (option.name for option in fields(options) if option.name != "samples"):
         if getattr(options, name) != getattr(QuantisationOptions(), name):
             raise InputError(
                 f"{name.replace('_', ' ')} is of quantised graphs: name a precision such as w8a8, or "
-                "leave it out"
+                "leave it out",
+                options=("precision", name),
             )
 
 
@@ -190,7 +200,8 @@ def _layer(text: str) -> tuple[str, Scheme | None]:
     if not pattern or not _is_scheme(precision):
         raise InputError(
             f"layer precision {text!r}: expected LAYER=PRECISION, such as head=int8, with one of "
-            f"{', '.join(get_args(Scheme))} or float"
+            f"{', '.join(get_args(Scheme))} or float",
+            options=("layers", "draft_layers"),
         )
     return pattern, precision
 
@@ -200,9 +211,11 @@ def _prompts(file: Path | None) -> tuple[str, ...]:
     from poss_export.evaluation.checks import PROMPTS
     from poss_export.prompts import read_prompts
 
-    prompts = PROMPTS if file is None else tuple(read_prompts(file))
+    prompts = PROMPTS if file is None else tuple(prompt.turns[0] for prompt in read_prompts(file))
     if not prompts:
-        raise InputError(f"{str(file)!r} is empty; write prompts into it, or leave it out")
+        raise InputError(
+            f"{str(file)!r} is empty; write prompts into it, or leave it out", options=("held_out_prompts",)
+        )
     return prompts
 
 

@@ -7,17 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from poss_export.bundling.build import Plan, build_bundle, plan_build
+from poss_export.bundling.build import build_bundle
+from poss_export.bundling.plan import Plan, plan_build
 from poss_export.config import TreeShape
 from poss_export.contract import draft_contract
 from poss_export.drafters.checkpoint import DrafterCheckpoint
 from poss_export.evaluation.answers import take_turns
 from poss_export.evaluation.metrics import decode_speed, pooled_tau, round_parts
+from poss_export.evaluation.parity import compare, require_parity
 from poss_export.exporters.drafter import export_drafter
-from poss_export.exporters.parity import ROWS, compare, make_reference, require_parity
+from poss_export.exporters.reference import make_reference, round_beside
 from poss_export.machine import cores
 from poss_export.manifest import DRAFT_GRAPH
 from poss_export.progress import silent
+from poss_export.reference import ROWS
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions
 from poss_export.targets.checkpoint import Target
@@ -54,12 +57,14 @@ def paired(bundle: Bundle, target: Target, drafter: DrafterCheckpoint, tree: Tre
         CheckpointError, InputError, ParityError: as a build with this drafter and tree.
     """
     manifest, capacity = bundle.manifest, bundle.manifest.capacity
-    plan = plan_pair(target, drafter, tree, capacity)
-    reference = make_reference(target.load_decoder(), plan.drafter, tree)
-    assert reference.drafting is not None
+    plan_pair(target, drafter, tree, capacity)  # refuses what does not fit
+    decoder = target.load_decoder()
+    draft_round = round_beside(decoder, drafter.drafter, tree)
+    reference = make_reference(decoder, draft_round)
+    del decoder  # the round has the rows that it needs
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / DRAFT_GRAPH
-        export_drafter(reference.drafting, graph, capacity=capacity, **_FORM)
+        export_drafter(draft_round, graph, capacity=capacity, **_FORM)
         contract = draft_contract(drafter.drafter.config, tree, manifest.precision)
         embeddings = manifest.target.embedding.open(bundle.folder)
         options = OrtOptions(threads=cores())

@@ -1,123 +1,22 @@
-"""What a drafter's scores are worth: the chance that a node is accepted (docs/acceptance-calibration.md)."""
+"""The fit of acceptance curves to the rounds of a record, and what it is judged by."""
 
-import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from poss_export.acceptance import AcceptanceCurves, Bin, DepthCurve, Errors
 from poss_export.calibration.record import MIN_DIALOGUES, MIN_ROUNDS, Record
-from poss_export.config import TreeShape
 from poss_export.errors import InputError
 
-FORMAT_VERSION = 1
 FOLDS = 4  # each is judged by the fit on the others; dialogue i is in fold i % FOLDS
 BINS = 10  # of equal count; fewer where they would hold less than MIN_NODES
 MIN_NODES = 20  # that a share is taken of
 Z = 1.96  # of a 95 % interval
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Nodes with similar scores: mean probability that the drafter gave them, and the share accepted.
-
-    `low` to `high` is the Wilson interval of `accepted`, at 95 %.
-    """
-
-    predicted: float
-    accepted: float
-    count: int
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Errors:
-    """How wrong predicted chances are: expected calibration error, and Brier score."""
-
-    ece: float
-    brier: float
-
-
-@dataclass(frozen=True)
-class DepthCurve:
-    """One depth: the fit, whose knots ascend, and what it was made of.
-
-    `before` judges the drafter's own probabilities, `after` the fit on dialogues that it has not seen.
-    """
-
-    depth: int
-    nodes: int
-    probabilities: tuple[float, ...]
-    chances: tuple[float, ...]
-    bins: tuple[Bin, ...]
-    before: Errors
-    after: Errors
-
-
-@dataclass(frozen=True)
-class AcceptanceCurves:
-    """The chance that a drafted node is accepted by greedy verification, by depth and score.
-
-    `depths` begin at 1. Hashes, tree, precision and time are those of the record; `before` and `after`
-    are over the nodes of all depths.
-    """
-
-    target_name: str
-    target_sha256: str
-    drafter_name: str
-    drafter_sha256: str
-    tree: TreeShape
-    precision: str
-    created: str
-    record_sha256: str
-    dialogues: int
-    rounds: int
-    before: Errors
-    after: Errors
-    depths: tuple[DepthCurve, ...]
-
-    def chance(self, depth: int, score: float) -> float:
-        """Return the chance that a node at `depth` with this cumulative log-probability is accepted.
-
-        Linear between knots and flat beyond them; depths beyond the last use the last; the root has 1.
-        """
-        if depth < 1:
-            return 1.0
-        curve = self.depths[min(depth, len(self.depths)) - 1]
-        return float(np.interp(math.exp(score), curve.probabilities, curve.chances))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; `from_dict` reads them back."""
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "AcceptanceCurves":
-        """Read what `to_dict` wrote, after a round trip through JSON.
-
-        Raises InputError where it is of another format version or incomplete.
-        """
-        values = dict(values)
-        if (found := values.pop("format_version", None)) != FORMAT_VERSION:
-            raise InputError(
-                f"the acceptance calibration has format version {found}, this release reads "
-                f"{FORMAT_VERSION}; make it again with `poss-export calibrate --acceptance`"
-            )
-        try:
-            depths = tuple(_read_curve(curve) for curve in values["depths"])
-            errors = {name: Errors(**values[name]) for name in ("before", "after")}
-            return cls(**{**values, **errors, "tree": TreeShape(**values["tree"]), "depths": depths})
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"the acceptance calibration is incomplete ({error}); "
-                "make it again with `poss-export calibrate --acceptance`"
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -175,7 +74,7 @@ def _collect(record: Record) -> _Nodes:
         for number, dialogue in enumerate(record.dialogues)
         for item in dialogue.rounds
         for node, (depth, score) in enumerate(
-            zip(item.tree.depths.tolist(), item.scores.tolist(), strict=True)
+            zip(item.tree.depths.tolist(), item.tree.scores.tolist(), strict=True)
         )
         if node > 0
     ]
@@ -261,34 +160,3 @@ def _errors(predicted: Floats, accepted: Floats) -> Errors:
     bins = reliability(predicted, accepted)
     ece = sum(item.count * abs(item.predicted - item.accepted) for item in bins) / len(accepted)
     return Errors(ece, float(np.square(predicted - accepted).mean()))
-
-
-def _read_curve(values: dict[str, Any]) -> DepthCurve:
-    knots: dict[str, Sequence[float]] = {name: tuple(values[name]) for name in ("probabilities", "chances")}
-    errors = {name: Errors(**values[name]) for name in ("before", "after")}
-    return DepthCurve(**{**values, **knots, **errors, "bins": tuple(Bin(**item) for item in values["bins"])})
-
-
-def save_acceptance(acceptance: AcceptanceCurves, path: Path) -> None:
-    """Write a JSON file in one step; raises InputError where it cannot be written."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(acceptance.to_dict(), indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {str(path)!r} ({error}): choose another output file") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def load_acceptance(path: Path) -> AcceptanceCurves:
-    """Read what `save_acceptance` wrote; raises InputError where the file is something else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(values, dict)
-    except (OSError, ValueError, AssertionError) as error:
-        raise InputError(
-            f"{str(path)!r} is not an acceptance calibration; "
-            "make one with `poss-export calibrate --acceptance`"
-        ) from error
-    return AcceptanceCurves.from_dict(values)

@@ -12,7 +12,6 @@ operators. docs/decisions/0012-inserted-nodes.md says which of them its library 
 K inputs and N outputs of a weight, `[K, N]`; a head's table is `[N, K]`.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -26,13 +25,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from poss_export.config import Scheme
 from poss_export.errors import InputError
+from poss_export.quantisation.n_bits import n_bits_node
 from poss_export.quantisation.rounding import BLOCK
 from poss_export.quantisation.sites import Site, find_sites
 
 # Operators of ONNX Runtime wherever it has some, for its CPU; or standard ones only, for TensorRT.
 Form = Literal["qoperator", "qdq"]
 
-_ACCURACY = 4  # of MatMulNBits: it rounds activations to INT8 itself, which is several times faster
 _EXTERNAL = 1024  # bytes: smaller tensors stay in the graph's own file
 _PAGE = 4096  # bytes
 
@@ -56,7 +55,7 @@ _BITS: dict[Scheme, int] = {"int8": 8, "int4": 4}  # of weights in blocks; activ
 
 
 def quantise(
-    model: onnx.ModelProto, schemes: Mapping[str, Scheme], scales: Mapping[str, float], form: Form
+    model: onnx.ModelProto, schemes: Mapping[str, Scheme], limits: Mapping[str, float], form: Form
 ) -> None:
     """Quantise weights of `model`, in place.
 
@@ -66,7 +65,7 @@ def quantise(
     Args:
         model: as this project exported it, weights loaded.
         schemes: of each weight to quantise, by its name, as in `Site.weight`; all uses of it follow.
-        scales: largest magnitude of each activation that `w8a8` and `fp8` round, by its name, as in
+        limits: largest magnitude of each activation that `w8a8` and `fp8` round, by its name, as in
             `Site.input`; what lies beyond is clipped.
         form: "qoperator" for a graph that ONNX Runtime runs on a CPU, "qdq" for TensorRT.
 
@@ -76,14 +75,14 @@ def quantise(
     """
     sites = {site.output: site for site in find_sites(model)}
     writer = _Writer(model.graph, form)
-    _check(schemes, list(sites.values()), scales, writer)
+    _check(schemes, list(sites.values()), limits, writer)
     for node in model.graph.node:
         site = sites.get(node.output[0])
         if site is None or site.weight not in schemes:
             writer.nodes.append(node)
         else:
             assert not any(node.input[2:]), "heads have no bias (targets/decoder.py)"
-            writer.write(node.name, site, schemes[site.weight], scales)
+            writer.write(node.name, site, schemes[site.weight], limits)
     writer.finish(schemes)
     if form == "qoperator" and all(entry.domain != "com.microsoft" for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
@@ -105,7 +104,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _check(
-    schemes: Mapping[str, Scheme], sites: Sequence[Site], scales: Mapping[str, float], writer: "_Writer"
+    schemes: Mapping[str, Scheme], sites: Sequence[Site], limits: Mapping[str, float], writer: "_Writer"
 ) -> None:
     known = {site.weight for site in sites}
     for weight in (weight for weight in schemes if weight not in known):
@@ -115,7 +114,7 @@ def _check(
     for site in sites:
         scheme = schemes.get(site.weight)
         if scheme is not None and scheme not in _BITS:
-            _check_range(site, scales.get(site.input))
+            _check_range(site, limits.get(site.input))
         elif scheme is not None and writer.form == "qdq":
             _check_blocks(site, scheme, writer.shape(site)[0])
 
@@ -157,17 +156,17 @@ class _Writer:
         rows, columns = self.floats[site.weight].dims
         return (columns, rows) if site.transposed else (rows, columns)
 
-    def write(self, name: str, site: Site, scheme: Scheme, scales: Mapping[str, float]) -> None:
+    def write(self, name: str, site: Site, scheme: Scheme, limits: Mapping[str, float]) -> None:
         """Add what replaces the node of a site, under its name."""
         in_floats = self.floats[site.weight].data_type == TensorProto.FLOAT  # all that some operators take
         if scheme in _BITS and self.form == "qoperator":
             node = self._n_bits(site, scheme)
         elif scheme == "w8a8" and self.form == "qoperator" and in_floats:
-            node = self._in_integers(site, scales[site.input])
+            node = self._in_integers(site, limits[site.input])
         elif scheme in _BITS:
             node = helper.make_node("MatMul", [site.input, self._weight(site, scheme)], [site.output])
         else:
-            inputs = [self._activation(site, scheme, scales[site.input]), self._weight(site, scheme)]
+            inputs = [self._activation(site, scheme, limits[site.input]), self._weight(site, scheme)]
             node = helper.make_node("MatMul", inputs, [site.output])
         node.name = name
         self.nodes.append(node)
@@ -236,7 +235,7 @@ class _Writer:
     def _n_bits(self, site: Site, scheme: Scheme) -> onnx.NodeProto:
         """Return the MatMulNBits of a site."""
         if site.weight not in self.blocks:
-            self.blocks[site.weight], tensors = _blocks(site.weight, self._array(site), _BITS[scheme])
+            self.blocks[site.weight], tensors = n_bits_node(site.weight, self._array(site), _BITS[scheme])
             self.added.update((tensor.name, tensor) for tensor in tensors)
         node = onnx.NodeProto()
         node.CopyFrom(self.blocks[site.weight])
@@ -271,40 +270,6 @@ def _scale(scale: NDArray[Any], dtype: int) -> NDArray[Any]:
     smallest = 2.0**-14 if dtype == TensorProto.FLOAT16 else 2.0**-126  # normal numbers
     rounded: NDArray[Any] = np.maximum(scale, smallest).astype(helper.tensor_dtype_to_np_dtype(dtype))
     return rounded
-
-
-def _blocks(name: str, weight: NDArray[Any], bits: int) -> tuple[onnx.NodeProto, list[TensorProto]]:
-    """Return ONNX Runtime's own MatMulNBits by a weight `[K, N]`, of some input, and its tensors."""
-    some = [helper.make_tensor_value_info(side, TensorProto.FLOAT, None) for side in ("x", "y")]
-    matmul = helper.make_node("MatMul", ["x", name], ["y"], "matmul")
-    graph = helper.make_graph(
-        [matmul], name, some[:1], some[1:], [numpy_helper.from_array(np.ascontiguousarray(weight), name)]
-    )
-    quantizer = _n_bits_quantizer()(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)]),
-        bits=bits,
-        block_size=BLOCK,
-        is_symmetric=True,
-        accuracy_level=_ACCURACY,
-    )
-    quantizer.process()
-    (node,) = quantizer.model.model.graph.node
-    small, scale = (t for t in quantizer.model.model.graph.initializer if t.name in node.input)
-    scales = numpy_helper.to_array(scale)
-    # Blocks of zeros: it gives them a scale of 0.
-    scale = numpy_helper.from_array(np.where(scales == 0, np.ones_like(scales), scales), scale.name)
-    return node, [small, scale]
-
-
-def _n_bits_quantizer() -> Any:
-    """Import it, and keep it from configuring the root logger, which it does where that has no handler."""
-    root, handler = logging.getLogger(), logging.NullHandler()
-    root.addHandler(handler)
-    try:
-        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-    finally:
-        root.removeHandler(handler)
-    return MatMulNBitsQuantizer
 
 
 def _replace(field: Any, values: Sequence[Any]) -> None:

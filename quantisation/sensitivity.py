@@ -9,10 +9,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from poss_export.calibration.record import Feed
+from poss_export.calibration.replay import Feed
 from poss_export.evaluation.text_quality import divergence, log_softmax
 from poss_export.progress import silent
 from poss_export.quantisation.statistics import Floats
+from poss_export.runtime.sessions.ort import OrtOptions, load_graph
 
 _FLAGS = "rounded_activations"
 
@@ -33,16 +34,11 @@ def sensitivities(
         threads: of ONNX Runtime.
         advance: told after each how many are done, of how many.
     """
-    import onnxruntime as ort
-
     names = list(limits)
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3
-    settings.intra_op_num_threads = threads or 0
     with TemporaryDirectory() as folder:
         path = Path(folder) / "switched.onnx"
         _save_switched(model, limits, path)
-        session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        session = load_graph(path, OrtOptions(threads=threads))
     flags: NDArray[np.bool_] = np.zeros(len(names), dtype=bool)
 
     def run() -> Floats:

@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from poss_export.calibration.record import Feed
+from poss_export.calibration.replay import Feed
 from poss_export.errors import InputError
 from poss_export.quantisation.sites import Site, find_sites
+from poss_export.runtime.sessions.ort import OrtOptions, load_graph
 
 Floats = NDArray[np.float32]
 
@@ -49,21 +50,13 @@ def observe(graph: Path, feeds: Iterable[Feed], threads: int | None = None) -> d
     Raises:
         InputError: there are no feeds, or a value that reaches a site is not finite.
     """
-    import onnxruntime as ort
-
     model = onnx.load(graph, load_external_data=False)
     sites = find_sites(model)
     collectors = {name: _Collector() for name in sorted({site.input for site in sites})}
     computed = sorted(collectors.keys() - {value.name for value in model.graph.input})
     given = {value.name for value in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed if name not in given)
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3
-    settings.intra_op_num_threads = threads or 0
-    settings.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(graph.parent)
-    )
-    session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    session = load_graph(model.SerializeToString(), OrtOptions(threads=threads), graph.parent)
     for feed in feeds:
         values = {**feed, **dict(zip(computed, session.run(computed, dict(feed)), strict=True))}
         for name, collector in collectors.items():

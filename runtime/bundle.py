@@ -4,7 +4,7 @@ with open_bundle("smollm2") as bundle:
     print(bundle.generate("Why is the sky blue?", max_new_tokens=64).text)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self, TypedDict, Unpack
@@ -13,6 +13,7 @@ from poss_export.contract import FLOAT, GraphContract, draft_contract, target_co
 from poss_export.engine_spec import Backend, EngineEntry, GraphName
 from poss_export.errors import BackendError, BundleError, InputError
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
+from poss_export.prompts import Prompt
 from poss_export.runtime.generation import Generation, Stream
 from poss_export.runtime.sampling import Sampling
 from poss_export.runtime.sessions.base import DraftSession, TargetSession
@@ -20,7 +21,7 @@ from poss_export.runtime.sessions.cuda import device_capability
 from poss_export.runtime.sessions.fit import choose_engines
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, OrtTargetSession, Provider
 from poss_export.runtime.sessions.tensorrt import TensorrtDraftSession, TensorrtTargetSession
-from poss_export.text import Text
+from poss_export.text import Message, Text, user_says
 
 GREEDY = Sampling()
 
@@ -92,9 +93,14 @@ class Bundle:
         """Free the engines."""
         self._sessions.close()
 
+    @property
+    def chats(self) -> bool:
+        """Whether the target has a chat template; prompts of one that has none are continued as they are."""
+        return self.manifest.text.chat_template is not None
+
     def stream(
         self,
-        prompt: str,
+        prompt: str | Sequence[Message],
         *,
         max_new_tokens: int = 128,
         sampling: Sampling = GREEDY,
@@ -105,7 +111,8 @@ class Bundle:
         """Return the answer as a stream of text; its `result` is there after the last piece.
 
         Args:
-            prompt: what the user says; with `raw`, text to continue without the chat template.
+            prompt: what the user says, or the messages so far, the user's last; with `raw`, text to continue
+                without the chat template.
             max_new_tokens: answer at most this many tokens.
             sampling: greedy unless told otherwise.
             stop: strings that end the answer, and are not part of it.
@@ -121,23 +128,28 @@ class Bundle:
             self.target,
             None if target_only else self.drafter,
             self.text,
-            prompt,
+            prompt if isinstance(prompt, str) else prompt[-1]["content"],
             self.encode(prompt, raw=raw),
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             stop=stop,
         )
 
-    def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
-        """Return the ids of what the user says, in the chat template unless `raw`.
+    def encode(self, prompt: str | Sequence[Message], *, raw: bool = False) -> list[int]:
+        """Return the ids of what the user says, or of messages, in the chat template unless `raw`.
 
         Raises:
-            InputError: the prompt is empty or holds an unknown token, or the target has no chat template.
+            InputError: the prompt is empty or holds an unknown token, the target has no chat template, or
+                messages are to be continued as plain text.
         """
-        if not prompt:
+        if not prompt or (not isinstance(prompt, str) and not prompt[-1]["content"]):
             raise InputError("the prompt is empty; say something to answer")
-        chat = [{"role": "user", "content": prompt}]
-        ids = self.text.encode(prompt) if raw else self.text.encode_chat(chat)
+        if isinstance(prompt, str):
+            ids = self.text.encode(prompt) if raw else self.text.encode_chat([user_says(prompt)])
+        elif raw:
+            raise InputError("messages have no plain text without the chat template; give one string")
+        else:
+            ids = self.text.encode_chat(prompt)
         # Tokenizers may know tokens that the target does not.
         if (highest := max(ids, default=0)) >= (vocab_size := self.manifest.target.config.vocab_size):
             raise InputError(
@@ -149,6 +161,31 @@ class Bundle:
     def generate(self, prompt: str, **request: Unpack[Request]) -> Generation:
         """Return the whole answer; arguments and errors as in `stream`."""
         return self.stream(prompt, **request).run()
+
+    def conversation(self, prompt: Prompt, **request: Unpack[Request]) -> Iterator[Stream]:
+        """Yield the answer to each turn of a prompt; the next turn is asked behind the whole answer.
+
+        Arguments and errors as in `stream`; with `raw` a prompt has one turn.
+        """
+        if request.get("raw", False):
+            (text,) = prompt.turns if len(prompt.turns) == 1 else (None,)
+            if text is None:
+                raise InputError(
+                    f"prompt {prompt.id!r} has {len(prompt.turns)} turns, which take a chat template; "
+                    "give plain text as one turn"
+                )
+            yield self.stream(text, **request)
+            return
+        messages = list[Message]()
+        for turn in prompt.turns:
+            messages.append(user_says(turn))
+            stream = self.stream(messages, **request)
+            yield stream
+            messages.append({"role": "assistant", "content": stream.result.text})
+
+    def converse(self, prompt: Prompt, **request: Unpack[Request]) -> list[Generation]:
+        """Return the answer to each turn of a prompt; arguments and errors as in `conversation`."""
+        return [stream.run() for stream in self.conversation(prompt, **request)]
 
     def _check_tokenizer(self) -> None:
         try:
@@ -204,6 +241,11 @@ def open_bundle(
             f"{str(folder)!r} has {manifest.cache_form} caches, which only the CPU provider runs; "
             "build it again with --cache-form static for CUDA"
         )
+    if backend == "onnxruntime" and manifest.precision == "bf16":
+        raise BackendError(
+            f"{str(folder)!r} is in bf16, which ONNX Runtime does not run here: run its TensorRT engines "
+            "on a machine with a GPU, or build in fp32 or fp16; samples in fp32 serve every precision"
+        )
     _check_fit(manifest)
     if backend != "onnxruntime":
         contracts = contracts_of(manifest)
@@ -212,11 +254,6 @@ def open_bundle(
             manifest,
             options,
             choose_engines(folder, manifest, contracts, backend, device_capability),
-        )
-    if manifest.precision == "bf16":
-        raise BackendError(
-            f"{str(folder)!r} is in bf16, which ONNX Runtime does not run here: use --backend "
-            "tensorrt-rtx or tensorrt on a machine with a GPU, or build in fp32 or fp16"
         )
     return Bundle(folder, manifest, options)
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from poss_export.errors import InputError
 from poss_export.runtime.loop import PREFILL_CHUNK, speculate
@@ -73,12 +74,14 @@ class Generation:
 
 
 class Stream:
-    """An answer in the making: iterate once for its text in pieces; then `result` is there.
+    """An answer in the making: iterate once for its text in pieces; then `result` and `rounds` are there.
 
+    `rounds`: the prompt's own first, each as it was verified, also what was not taken of the last.
     It empties both sessions when the iteration begins, so sessions serve one stream at a time.
     """
 
     result: Generation
+    rounds: tuple[Round, ...]
 
     def __init__(
         self,
@@ -128,6 +131,7 @@ class Stream:
             resumed = clock()
         if piece := transcript.finish():
             yield piece
+        self.rounds = tuple(done for done, _ in made)
         target_seconds, draft_seconds = np.subtract(self._engine_seconds(), prefill_engines).tolist()
         self.result = Generation(
             prompt=self._prompt,
@@ -148,6 +152,11 @@ class Stream:
         for _ in self:
             pass
         return self.result
+
+    @property
+    def prompt_ids(self) -> NDArray[np.int64]:
+        """The ids of the prompt [length]."""
+        return self._sequence.prompt
 
     @property
     def _sessions(self) -> list[Session]:

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bundling": {
         *("targets", "drafters", "runtime", "evaluation", "calibration", "quantisation", "exporters"),
     },
-    "training": {"targets", "drafters", "exporters"},
+    "training": {"targets", "drafters"},
 }
 EDGE = {"cli"}  # the command line brings the folders together; nothing imports it
 HEAVY = ["torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tensorrt", "safetensors", "gguf"]

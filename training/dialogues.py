@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poss_export.errors import InputError
+from poss_export.files import whole
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,14 @@ class Dialogues:
 
     def save(self, path: Path) -> None:
         """Write an .npz file that `load` reads."""
-        partial = path.with_suffix(".partial.npz")
-        np.savez_compressed(
-            partial,
-            ids=self.ids.astype(np.uint32),
-            answer_mask=self.answer_mask,
-            offsets=self.offsets,
-            validation=self.validation,
-        )
-        partial.replace(path)
+        with whole(path) as partial, partial.open("wb") as file:
+            np.savez_compressed(
+                file,
+                ids=self.ids.astype(np.uint32),
+                answer_mask=self.answer_mask,
+                offsets=self.offsets,
+                validation=self.validation,
+            )
 
     def __add__(self, other: "Dialogues") -> "Dialogues":
         """Return these dialogues followed by the others."""

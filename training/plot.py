@@ -5,6 +5,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from poss_export.files import whole
+
 
 def plot_training(path: Path, record: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> None:
     """Write a PNG: losses and acceptance over row-steps from the log, acceptance by depth from the record."""
@@ -32,7 +34,8 @@ def plot_training(path: Path, record: Mapping[str, Any], log: Sequence[Mapping[s
     final.set(title="Acceptance by depth, finished", xlabel=f"chain tau {held_out['chain_tau']:.2f}\n{taus}")
     final.set_ylim(0, 1)
     figure.suptitle(f"{record['options']['preset']} for {record['target']}")
-    figure.savefig(path, dpi=100)
+    with whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=100)
 
 
 def _mark_stages(axes: Any, log: Sequence[Mapping[str, Any]]) -> None:

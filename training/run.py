@@ -19,14 +19,15 @@ from poss_export.config import DrafterConfig, TargetConfig, TreeShape
 from poss_export.drafters.checkpoint import check_pair, load_drafter, save_drafter
 from poss_export.drafters.model import Drafter
 from poss_export.errors import CheckpointError, InputError
+from poss_export.files import whole, write_whole
 from poss_export.plots import check_library
 from poss_export.progress import Progress
 from poss_export.targets.checkpoint import Target
 from poss_export.targets.decoder import Decoder
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.features import TargetView, view_dialogues
-from poss_export.training.files import append_log, read_log, write_whole
 from poss_export.training.initialise import initialise, start_from
+from poss_export.training.log import append_log, read_log
 from poss_export.training.plot import plot_training
 from poss_export.training.presets import DrafterChoices, Recipe, Stage, StageChoices, given, preset
 from poss_export.training.synthesis import answer_prompts, chat_prompts, invent_turns, join_dialogues
@@ -218,8 +219,8 @@ def _view(
             report("features", done, len(dialogues.ids), "tokens")
 
         view = view_dialogues(decoder, dialogues, progress=progress)
-        save_file(vars(view), path.with_suffix(".partial"))
-        path.with_suffix(".partial").replace(path)
+        with whole(path) as partial:
+            save_file(vars(view), partial)
     return TargetView(**load_file(path))
 
 

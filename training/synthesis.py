@@ -59,12 +59,9 @@ def nucleus(top_p: float, generator: torch.Generator) -> Callable[[Tensor], Tens
 def invent_turns(decoder: Decoder, text: Text, count: int, seed: int) -> list[str]:
     """Let the target finish `count` user turns that begin with an opener; duplicates are dropped."""
     generator = torch.Generator(decoder.embed_tokens.device).manual_seed(seed)
-    marker = "\x00"
-    frame = text.encode_chat([{"role": "user", "content": marker}])
-    head = text.decode_special(frame).split(marker)[0]
     stop = text.config.stop_ids
     openers = [OPENERS[i % len(OPENERS)] for i in range(count)]
-    heads = [text.tokenizer.encode(head + opener, add_special_tokens=False).ids for opener in openers]
+    heads = [text.encode_user_opening(opener) for opener in openers]
     batch = BatchDecoder(decoder, SLOTS, LONGEST_PROMPT + LONGEST_TURN)
     turns: dict[str, None] = {}
     for index, tokens in batch.run(heads, LONGEST_TURN, stop, nucleus(0.95, generator)):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from poss_export.drafters.model import Drafter
+from poss_export.files import whole
 from poss_export.training.chain_acceptance import AcceptanceCounter, ChainAcceptance
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.features import TargetView, batches_by_length, padded
@@ -117,10 +118,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write the run's state, whole or not at all."""
-        partial = self._state_file.with_suffix(".partial")
         weights = {"drafter": self.drafter.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save({**weights, "state": asdict(self.state)}, partial)
-        partial.replace(self._state_file)
+        with whole(self._state_file) as partial:
+            torch.save({**weights, "state": asdict(self.state)}, partial)
         self._saved = time.monotonic()
 
     def _batches(self) -> Iterator[np.ndarray]:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from poss_export.contract import GraphContract, TensorSpec
 from poss_export.errors import BackendError, InputError
+from poss_export.machine import installed
 from poss_export.runtime.sessions.base import CachedSession, Ints, TargetOutput
 from poss_export.runtime.sessions.caches import Caches, CudaCaches, HostCaches
 from poss_export.runtime.tree import DraftTree
@@ -103,7 +103,7 @@ class OrtSession(CachedSession):
             BackendError: ONNX Runtime or the provider is missing, or it refuses the graph.
             BundleError: the graph differs from its contract.
         """
-        self._session = _load(self.graph, self.options)
+        self._session = load_graph(self.graph, self.options)
         inputs, outputs = _specs(self._session.get_inputs()), _specs(self._session.get_outputs())
         self.contract.check(inputs, outputs, self.graph.name)
         caches = [spec for spec in self.contract.inputs if spec.is_cache]
@@ -227,8 +227,14 @@ def _specs(nodes: Sequence["onnxruntime.NodeArg"]) -> list[TensorSpec]:
     return [TensorSpec(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes]
 
 
-def _load(graph: Path, options: OrtOptions) -> "onnxruntime.InferenceSession":
-    """Return the loaded graph; every failure of ONNX Runtime becomes a BackendError."""
+def load_graph(
+    graph: Path | bytes, options: OrtOptions, weights: Path | None = None
+) -> "onnxruntime.InferenceSession":
+    """Return a loaded graph: a file, or a serialised model whose weights lie in the folder `weights`.
+
+    Raises:
+        BackendError: ONNX Runtime or the provider is missing, or it refuses the graph.
+    """
     _require_one_build()
     try:
         import onnxruntime as ort
@@ -243,10 +249,15 @@ def _load(graph: Path, options: OrtOptions) -> "onnxruntime.InferenceSession":
     settings.inter_op_num_threads = 1
     settings.intra_op_num_threads = options.threads or 0
     settings.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
+    if weights is not None:
+        settings.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(weights)
+        )
     try:
         session = ort.InferenceSession(graph, settings, providers=providers)
     except Exception as error:
-        raise BackendError(f"ONNX Runtime refuses {str(graph)!r}: {error}") from error
+        what = "the graph" if isinstance(graph, bytes) else repr(str(graph))
+        raise BackendError(f"ONNX Runtime refuses {what}: {error}") from error
     if options.provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise BackendError(
             "ONNX Runtime could not start its CUDA provider; check the driver with nvidia-smi, or use the CPU"
@@ -256,7 +267,7 @@ def _load(graph: Path, options: OrtOptions) -> "onnxruntime.InferenceSession":
 
 def _require_one_build() -> None:
     """Raise BackendError where two builds of ONNX Runtime overwrite each other (docs/decisions/0002)."""
-    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
+    if installed("onnxruntime") and installed("onnxruntime-gpu"):
         raise BackendError(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
             "pip uninstall both, then install the one that is wanted"
@@ -270,11 +281,3 @@ def _require_cuda(available: Sequence[str]) -> None:
             f"this ONNX Runtime has no CUDA provider, only {', '.join(available)}: in a fresh environment "
             "run POSS_EXPORT_ONNXRUNTIME=gpu pip install poss-export, or use the CPU"
         )
-
-
-def _installed(name: str) -> bool:
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True

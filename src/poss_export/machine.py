@@ -1,9 +1,30 @@
-"""What a measurement ran on."""
+"""What a measurement or a build ran on."""
 
 import os
 import platform
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+# Distributions that bring a module of the same name; a machine has one of them (docs/decisions/0002).
+_BUILDS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+
+
+def versions(*libraries: str) -> dict[str, str]:
+    """Return the versions of this package, of Python and of those libraries that are installed, by name."""
+    found = {"poss-export": version("poss-export"), "python": platform.python_version()}
+    for name in libraries:
+        for build in filter(None, map(installed, _BUILDS.get(name, (name,)))):
+            found[name] = build
+    return found
+
+
+def installed(distribution: str) -> str | None:
+    """Return the version of a distribution, or None where it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def processor() -> str:
@@ -21,6 +42,13 @@ def cores() -> int:
 
 def peak_memory() -> int | None:
     """Return the most bytes of memory that this process had, or None where the system does not say."""
+    status = Path(
+        "/proc/self/status"
+    )  # `getrusage` would count what the parent had before it became this one
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
     try:
         import resource
     except ImportError:  # Windows

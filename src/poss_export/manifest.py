@@ -5,7 +5,6 @@ It is written last and in one step, so a folder without a manifest is not a bund
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig
 from poss_export.engine_spec import EngineEntry, GraphName
 from poss_export.errors import BundleError, InputError
 from poss_export.exactness import FLOATING, Exactness
+from poss_export.files import write_whole
 from poss_export.text import TextConfig
 
 FORMAT_VERSION = 1
@@ -46,21 +46,6 @@ class EmbeddingTable:
     offset: int  # bytes
     dtype: str
     shape: tuple[int, int]
-
-    @classmethod
-    def in_graph(cls, path: Path) -> "EmbeddingTable":
-        """Find the table in the weights of the target graph at `path`."""
-        import onnx
-
-        graph = onnx.load(path, load_external_data=False).graph
-        name = next(
-            node.input[0] for node in graph.node if node.op_type == "Gather" and "input_ids" in node.input
-        )
-        table = next(tensor for tensor in graph.initializer if tensor.name == name)
-        where = {entry.key: entry.value for entry in table.external_data}
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(table.data_type).name
-        vocab, hidden = table.dims
-        return cls(where["location"], int(where.get("offset", 0)), dtype, (vocab, hidden))
 
     def open(self, folder: Path) -> np.ndarray[Any, np.dtype[Any]]:
         """Map the table of the bundle in `folder`, read-only: rows are read from disk when they are used."""
@@ -168,22 +153,12 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     return {name: FileEntry(_sha256(folder / name), (folder / name).stat().st_size) for name in sorted(names)}
 
 
-def link_or_copy(file: Path, to: Path) -> None:
-    """Put `file` at `to`, without a copy where the file system can."""
-    try:
-        to.hardlink_to(file)
-    except OSError:
-        shutil.copy2(file, to)
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Finish the bundle in `folder`; the manifest appears whole or not at all."""
     values = {"format_version": FORMAT_VERSION, **manifest.to_dict()}
     values["field_sha256"] = {name: _own_hash(value) for name, value in values.items()}
     values["manifest_sha256"] = _own_hash(values)
-    unfinished = folder / f"{MANIFEST}.part"
-    unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(values, indent=2) + "\n")
 
 
 def read_manifest(folder: Path, full: bool = False) -> Manifest:

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from poss_export.acceptance import AcceptanceCurves, DepthCurve
 from poss_export.errors import InputError
+from poss_export.files import whole
 
 _SHARES = (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
 _COLOURS = ("#1f6f8b", "#d1495b", "#5b8c5a", "#edae49")
@@ -69,15 +71,15 @@ def plot_profile(profile: Mapping[str, Any], path: Path) -> None:
     axes.set_xticks(sorted({row["width"] for row in profile["verify"]}))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False)
-    figure.savefig(path)
+    _save(figure, path)
 
 
-def plot_acceptance(acceptance: Mapping[str, Any], path: Path) -> None:
-    """Draw an acceptance calibration, as its `to_dict` returns it, to `path`: reliability by depth."""
+def plot_acceptance(acceptance: AcceptanceCurves, path: Path) -> None:
+    """Draw an acceptance calibration to `path`: reliability by depth."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    depths = acceptance["depths"]
+    depths = acceptance.depths
     columns = min(len(depths), 3)
     rows = -(-len(depths) // columns)
     figure = Figure(figsize=(1 + 3 * columns, 1.3 + 2.8 * rows), dpi=150, layout="constrained")
@@ -92,29 +94,34 @@ def plot_acceptance(acceptance: Mapping[str, Any], path: Path) -> None:
     figure.supxlabel("probability that the drafter gives to a node", fontsize=10)
     figure.supylabel("share of such nodes that were accepted", fontsize=10)
     figure.suptitle(
-        f"{acceptance['drafter_name']} for {acceptance['target_name']}, {acceptance['precision']}: "
-        f"{acceptance['dialogues']} dialogues, {acceptance['rounds']} rounds",
+        f"{acceptance.drafter_name} for {acceptance.target_name}, {acceptance.precision}: "
+        f"{acceptance.dialogues} dialogues, {acceptance.rounds} rounds",
         fontsize=10,
     )
     grid[0].legend(loc="upper left", fontsize=7, frameon=False)
-    figure.savefig(path)
+    _save(figure, path)
 
 
-def _plot_depth(axes: Any, curve: Mapping[str, Any]) -> None:
-    bins = curve["bins"]
-    shares = [item["accepted"] for item in bins]
-    below = [item["accepted"] - item["low"] for item in bins]
-    above = [item["high"] - item["accepted"] for item in bins]
+def _save(figure: Any, path: Path) -> None:
+    with whole(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def _plot_depth(axes: Any, curve: DepthCurve) -> None:
+    bins = curve.bins
+    shares = [item.accepted for item in bins]
+    below = [item.accepted - item.low for item in bins]
+    above = [item.high - item.accepted for item in bins]
     axes.plot([0, 1], [0, 1], ":", color="grey", linewidth=1, label="drafter is right")
     axes.plot(
-        [0, *curve["probabilities"], 1],
-        [curve["chances"][0], *curve["chances"], curve["chances"][-1]],
+        [0, *curve.probabilities, 1],
+        [curve.chances[0], *curve.chances, curve.chances[-1]],
         color=_COLOURS[1],
         linewidth=1.2,
         label="monotone fit",
     )
     axes.errorbar(
-        [item["predicted"] for item in bins],
+        [item.predicted for item in bins],
         shares,
         [below, above],
         fmt="o",
@@ -124,8 +131,8 @@ def _plot_depth(axes: Any, curve: Mapping[str, Any]) -> None:
         label="observed, 95 % interval",
     )
     axes.set_title(
-        f"depth {curve['depth']}, {curve['nodes']:,} nodes\n"
-        f"calibration error {curve['before']['ece']:.3f}, fitted {curve['after']['ece']:.3f}",
+        f"depth {curve.depth}, {curve.nodes:,} nodes\n"
+        f"calibration error {curve.before.ece:.3f}, fitted {curve.after.ece:.3f}",
         fontsize=8,
     )
     # Most nodes are improbable: a root spreads them and leaves the diagonal straight.

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
 
+
+def user_says(content: str) -> Message:
+    """Return a message of the user."""
+    return {"role": "user", "content": content}
+
+
 _MARKER = "\x00"  # stands for what a user says; no template writes it
 
 
@@ -76,23 +82,22 @@ class Text:
         ids: list[int] = self.tokenizer.encode(self._render(messages), add_special_tokens=False).ids
         return ids
 
-    def encode_user_opening(self) -> list[int]:
-        """Return the ids of a dialogue up to where the user begins to speak."""
-        opening, marker, _ = self._render([{"role": "user", "content": _MARKER}]).partition(_MARKER)
+    def encode_user_opening(self, words: str = "") -> list[int]:
+        """Return the ids of a dialogue whose user is speaking and has said `words` so far."""
+        ids: list[int] = self.tokenizer.encode(self._user_opening + words, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _user_opening(self) -> str:
+        opening, marker, _ = self._render([user_says(_MARKER)]).partition(_MARKER)
         if not marker:
             raise InputError("the target's chat template changes what the user says; give prompts instead")
-        ids: list[int] = self.tokenizer.encode(opening, add_special_tokens=False).ids
-        return ids
+        return opening
 
     def _render(self, messages: Sequence[Message]) -> str:
         return self._template.render(
             messages=messages, add_generation_prompt=True, **dict(self.config.special_tokens)
         )
-
-    def decode_special(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids`, special tokens spelled out."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
-        return text
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids` without special tokens."""

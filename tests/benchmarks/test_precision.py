@@ -107,7 +107,8 @@ def build(random_drafter: Callable[..., Any], tmp_path_factory: pytest.TempPathF
     """Return build(target_path, precision): a bundle with a random drafter."""
 
     def make(path: Path, form: Any) -> Path:
-        from poss_export.bundling.build import build_bundle, plan_build
+        from poss_export.bundling.build import build_bundle
+        from poss_export.bundling.plan import plan_build
         from poss_export.drafters.checkpoint import DrafterCheckpoint
         from poss_export.targets.checkpoint import open_target
 

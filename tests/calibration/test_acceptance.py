@@ -8,20 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from poss_export.calibration.acceptance import (
-    AcceptanceCurves,
-    Errors,
-    fit_isotonic,
-    from_record,
-    load_acceptance,
-    reliability,
-    save_acceptance,
-    wilson,
-)
-from poss_export.calibration.record import Dialogue, Record, Round
+from poss_export.acceptance import AcceptanceCurves, Errors
+from poss_export.calibration.acceptance import fit_isotonic, from_record, reliability, wilson
+from poss_export.calibration.record import Dialogue, Record
 from poss_export.config import TreeShape
 from poss_export.errors import InputError
 from poss_export.plots import plot_acceptance
+from poss_export.runtime.round import Round
+from poss_export.runtime.tree import DraftTree
 
 
 def made_record(dialogues: list[list[Round]]) -> Record:
@@ -41,7 +35,8 @@ def made_record(dialogues: list[list[Round]]) -> Record:
 
 def one_node(probability: float, accepted: bool) -> Round:
     scores = np.log([1, probability]).astype(np.float32)
-    return Round(np.array([3, 4]), np.array([0, 0]), scores, (0, 1) if accepted else (0,))
+    tree = DraftTree(np.array([3, 4]), np.array([0, 0]), scores)
+    return Round(tree, (0, 1) if accepted else (0,), bonus=3)
 
 
 def chains(truth: Any, dialogues: int = 40, rounds: int = 50, seed: int = 0) -> Record:
@@ -52,7 +47,7 @@ def chains(truth: Any, dialogues: int = 40, rounds: int = 50, seed: int = 0) -> 
         first, second = rng.uniform(0.05, 0.95, 2)
         scores = np.log([1, first, first * second]).astype(np.float32)
         path = (0,) if rng.random() > truth(first) else (0, 1) if rng.random() > truth(second) else (0, 1, 2)
-        return Round(np.array([3, 4, 5]), np.array([0, 0, 1]), scores, path)
+        return Round(DraftTree(np.array([3, 4, 5]), np.array([0, 0, 1]), scores), path, bonus=3)
 
     return made_record([[draw() for _ in range(rounds)] for _ in range(dialogues)])
 
@@ -173,23 +168,23 @@ def test_a_real_record_is_fitted(record: Record) -> None:
     assert (acceptance.target_sha256, acceptance.drafter_sha256) == (record.target_sha256, "0" * 64)
     assert (acceptance.tree, acceptance.record_sha256) == (record.tree, record.sha256)
     assert (acceptance.dialogues, acceptance.rounds) == (19, len(record.rounds))
-    assert sum(curve.nodes for curve in acceptance.depths) == sum(len(r.tokens) - 1 for r in record.rounds)
+    assert sum(curve.nodes for curve in acceptance.depths) == sum(len(r.tree) - 1 for r in record.rounds)
     accepted = sum(item.accepted * item.count for item in acceptance.depths[0].bins)
     assert accepted == pytest.approx(sum(len(item.path) > 1 for item in record.rounds))
 
 
 def test_it_is_kept_as_json(fitted: AcceptanceCurves, tmp_path: Path) -> None:
     path = tmp_path / "acceptance.json"
-    save_acceptance(fitted, path)
+    fitted.save(path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    assert load_acceptance(path) == fitted
+    assert AcceptanceCurves.load(path) == fitted
     assert json.loads(path.read_text())["format_version"] == 1
 
 
 def test_other_files_are_refused(fitted: AcceptanceCurves, tmp_path: Path) -> None:
     path = tmp_path / "acceptance.json"
     with pytest.raises(InputError, match="is not an acceptance calibration; make one with"):
-        load_acceptance(path)
+        AcceptanceCurves.load(path)
     values = fitted.to_dict()
     for content, message in (
         ("[]", "is not an acceptance calibration"),
@@ -199,9 +194,9 @@ def test_other_files_are_refused(fitted: AcceptanceCurves, tmp_path: Path) -> No
     ):
         path.write_text(content)
         with pytest.raises(InputError, match=message):
-            load_acceptance(path)
+            AcceptanceCurves.load(path)
     with pytest.raises(InputError, match=r"cannot write .* choose another output file"):
-        save_acceptance(fitted, tmp_path / "none" / "acceptance.json")
+        fitted.save(tmp_path / "none" / "acceptance.json")
 
 
 def test_records_without_drafts_are_refused(record: Record) -> None:
@@ -214,5 +209,5 @@ def test_records_without_drafts_are_refused(record: Record) -> None:
 @pytest.mark.parametrize("depths", [1, 2])
 def test_the_plot_is_a_picture(depths: int, fitted: AcceptanceCurves, tmp_path: Path) -> None:
     path = tmp_path / "plot.png"
-    plot_acceptance(replace(fitted, depths=fitted.depths[:depths]).to_dict(), path)
+    plot_acceptance(replace(fitted, depths=fitted.depths[:depths]), path)
     assert path.read_bytes().startswith(b"\x89PNG")

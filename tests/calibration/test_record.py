@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,21 @@ import onnxruntime
 import pytest
 
 from poss_export.calibration import record as module
+from poss_export.calibration import recording
+from poss_export.calibration import replay as replaying
 from poss_export.calibration.prompts import invent_prompts
-from poss_export.calibration.record import (
-    Dialogue,
-    Record,
-    Round,
-    check_feeds,
-    check_record,
-    load_record,
-    record_rounds,
-    replay,
-    save_record,
-)
+from poss_export.calibration.record import Dialogue, Record, check_record, load_record, save_record
+from poss_export.calibration.recording import open_to_record, record_prompts, record_rounds
+from poss_export.calibration.replay import check_feeds, replay
 from poss_export.errors import BackendError, InputError
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, read_manifest
+from poss_export.prompts import Prompt
 from poss_export.runtime.bundle import Bundle, open_bundle
+from poss_export.runtime.generation import Stream
+from poss_export.runtime.round import Round
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtTargetSession
 from poss_export.runtime.tree import DraftTree
+from poss_export.text import Text, user_says
 
 PROMPT = [5, 17, 80, 3, 44, 9, 61]
 
@@ -81,10 +80,10 @@ def test_a_record_holds_the_answers(record: Record, tiny_bundle: Path) -> None:
         for dialogue in record.dialogues[:4]:
             prompt = " ".join(f"<{i}>" for i in dialogue.prompt)
             answer = bundle.generate(prompt, raw=True, target_only=True, max_new_tokens=99).token_ids
-            emitted = [int(dialogue.rounds[0].tokens[0])]
+            emitted = [int(dialogue.rounds[0].tree.tokens[0])]
             for item, following in zip(dialogue.rounds, [*dialogue.rounds[1:], None], strict=True):
-                emitted += item.tokens[list(item.path[1:])].tolist()
-                emitted += [int(following.tokens[0])] if following else []
+                emitted += item.tree.tokens[list(item.path[1:])].tolist()
+                emitted += [int(following.tree.tokens[0])] if following else []
             assert emitted == list(answer[: len(emitted)])
             assert len(emitted) >= len(answer) - 1
 
@@ -99,13 +98,29 @@ def test_answers_end_at_their_length(tiny_bundle: Path) -> None:
 
 
 def test_a_stop_token_ends_an_answer(record: Record, tiny_bundle: Path) -> None:
-    stop = int(record.dialogues[0].rounds[3].tokens[0])
+    stop = int(record.dialogues[0].rounds[3].tree.tokens[0])
     with open_bundle(tiny_bundle, threads=1) as bundle:
         text = replace(bundle.manifest.text, stop_ids=(stop,))
-        bundle.manifest = replace(bundle.manifest, text=text)
+        bundle.text = Text(bundle.text.tokenizer_json, text)
         (dialogue,) = record_rounds(bundle, [record.dialogues[0].prompt.tolist()], 99).dialogues
-    roots = [int(item.tokens[0]) for item in record.dialogues[0].rounds]
+    roots = [int(item.tree.tokens[0]) for item in record.dialogues[0].rounds]
     assert len(dialogue.rounds) == roots.index(stop)
+
+
+def test_every_turn_is_a_dialogue(chat_bundle: Path) -> None:
+    """Its prompt is all that was said before, answers and template included."""
+    prompts = [Prompt("a", ("<5> <6>", "<7>")), Prompt("b", ("<9>",))]
+    told = list[tuple[Any, ...]]()
+    with open_bundle(chat_bundle, threads=1) as bundle:
+        made = record_prompts(bundle, prompts, 6, progress=lambda *now: told.append(now[:3]))
+        one, two = bundle.converse(prompts[0], max_new_tokens=6)
+        behind = [user_says("<5> <6>"), {"role": "assistant", "content": one.text}, user_says("<7>")]
+        expected = [bundle.encode("<5> <6>"), bundle.encode(behind), bundle.encode("<9>")]
+    assert [dialogue.prompt.tolist() for dialogue in made.dialogues] == expected
+    for dialogue, answer in zip(made.dialogues, (one, two), strict=False):
+        emitted = [dialogue.rounds[0].tree.tokens[0], *np.concatenate([r.tokens for r in dialogue.rounds])]
+        assert tuple(emitted[:6]) == answer.token_ids
+    assert told == [("recording", 1, 2), ("recording", 2, 2)]
 
 
 def test_without_a_drafter_trees_are_roots(changed: Callable[..., Path]) -> None:
@@ -121,7 +136,8 @@ def test_without_a_drafter_trees_are_roots(changed: Callable[..., Path]) -> None
 @pytest.mark.parametrize("chunk", [3, 256])
 def test_replay_repeats_every_call(chunk: int, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens, masks, rows, features and caches: every call is the loop's own, to the last bit."""
-    monkeypatch.setattr(module, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(replaying, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(recording, "Stream", partial(Stream, prefill_chunk=chunk))
     with open_bundle(tiny_bundle, threads=1) as bundle:
         with watched(bundle, monkeypatch) as original:
             made = record_rounds(bundle, [[i, 3, 7, 2 * i, 1, 30, 4] for i in range(1, 9)], 99)
@@ -137,7 +153,8 @@ def test_replay_repeats_every_call(chunk: int, tiny_bundle: Path, monkeypatch: p
 def test_replay_takes_the_recorded_path_against_the_target(tiny_bundle: Path, record: Record) -> None:
     """Another precision may choose other tokens: the record decides, and the drafter reads what it says."""
     tokens, parents = np.array([7, 11, 22, 33]), np.array([0, 0, 1, 1])
-    rounds = [Round(tokens + i, parents, np.zeros(4, np.float32), (0, 1, 3)) for i in range(3)]
+    trees = [DraftTree(tokens + i, parents, np.zeros(4, np.float32)) for i in range(3)]
+    rounds = [Round(tree, (0, 1, 3), bonus=8 + i) for i, tree in enumerate(trees)]
     forced = replace(record, dialogues=(Dialogue(np.array(PROMPT), tuple(rounds)),))
     with open_bundle(tiny_bundle, threads=1) as bundle:
         target, drafter = sessions(bundle)
@@ -187,8 +204,9 @@ def test_a_record_is_kept_whole(record: Record, tmp_path: Path) -> None:
     for ours, theirs in zip(again.dialogues, record.dialogues, strict=True):
         np.testing.assert_array_equal(ours.prompt, theirs.prompt)
         for a, b in zip(ours.rounds, theirs.rounds, strict=True):
-            assert a.path == b.path
-            for x, y in ((a.tokens, b.tokens), (a.parents, b.parents), (a.scores, b.scores)):
+            assert (a.path, a.bonus) == (b.path, b.bonus)
+            for name in ("tokens", "parents", "scores"):
+                x, y = getattr(a.tree, name), getattr(b.tree, name)
                 np.testing.assert_array_equal(x, y)
                 assert x.dtype == y.dtype
 
@@ -230,9 +248,9 @@ def test_files_that_are_no_record_are_refused(record: Record, tmp_path: Path) ->
     assert "is damaged: its hash does not match" in message()
     rewritten(good, path, tokens=np.where(np.arange(len(tokens)) == 3, 1 - tokens, tokens))
     assert "is damaged: its hash does not match" in message()
-    header["format_version"] = 2
+    header["format_version"] = 1
     rewritten(good, path, header=np.frombuffer(json.dumps(header).encode(), np.uint8))
-    assert "has format version 2, this release reads 1" in message()
+    assert "has format version 1, this release reads 2" in message()
 
 
 @pytest.mark.parametrize("member", ["header", "sha256", "tokens", "paths"])
@@ -299,7 +317,7 @@ def test_records_that_do_not_fit_are_refused(record: Record) -> None:
     with pytest.raises(InputError, match="have 19 dialogues and 57 rounds, expected at least 8 and 64"):
         checked(replace(record, dialogues=short))
     checked(replace(record, dialogues=short), min_rounds=57)
-    highest = int(max(item.tokens.max() for item in record.rounds))
+    highest = int(max(item.tree.tokens.max() for item in record.rounds))
     with pytest.raises(InputError, match=rf"to {highest}, the target has {highest} tokens"):
         checked(record, vocab_size=highest)
 
@@ -344,8 +362,8 @@ def test_what_cannot_be_recorded_is_refused(tiny_bundle: Path, changed: Callable
             with pytest.raises(InputError, match=message):
                 record_rounds(bundle, prompts, length)
         assert bundle.target.length() == 0  # all prompts are checked before the first is read
-    with pytest.raises(BackendError, match="is in bf16, in which no samples can be recorded here"):
-        module.open_to_record(changed(precision="bf16"))
+    with pytest.raises(BackendError, match="is in bf16, which ONNX Runtime does not run here"):
+        open_to_record(changed(precision="bf16"))
 
 
 def test_targets_invent_prompts(chat_bundle: Path) -> None:

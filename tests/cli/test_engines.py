@@ -126,8 +126,8 @@ def test_engines_of_another_backend_are_not_there(engine_bundle: Callable[..., P
 def test_inspect_names_the_engines(engine_bundle: Callable[..., Path]) -> None:
     folder = engine_bundle("fp16")
     card = " ".join(run("inspect", folder).stdout.split())
-    assert "ONNX Runtime (cache form static); TensorRT-RTX 1." in card
-    assert "sm8.6 sm8.9 sm12.0, 48 tokens; engines " in card
+    assert "ONNX Runtime, TensorRT-RTX; static caches" in card
+    assert "for 8.6, 8.9, 12.0: 48 tokens; " in card
     facts = json.loads(run("inspect", folder, "--json").stdout)
     assert facts["engines"][1]["spec"]["options"]["compute_capabilities"] == ["8.6", "8.9", "12.0"]
     assert facts["sizes"]["engines"] > 0

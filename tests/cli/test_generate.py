@@ -18,7 +18,7 @@ def test_generate_prints_text_and_a_summary(bundle: Path) -> None:
 
 def test_speculative_and_target_only_json(bundle: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "<5>"}\n{"turns": ["<9> <4>", "<1>"]}\n', encoding="utf-8")
+    prompts.write_text('{"prompt": "<5>"}\n{"turns": ["<9> <4>"]}\n', encoding="utf-8")
     answers = {}
     for mode in ((), ("--target-only",)):
         result = done("generate", bundle, "<3>", "--prompts", prompts, "--raw", "--json", *mode)
@@ -35,6 +35,15 @@ def test_speculative_and_target_only_json(bundle: Path, tmp_path: Path) -> None:
             *("rounds", "tau", "accepted_by_depth", "finish_reason"),
         }
     )
+
+
+def test_all_turns_of_a_prompt_are_asked(chat_bundle: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"turns": ["<9> <4>", "<8>"]}\n{"prompt": "<8>"}\n', encoding="utf-8")
+    result = done("generate", chat_bundle, "--prompts", prompts, "--json", "--max-new-tokens", 3)
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer["prompt"] for answer in answers] == ["<9> <4>", "<8>", "<8>"]
+    assert result.stderr.splitlines()[-1].startswith("3 answers: ")
 
 
 def test_sampling_options_reach_the_sampler(bundle: Path) -> None:

@@ -34,7 +34,7 @@ def test_the_card_of_a_bundle(bundle: Path, target: Path, drafter: Path) -> None
     assert rows["target"].startswith(f"{target.name}, 0.1 million parameters, fp32, ")
     assert rows["tree"] == "8 drafted tokens, depth 5, top-k 4"
     assert rows["capacity"] == "48 tokens of prompt and answer"
-    assert rows["runs on"] == "ONNX Runtime (cache form shared)"
+    assert rows["runs on"] == "ONNX Runtime; shared caches"
     assert rows["parity"].endswith(" of PyTorch")
     assert rows["lossless"] == "yes; where two tokens are equally likely, rounding may decide"
     assert "perplexity" not in rows

@@ -13,8 +13,8 @@ import onnx
 import pytest
 from click.testing import Result
 
-from poss_export.bundling import build as build_module
-from poss_export.calibration.acceptance import load_acceptance
+from poss_export.acceptance import AcceptanceCurves
+from poss_export.bundling import graphs
 from poss_export.calibration.record import load_record, save_record
 from poss_export.manifest import Manifest, read_manifest
 from poss_export.runtime.bundle import open_bundle
@@ -36,7 +36,7 @@ def words(*ids: int) -> str:
 def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Export each form of the target and the drafter once: PyTorch takes most of the time of a build."""
     folder = tmp_path_factory.mktemp("exports")
-    exports = {name: getattr(build_module, name) for name in ("export_target", "export_drafter")}
+    exports = {name: getattr(graphs, name) for name in ("export_target", "export_drafter")}
     results = dict[str, Any]()
 
     def once(name: str, model: Any, path: Path, **shape: Any) -> Any:
@@ -52,7 +52,7 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for name in exports:
-            patch.setattr(build_module, name, lambda *a, name=name, **s: once(name, *a, **s))
+            patch.setattr(graphs, name, lambda *a, name=name, **s: once(name, *a, **s))
         yield
 
 
@@ -160,7 +160,7 @@ def test_target_and_drafter_in_eight_bits(build: Any, samples: Path, inputs: Pat
     assert len(manifest.quantisation["target"]["sensitivity"]) == 9
     assert {path.name for path in folder.parent.iterdir()} == {"out"}
     assert {path.name for path in folder.iterdir()} == {"manifest.json", *manifest.files}
-    acceptance = load_acceptance(folder / "acceptance.json")
+    acceptance = AcceptanceCurves.load(folder / "acceptance.json")
     assert manifest.drafter is not None
     assert acceptance.tree == manifest.drafter.tree
     assert acceptance.target_sha256 == record.target_sha256
@@ -269,7 +269,7 @@ def test_samples_alone_calibrate_acceptance(
     done(*float_options, "-o", folder, *given)
     manifest = read_manifest(folder, full=True)
     assert (manifest.quantisation, manifest.quality) == ({}, None)
-    assert load_acceptance(folder / "acceptance.json").dialogues == 12
+    assert AcceptanceCurves.load(folder / "acceptance.json").dialogues == 12
     without = Path(shutil.copytree(samples.parent / "float", tmp_path / "float"))
     result = run(*float_options, "-o", without, *given)
     assert result.exit_code == 2  # or a bundle without it would pass as what was asked for
@@ -290,7 +290,7 @@ def test_static_forms(scheme: str, operator: str, build: Any) -> None:
     }
     assert "com.microsoft" not in domains
     assert not manifest.exactness.claims(chain=True)  # on the CPU nothing is learned of engines
-    assert load_acceptance(folder / "acceptance.json").dialogues == 12
+    assert AcceptanceCurves.load(folder / "acceptance.json").dialogues == 12
     if scheme == "int4":
         assert "decoder.lm_head/head" not in manifest.quantisation["target"]["schemes"]
     with open_bundle(folder, threads=1) as bundle:

@@ -299,7 +299,7 @@ def initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
 def test_nobody_elses_logging_changes() -> None:
     code = """
 import logging
-from poss_export.quantisation.insertion import _n_bits_quantizer
+from poss_export.quantisation.n_bits import _n_bits_quantizer
 _n_bits_quantizer()
 assert not logging.getLogger().handlers and logging.getLogger().level == logging.WARNING
 """

@@ -12,16 +12,18 @@ from tokenizers import Tokenizer
 
 from poss_export.errors import BackendError, BundleError, InputError
 from poss_export.manifest import Manifest, describe_files, read_manifest, write_manifest
+from poss_export.prompts import Prompt
 from poss_export.runtime.bundle import open_bundle
 from poss_export.runtime.sampling import Sampling
+from poss_export.text import user_says
 
 PROMPT = "<5>"
 Change = Callable[..., Path]
 
 
 @pytest.fixture
-def changed(tiny_bundle: Path, tmp_path: Path) -> Change:
-    """Return changed(edit): a copy of the tiny bundle whose manifest, still valid, is edit(manifest)."""
+def edited(tiny_bundle: Path, tmp_path: Path) -> Change:
+    """Return edited(edit): a copy of the tiny bundle whose manifest, still valid, is edit(manifest)."""
 
     def make(edit: Callable[[Manifest], Manifest] = lambda manifest: manifest) -> Path:
         folder = tmp_path / "bundle"
@@ -57,6 +59,28 @@ def test_sampling_through_the_bundle(tiny_bundle: Path) -> None:
     assert answers[0] == answers[1] != answers[2]
 
 
+def test_a_conversation_asks_each_turn_behind_the_answer_before_it(chat_bundle: Path) -> None:
+    prompt = Prompt("p", ("<5> <9>", "<7>"))
+    with open_bundle(chat_bundle, threads=1) as bundle:
+        one, two = bundle.converse(prompt, max_new_tokens=6)
+        messages = [user_says("<5> <9>"), {"role": "assistant", "content": one.text}, user_says("<7>")]
+        assert two.token_ids == bundle.generate(messages, max_new_tokens=6).token_ids
+        assert (one.prompt, two.prompt) == ("<5> <9>", "<7>")
+        assert one.token_ids == bundle.generate("<5> <9>", max_new_tokens=6).token_ids
+
+
+def test_plain_text_has_one_turn(tiny_bundle: Path) -> None:
+    with open_bundle(tiny_bundle, threads=1) as bundle:
+        (answer,) = bundle.converse(Prompt("p", ("<5>",)), raw=True, max_new_tokens=4)
+        assert answer.token_ids == bundle.generate("<5>", raw=True, max_new_tokens=4).token_ids
+        with pytest.raises(InputError, match="prompt 'p' has 2 turns, which take a chat template"):
+            bundle.converse(Prompt("p", ("<5>", "<6>")), raw=True)
+        with pytest.raises(InputError, match="messages have no plain text"):
+            bundle.encode([user_says("<5>")], raw=True)
+        with pytest.raises(InputError, match="the prompt is empty"):
+            bundle.encode([user_says("")])
+
+
 def test_a_bundle_can_be_entered_again(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle, threads=1)
     with bundle:
@@ -65,8 +89,8 @@ def test_a_bundle_can_be_entered_again(tiny_bundle: Path) -> None:
         assert bundle.generate(PROMPT, raw=True, max_new_tokens=5).token_ids == first.token_ids
 
 
-def test_bundle_without_drafter(changed: Change) -> None:
-    folder = changed(lambda manifest: replace(manifest, drafter=None))
+def test_bundle_without_drafter(edited: Change) -> None:
+    folder = edited(lambda manifest: replace(manifest, drafter=None))
     with open_bundle(folder, threads=1) as bundle:
         with pytest.raises(InputError, match="has no drafter; use target-only decoding"):
             bundle.stream(PROMPT, raw=True)
@@ -78,8 +102,10 @@ def test_runs_without_torch_transformers_and_onnx(tiny_bundle: Path) -> None:
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys(["torch", "transformers", "onnx", "onnxscript", "gguf", "safetensors"]))
+from poss_export.prompts import Prompt
 from poss_export.runtime.bundle import open_bundle
 from poss_export.runtime.sampling import Sampling
+from poss_export.text import user_says
 with open_bundle({str(tiny_bundle)!r}, threads=1) as bundle:
     for sampling in (Sampling(), Sampling(1.0, top_k=5, top_p=0.9)):
         print(bundle.generate("<5>", raw=True, sampling=sampling, max_new_tokens=8).tokens)
@@ -120,50 +146,50 @@ with open_bundle({str(tiny_bundle)!r}, threads=1) as bundle:
         ),
     ],
 )
-def test_parts_that_do_not_fit(changed: Change, edit: Any, message: str) -> None:
-    with pytest.raises(BundleError, match=message), open_bundle(changed(edit), threads=1):
+def test_parts_that_do_not_fit(edited: Change, edit: Any, message: str) -> None:
+    with pytest.raises(BundleError, match=message), open_bundle(edited(edit), threads=1):
         pass
 
 
-def test_missing_graph(changed: Change) -> None:
-    folder = changed()
+def test_missing_graph(edited: Change) -> None:
+    folder = edited()
     (folder / "draft.onnx").unlink()
     with pytest.raises(BundleError, match=r"draft\.onnx' is missing"):
         open_bundle(folder)
     with pytest.raises(BundleError, match="files in the manifest"):
-        open_bundle(changed())  # a manifest that does not know of it either
+        open_bundle(edited())  # a manifest that does not know of it either
 
 
-def test_damaged_tokenizer(changed: Change) -> None:
-    folder = changed()
+def test_damaged_tokenizer(edited: Change) -> None:
+    folder = edited()
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"), open_bundle(changed()):
+    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"), open_bundle(edited()):
         pass
 
 
-def test_failed_loading_frees_what_was_loaded(changed: Change) -> None:
-    folder = changed()
+def test_failed_loading_frees_what_was_loaded(edited: Change) -> None:
+    folder = edited()
     (folder / "draft.onnx").write_bytes(b"not a graph")
-    bundle = open_bundle(changed())
+    bundle = open_bundle(edited())
     with pytest.raises(BackendError, match=r"refuses .*draft\.onnx"), bundle:
         pass
     assert not hasattr(bundle.target, "_session")
 
 
-def test_cuda_needs_static_caches(tiny_bundle: Path, changed: Change) -> None:
+def test_cuda_needs_static_caches(tiny_bundle: Path, edited: Change) -> None:
     with pytest.raises(BackendError, match="has shared caches, which only the CPU provider runs"):
         open_bundle(tiny_bundle, provider="cuda")
-    static = changed(lambda manifest: replace(manifest, cache_form="static"))
+    static = edited(lambda manifest: replace(manifest, cache_form="static"))
     with pytest.raises(BackendError, match="has no CUDA provider"), open_bundle(static, provider="cuda"):
         pass
 
 
-def test_prompt_with_a_token_that_only_the_tokenizer_knows(changed: Change) -> None:
-    folder = changed()
+def test_prompt_with_a_token_that_only_the_tokenizer_knows(edited: Change) -> None:
+    folder = edited()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_special_tokens(["<pad>"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    with open_bundle(changed(), threads=1) as bundle:
+    with open_bundle(edited(), threads=1) as bundle:
         assert bundle.generate(PROMPT, raw=True, max_new_tokens=3).tokens == 3
         with pytest.raises(InputError, match="the prompt holds token 96, the target has 96 tokens"):
             bundle.stream("<pad>", raw=True)

@@ -14,7 +14,7 @@ from poss_export.config import CacheForm, Precision, Scheme, Thresholds, TreeSha
 from poss_export.engine_spec import FLAVOURS, Backend, EngineOptions
 
 if TYPE_CHECKING:
-    from poss_export.bundling.build import Plan
+    from poss_export.bundling.plan import Plan
     from poss_export.quantisation.observers import Observer
 
 _TARGET = (
@@ -211,7 +211,8 @@ def build(
     TARGET is smollm2-135m (embedded), a Hugging Face folder, or a .gguf file. A bundle that is there
     already is not built again where nothing changed; with another --backend it gets more engines.
     """
-    from poss_export.bundling.build import build_bundle, check_output
+    from poss_export.bundling.build import build_bundle
+    from poss_export.bundling.staging import check_output
 
     check_output(bundle)
     request = BuildRequest(

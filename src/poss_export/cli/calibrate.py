@@ -9,16 +9,15 @@ import click
 from poss_export.cli import options
 from poss_export.cli.printing import print_json
 from poss_export.cli.progress import show_progress
-from poss_export.errors import InputError
 
 if TYPE_CHECKING:
-    from poss_export.calibration.acceptance import AcceptanceCurves
+    from poss_export.acceptance import AcceptanceCurves
     from poss_export.calibration.record import Record
 
 _FITS = ("before", "after")  # of an acceptance calibration
 
 _ANSWERS = (
-    options.prompts("the target invents some"),
+    options.prompts("all are asked", default="the target invents some"),
     click.option(
         "--num-prompts",
         type=click.IntRange(1),
@@ -67,32 +66,27 @@ def calibrate(
 
     The bundle answers the prompts greedily on the CPU. Without prompts the target invents some.
     """
-    from poss_export.calibration.acceptance import from_record, save_acceptance
-    from poss_export.calibration.prompts import invent_prompts
-    from poss_export.calibration.record import check_output, open_to_record, record_rounds, save_record
-    from poss_export.plots import check_plot, plot_acceptance
-    from poss_export.prompts import read_prompts
+    from poss_export.calibration.calibrate import CalibrateRequest
+    from poss_export.calibration.calibrate import calibrate as run
+    from poss_export.prompts import as_prompts
 
-    outputs = [path for path in (record, acceptance, plot) if path is not None]
-    for path in outputs:
-        check_output(path, force, [other for other in outputs if other is not path])
-    if plot is not None:
-        check_plot(plot)
-    asked = [*prompt, *(read_prompts(prompts) if prompts else ())][:num_prompts]
-    if prompts is not None and not asked:
-        raise InputError(f"{str(prompts)!r} is empty; write prompts into it, or leave it out to invent some")
-    opened = open_to_record(bundle, threads, with_drafter=acceptance is not None or plot is not None)
-    with opened as engines, show_progress() as progress:
-        asked = asked or invent_prompts(engines, num_prompts or 32, seed, progress)
-        ids = [engines.encode(text, raw=engines.manifest.text.chat_template is None) for text in asked]
-        made = record_rounds(engines, ids, max_new_tokens, argv=ctx.meta["argv"], progress=progress)
-    fitted = from_record(made) if acceptance is not None or plot is not None else None
-    save_record(made, record)
-    if fitted is not None and acceptance is not None:
-        save_acceptance(fitted, acceptance)
-    if fitted is not None and plot is not None:
-        plot_acceptance(fitted.to_dict(), plot)
-    _print_record(record, made, fitted, as_json)
+    request = CalibrateRequest(
+        bundle=bundle,
+        record=record,
+        prompts=tuple(as_prompts(prompt)),
+        prompts_file=prompts,
+        num_prompts=num_prompts,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        threads=threads,
+        acceptance=acceptance,
+        plot=plot,
+        force=force,
+        argv=tuple(ctx.meta["argv"]),
+    )
+    with show_progress() as progress:
+        made = run(request, progress)
+    _print_record(record, made.record, made.acceptance, as_json)
 
 
 def _print_record(path: Path, record: "Record", acceptance: "AcceptanceCurves | None", as_json: bool) -> None:

@@ -37,7 +37,8 @@ def bundle_card(facts: "BundleFacts") -> Table:
         "tree": _tree_line(manifest),
         "capacity": f"{manifest.capacity:,} tokens of prompt and answer",
         "on disk": megabytes(facts.sizes["all"]),
-        "runs on": _engines_line(facts),
+        "runs on": _runs_on(manifest),
+        "engines": _engines_line(facts),
         **_speed_rows(manifest),
         **_quality_rows(manifest),
         "acceptance": _acceptance_line(facts),
@@ -95,7 +96,7 @@ def lossless(manifest: "Manifest") -> str:
     if manifest.drafter is None:
         return "it decodes with the target only"
     exactness = manifest.exactness
-    if not exactness.claims(chain=manifest.drafter.tree.top_k == 1):
+    if not exactness.claims(chain=manifest.drafter.tree.is_chain):
         if exactness.chains:
             return "in chains only, bit for bit; not claimed of trees with siblings (build with top-k 1)"
         return "not claimed: what a token gets depends on the others in its call"
@@ -141,23 +142,27 @@ def _tree_line(manifest: "Manifest") -> str:
     if manifest.drafter is None:
         return ""
     tree = manifest.drafter.tree
-    if tree.top_k == 1:
+    if tree.is_chain:
         return f"a chain of {_count(tree.nodes, 'drafted token')}"
     return f"{_count(tree.nodes, 'drafted token')}, depth {tree.depth}, top-k {tree.top_k}"
 
 
+def _runs_on(manifest: "Manifest") -> str:
+    names = {NAMES[entry.spec.flavour]: None for entry in manifest.engines}
+    return ", ".join(["ONNX Runtime", *names]) + f"; {manifest.cache_form} caches"
+
+
 def _engines_line(facts: "BundleFacts") -> str:
-    kinds: dict[str, list[int]] = {}
-    for entry in facts.manifest.engines:
-        spec = entry.spec
-        devices = "".join(f" sm{name}" for name in spec.options.compute_capabilities)
-        kinds.setdefault(f"{NAMES[spec.flavour]} {spec.version}{devices}", []).append(spec.capacity)
-    lines = [f"ONNX Runtime (cache form {facts.manifest.cache_form})"]
-    for kind, capacities in kinds.items():
-        sizes = " and ".join(f"{capacity:,}" for capacity in sorted(set(capacities)))
-        lines.append(f"{kind}, {sizes} tokens")
-    size = f"; engines {megabytes(facts.sizes['engines'])}" if kinds else ""
-    return "; ".join(lines) + size
+    """Return what the engines are for: library, devices, and how much a cache holds."""
+    capacities: dict[str, set[int]] = {}
+    for spec in (entry.spec for entry in facts.manifest.engines):
+        devices = ", ".join(spec.options.compute_capabilities) or "this machine's device"
+        capacities.setdefault(f"{NAMES[spec.flavour]} {spec.version} for {devices}", set()).add(spec.capacity)
+    kinds = [
+        f"{kind}: {' and '.join(f'{size:,}' for size in sorted(sizes))} tokens"
+        for kind, sizes in capacities.items()
+    ]
+    return "; ".join([*kinds, megabytes(facts.sizes["engines"])]) if kinds else ""
 
 
 def _speed_rows(manifest: "Manifest") -> Rows:

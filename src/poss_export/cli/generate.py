@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from poss_export.runtime.sessions.ort import Provider
 
 _PROMPT = (
-    options.prompts(),
+    options.prompts("all are asked"),
     click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template."),
 )
 _ANSWER = (
@@ -64,28 +64,28 @@ def generate(
     as_json: bool,
 ) -> None:
     """Answer prompts with BUNDLE, by draft and verify."""
-    from poss_export.prompts import read_prompts
+    from poss_export.prompts import as_prompts, read_prompts
     from poss_export.runtime.bundle import open_bundle
     from poss_export.runtime.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
-    asked = [*prompt, *(read_prompts(prompts) if prompts else ())]
+    asked = [*as_prompts(prompt), *(read_prompts(prompts) if prompts else ())]
     if not asked:
         raise InputError(
             "no prompt; write one behind the bundle, or name a file of them", options=("prompts",)
         )
     answers = []
     with open_bundle(bundle, threads=threads, provider=provider, backend=backend) as engines:
-        for text in asked:
-            stream = engines.stream(
-                text,
+        for one in asked:
+            for stream in engines.conversation(
+                one,
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
                 stop=stop,
                 target_only=target_only,
                 raw=raw,
-            )
-            answers.append(_show(stream, as_json))
+            ):
+                answers.append(_show(stream, as_json))
     if len(answers) > 1:
         log(f"{len(answers)} answers: {_summary(answers)}")
 
@@ -103,8 +103,9 @@ def _show(stream: "Stream", as_json: bool) -> "Generation":
 
 
 def _summary(answers: Sequence["Generation"]) -> str:
-    from poss_export.evaluation.metrics import pooled_tau, tokens_per_second
+    from poss_export.evaluation.metrics import pooled_tau
 
     tokens, seconds = sum(a.tokens for a in answers), sum(a.seconds for a in answers)
-    speed, tau = tokens_per_second(answers), pooled_tau(answers)
-    return f"{tokens} tokens in {seconds:.2f} s, {speed:.1f} tokens/s, tau {tau:.2f}"
+    return (
+        f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s, tau {pooled_tau(answers):.2f}"
+    )

@@ -146,7 +146,7 @@ def train(
             learning_rate=learning_rate,
         ),
         dialogues=dialogues,
-        prompts=() if prompts is None else tuple(read_prompts(prompts)),
+        prompts=() if prompts is None else tuple(one.turns[0] for one in read_prompts(prompts)),
         start=start,
         invent=invent,
         budget=budget,

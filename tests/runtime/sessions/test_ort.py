@@ -212,7 +212,7 @@ def test_cuda_is_refused_where_there_is_none(make_session: MakeSession) -> None:
 
 
 def test_both_builds_of_onnxruntime_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort, "version", lambda name: "1.31.0")
+    monkeypatch.setattr(ort, "installed", lambda name: "1.31.0")
     with pytest.raises(BackendError, match="are both installed and overwrite each other"):
         ort._require_one_build()
 

@@ -1,4 +1,4 @@
-"""Files of a training run: JSON lines that grow, and files that are whole or not there."""
+"""The log of a training run: JSON lines that grow."""
 
 import json
 from collections.abc import Iterator
@@ -17,10 +17,3 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     for line in lines:
         yield json.loads(line)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file in one step, so that a killed run leaves no half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -1,0 +1,34 @@
+"""Files that are there whole or not at all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from poss_export.errors import InputError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write; the file appears at `path` in one step when all went well.
+
+    Otherwise what is at `path` stays as it is, and nothing half-written beside it. What a killed process
+    left there is written over.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {str(path)!r} ({error}): choose another output file") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file in one step, text in UTF-8; see `whole`."""
+    data = content.encode() if isinstance(content, str) else content
+    with whole(path) as partial:
+        partial.write_bytes(data)
