@@ -7,6 +7,7 @@ from poss_export.progress import Progress, silent
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.generation import Stream
 from poss_export.runtime.sampling import Sampling
+from poss_export.text import user_says
 
 LONGEST_TURN = 96  # tokens; longer turns are cut
 
@@ -26,7 +27,7 @@ def invent_prompts(bundle: Bundle, count: int, seed: int, progress: Progress = s
             "write prompts behind the bundle, or give a file with --prompts"
         )
     opening = bundle.text.encode_user_opening()
-    frame = len(bundle.text.encode_chat([{"role": "user", "content": ""}]))
+    frame = len(bundle.text.encode_chat([user_says("")]))
     if (room := (bundle.target.capacity - frame) // 2) < 1:
         raise InputError(
             f"the chat template takes {frame} tokens, the bundle's capacity is {bundle.target.capacity}: "
