@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import environment
+from poss_export.bundling.engine_request import request_engines
+from poss_export.bundling.sizes import engine_bytes
 from poss_export.engine_spec import EngineOptions, EngineSpec, Profile, target_profiles
 from poss_export.errors import BackendError
-from poss_export.exporters.engine_build import build_engine, estimate, request_engines
+from poss_export.exporters.engine_build import build_engine
 from poss_export.manifest import TARGET_GRAPH, Manifest, read_manifest
 from poss_export.runtime.bundle import contracts_of
 from poss_export.runtime.loop import PREFILL_CHUNK
@@ -24,7 +26,7 @@ from poss_export.runtime.loop import PREFILL_CHUNK
 def profile_sets(manifest: Manifest) -> dict[str, tuple[Profile, ...]]:
     """Return what is compared, by name; `build` takes the second."""
     chunk = min(PREFILL_CHUNK, manifest.capacity)
-    width = 12 if manifest.drafter is None else manifest.drafter.tree.nodes + 1
+    width = 12 if manifest.drafter is None else manifest.drafter.tree.width
     (open_one,) = target_profiles(chunk, None)
     fixed = {size: target_profiles(chunk, size)[1] for size in (1, 2, width)}
     return {
@@ -57,7 +59,7 @@ def main(bundle: Path, capabilities: tuple[str, ...]) -> None:
             options=request.options,
             graph_sha256=manifest.graph_sha256("target"),
         )
-        planned = estimate("target", weights, len(profiles), manifest.precision)
+        planned = engine_bytes("target", weights, len(profiles), manifest.precision)
         try:
             with tempfile.TemporaryDirectory() as folder:
                 engine = Path(folder) / spec.file

@@ -24,6 +24,8 @@ from benchmarks.contestants import BASELINE, ENGINES, Answer, Engine
 from benchmarks.peers import Peers
 from benchmarks.workers import Setup, Worker
 from poss_export.errors import InputError
+from poss_export.evaluation import metrics
+from poss_export.evaluation.equality import first_difference
 from poss_export.manifest import TOKENIZER, Manifest, read_manifest
 from poss_export.targets.checkpoint import open_target
 from poss_export.text import Text
@@ -38,37 +40,13 @@ class Row:
 
     def speeds(self) -> list[float]:
         """Return tokens/s of each repeat, prefill included."""
-        return [sum(len(a.tokens) for a in run) / sum(a.seconds for a in run) for run in self.answers]
-
-    def prefill_speed(self, prompt_tokens: int) -> float:
-        """Return the median of prompt tokens/s until the first token."""
-        return statistics.median(prompt_tokens / sum(a.prefill_seconds for a in run) for run in self.answers)
-
-    def decode_speed(self) -> float:
-        """Return the median of tokens/s after the first token."""
-        return statistics.median(
-            sum(len(a.tokens) - 1 for a in run) / max(sum(a.seconds - a.prefill_seconds for a in run), 1e-9)
-            for run in self.answers
-        )
-
-    def tau(self) -> float:
-        """Return tokens emitted a round, pooled over all prompts."""
-        run = self.answers[0]
-        return sum(len(a.tokens) - 1 for a in run) / max(sum(a.rounds for a in run), 1)
+        return [metrics.tokens_per_second(run) for run in self.answers]
 
     def differences(self, other: "Row") -> list[tuple[int, int]]:
         """Return (prompt, position) of the first token that differs from `other`, where one does."""
-        found = []
-        for prompt, (mine, theirs) in enumerate(zip(self.answers[0], other.answers[0], strict=True)):
-            if mine.tokens != theirs.tokens:
-                found.append((prompt, first_difference(mine.tokens, theirs.tokens)))
-        return found
-
-
-def first_difference(a: list[int], b: list[int]) -> int:
-    """Return where the first differing token is; the shorter length where one continues the other."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+        pairs = enumerate(zip(self.answers[0], other.answers[0], strict=True))
+        found = ((prompt, first_difference(a.token_ids, b.token_ids)) for prompt, (a, b) in pairs)
+        return [(prompt, position) for prompt, position in found if position is not None]
 
 
 def measure(workers: Mapping[str, Engine], prompts: list[list[int]], tokens: int, repeats: int) -> list[Row]:
@@ -89,7 +67,7 @@ def measure(workers: Mapping[str, Engine], prompts: list[list[int]], tokens: int
 
 
 def summary(rows: list[Row], prompt_tokens: int) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each row; ratios and equality are against target-only."""
+    """Yield the figures of each row, medians over repeats; ratios and equality are against target-only."""
     baseline = next((row for row in rows if row.name == BASELINE), rows[0])
     for row in rows:
         speeds, differences = row.speeds(), row.differences(baseline)
@@ -98,10 +76,12 @@ def summary(rows: list[Row], prompt_tokens: int) -> Iterator[dict[str, Any]]:
             "tokens_per_second": statistics.median(speeds),
             "tokens_per_second_by_repeat": speeds,
             "ratio": statistics.median(speeds) / statistics.median(baseline.speeds()),
-            "prefill_tokens_per_second": row.prefill_speed(prompt_tokens),
-            "decode_tokens_per_second": row.decode_speed(),
-            "tau": row.tau(),
-            "tokens": sum(len(a.tokens) for a in row.answers[0]),
+            "prefill_tokens_per_second": statistics.median(
+                metrics.prefill_speed(run, prompt_tokens) for run in row.answers
+            ),
+            "decode_tokens_per_second": statistics.median(map(metrics.decode_speed, row.answers)),
+            "tau": metrics.pooled_tau(row.answers[0]),
+            "tokens": sum(answer.tokens for answer in row.answers[0]),
             "equal_answers": len(row.answers[0]) - len(differences),
             "first_differences": differences,
         }

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import environment
 from benchmarks.peers import Peers
 from benchmarks.workers import Setup
 
@@ -20,11 +19,18 @@ from benchmarks.workers import Setup
 class Answer:
     """A greedy answer; a stop token, where there was one, is its last token."""
 
-    tokens: list[int]
+    token_ids: list[int]
     prefill_seconds: float  # until the first token
     seconds: float  # until the last token, prefill included
     rounds: int  # calls of the target after prefill
-    draft_seconds: float = 0.0  # of the rounds
+    target_seconds: float = 0.0  # of the rounds; peers do not tell
+    draft_seconds: float = 0.0
+    chains: bool = True  # every tree that was verified was a chain
+
+    @property
+    def tokens(self) -> int:
+        """Tokens emitted."""
+        return len(self.token_ids)
 
 
 Engine = Callable[[list[int], int], Answer]  # ids and the most new tokens to an answer
@@ -60,19 +66,19 @@ def speculative(setup: Setup) -> Engine:
 
 
 def _ours(setup: Setup, target_only: bool) -> Engine:
+    from poss_export.evaluation.answers import answer
     from poss_export.runtime.bundle import open_bundle
-    from poss_export.runtime.generation import Stream
 
     bundle = open_bundle(setup.model, threads=setup.threads).__enter__()  # until the process ends
-    drafter = None if target_only else environment.drafter_of(bundle)
 
-    def answer(ids: list[int], max_new_tokens: int) -> Answer:
-        stream = Stream(bundle.target, drafter, bundle.text, "", ids, max_new_tokens=max_new_tokens)
-        result = stream.run()
-        times = result.prefill_seconds, result.seconds
-        return Answer(list(result.token_ids), *times, result.rounds, result.draft_seconds)
+    def ours(ids: list[int], max_new_tokens: int) -> Answer:
+        made = answer(bundle, ids, max_new_tokens, target_only=target_only)
+        times = made.prefill_seconds, made.seconds
+        return Answer(
+            list(made.token_ids), *times, made.rounds, made.target_seconds, made.draft_seconds, made.chains
+        )
 
-    return answer
+    return ours
 
 
 def transformers(setup: Setup) -> Engine:

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import environment, questions
-from benchmarks.questions import Question
+from poss_export.evaluation.answers import take_turns
 from poss_export.evaluation.latency import WIDTHS, target_times
+from poss_export.evaluation.metrics import decode_speed, pooled_tau, round_parts
 from poss_export.runtime.bundle import Bundle, open_bundle
-from poss_export.runtime.generation import Generation, Stream
 
 
 def by_width(bundle: Bundle, past: int, widths: Sequence[int], repeats: int) -> dict[int, float]:
@@ -26,34 +26,6 @@ def by_width(bundle: Bundle, past: int, widths: Sequence[int], repeats: int) -> 
     vocab = bundle.manifest.target.config.vocab_size
     times = target_times(bundle.target, vocab, past, widths, repeats)
     return {width: statistics.median(values) for width, values in times.items()}
-
-
-def rounds(
-    bundle: Bundle, asked: Sequence[Question], tokens: int
-) -> tuple[list[Generation], list[Generation]]:
-    """Return the answers with the drafter, and with the target alone, made in turns."""
-    spoken: tuple[list[Generation], list[Generation]] = ([], [])
-    drafters = environment.drafter_of(bundle), None
-    for question in asked:
-        for answers, drafter in zip(spoken, drafters, strict=True):
-            stream = Stream(bundle.target, drafter, bundle.text, "", question.ids, max_new_tokens=tokens)
-            answers.append(stream.run())
-    return spoken
-
-
-def parts(answers: Sequence[Generation]) -> dict[str, float]:
-    """Return the milliseconds of a mean round and of its parts, and the tokens it emits."""
-    count = sum(answer.rounds for answer in answers)
-    whole = 1000 * sum(answer.seconds - answer.prefill_seconds for answer in answers) / count
-    target = 1000 * sum(answer.target_seconds for answer in answers) / count
-    draft = 1000 * sum(answer.draft_seconds for answer in answers) / count
-    outside = whole - target - draft
-    return {"round": whole, "target": target, "draft": draft, "outside": outside, "tau": pooled_tau(answers)}
-
-
-def pooled_tau(answers: Sequence[Generation]) -> float:
-    """Return the mean of tokens emitted a round, over all rounds of all answers."""
-    return sum(answer.tokens - 1 for answer in answers) / max(sum(answer.rounds for answer in answers), 1)
 
 
 def width_table(times: dict[int, float]) -> Table:
@@ -99,9 +71,10 @@ def main(
     with open_bundle(bundle, threads=threads) as engines:
         loading = time.perf_counter() - start
         widths = by_width(engines, past, WIDTHS, repeats)
-        spoken = rounds(engines, questions.load(engines.text, prompts, limit), max_new_tokens)
-    speculative, plain = map(parts, spoken)
-    ratio = speculative["tau"] * plain["round"] / speculative["round"]
+        asked = questions.load(engines.text, prompts, limit)
+        ours, alone = take_turns(engines, (question.ids for question in asked), max_new_tokens)
+    speculative, plain = ({**round_parts(made), "tau": pooled_tau(made)} for made in (ours, alone))
+    ratio = decode_speed(ours) / decode_speed(alone)
     console = Console()
     console.print(width_table(widths), round_table(speculative, plain))
     click.echo(

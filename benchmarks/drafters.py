@@ -11,8 +11,7 @@ import json
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib import resources
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,27 @@ from rich.progress import track
 
 from benchmarks import environment, questions
 from benchmarks.contestants import BASELINE
-from benchmarks.cost import parts, pooled_tau, rounds
-from benchmarks.drafters_report import Row, count_mismatches, plot_rows, print_rows
-from benchmarks.lossless import answer, rounds_by_depth
+from benchmarks.divergences import count, judged
+from benchmarks.drafters_file import check_outputs, find_row, merged, read_rows, training_of
+from benchmarks.drafters_report import Row, plot_rows, print_rows
 from benchmarks.questions import Question
 from benchmarks.trees import parse_tree, tree_name
 from poss_export.bundling.tuning import capacity_for, exported, paired, plan_pair
 from poss_export.config import TreeShape
-from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter, shipped_drafters
-from poss_export.errors import CheckpointError, InputError, PossExportError
-from poss_export.evaluation.checks import find_divergence
-from poss_export.plots import check_library
+from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter
+from poss_export.errors import InputError, PossExportError
+from poss_export.evaluation.answers import answer, take_turns
+from poss_export.evaluation.equality import find_divergence
+from poss_export.evaluation.metrics import (
+    alpha,
+    decode_speed,
+    mean_tau,
+    pooled_tau,
+    round_parts,
+    tokens_per_second,
+)
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.generation import Generation
-from poss_export.runtime.sessions.base import TargetSession
 from poss_export.targets.checkpoint import Target, open_target
 from poss_export.training.run import EVALUATED_DEPTH, EVALUATED_TREES
 
@@ -53,7 +59,8 @@ class Task:
     @property
     def capacity(self) -> int:
         """Tokens that the caches must hold."""
-        return capacity_for(self.asked, self.tokens, (*self.trees, self.speed_tree))
+        ids = [question.ids for question in self.asked]
+        return capacity_for(ids, self.tokens, (*self.trees, self.speed_tree))
 
     def key(self, target: Target, drafter: DrafterCheckpoint) -> dict[str, Any]:
         """Return all that a row's figures depend on besides the machine, as JSON values."""
@@ -76,22 +83,12 @@ def chain_of(drafter: DrafterCheckpoint) -> TreeShape:
     return TreeShape(depth, top_k=1, nodes=depth)
 
 
-def acceptance(answers: Sequence[Generation], depth: int) -> list[float | None]:
-    """Return, for depths 1 .. `depth`, rounds that accepted d tokens or more over those with d - 1 or more.
-
-    None where no round came so far. The last round counts what the answer's end left of it.
-    """
-    reached = rounds_by_depth(answers, depth)
-    return [reached[d] / reached[d - 1] if reached[d - 1] else None for d in range(1, depth + 1)]
-
-
 def tau_figures(tree: TreeShape, answers: Sequence[Generation]) -> dict[str, Any]:
     """Return tau with a tree: over all rounds (`tau`), and the mean of the answers' own (`tau_by_prompt`)."""
-    drafted = [made.tau for made in answers if made.rounds]  # some answers end with their first token
     return {
         "tree": tree_name(tree),
         "tau": pooled_tau(answers),
-        "tau_by_prompt": statistics.mean(drafted) if drafted else None,
+        "tau_by_prompt": mean_tau(answers),
         "rounds": sum(made.rounds for made in answers),
         "tokens": sum(made.tokens for made in answers),
     }
@@ -102,25 +99,19 @@ def speed_figures(tree: TreeShape, ours: Sequence[Generation], plain: Sequence[G
 
     `ratio` is of tokens/s with prefill, `decode_ratio` without; `median_ratio` is the median of the prompts'.
     """
-    speculative, alone = parts(ours), parts(plain)
     speed, baseline = tokens_per_second(ours), tokens_per_second(plain)
     pairs = zip(ours, plain, strict=True)
     return {
         "tree": tree_name(tree),
         "prompts": len(ours),
-        "tau": speculative.pop("tau"),
-        "milliseconds": speculative,
+        "tau": pooled_tau(ours),
+        "milliseconds": round_parts(ours),
         "tokens_per_second": speed,
         "ratio": speed / baseline,
-        "decode_ratio": pooled_tau(ours) * alone["round"] / speculative["round"],
+        "decode_ratio": decode_speed(ours) / decode_speed(plain),
         "median_ratio": statistics.median(a.tokens_per_second / b.tokens_per_second for a, b in pairs),
-        BASELINE: {"milliseconds": alone["round"], "tokens_per_second": baseline},
+        BASELINE: {"milliseconds": round_parts(plain)["round"], "tokens_per_second": baseline},
     }
-
-
-def tokens_per_second(answers: Sequence[Generation]) -> float:
-    """Return all tokens over all seconds, prefill included."""
-    return sum(made.tokens for made in answers) / sum(made.seconds for made in answers)
 
 
 def measure(
@@ -135,43 +126,44 @@ def measure(
         with paired(bundle, target, drafter, tree):
             if tree in (chain, *task.trees):
                 answers[tree] = [
-                    answer(bundle, question, task.tokens, target_only=False)
+                    answer(bundle, question.ids, task.tokens, target_only=False)
                     for question in watched(task.asked, f"{drafter.name}, {name}")
                 ]
-                row["divergences"] |= divergences(name, bundle.target, task.asked, answers[tree], plain)
+                row["divergences"] |= parted(name, bundle, task.asked, answers[tree], plain)
             if tree == task.speed_tree:
-                ours, own = take_turns(bundle, watched(task.timed, f"{drafter.name}, speed"), task)
-                row["divergences"] |= divergences(f"timed {name}", bundle.target, task.timed, ours, own)
+                ours, own = timed_answers(bundle, watched(task.timed, f"{drafter.name}, speed"), task)
+                row["divergences"] |= parted(f"timed {name}", bundle, task.timed, ours, own)
                 row["speed"] = speed_figures(tree, ours, own)
     row["answers"] = len(task.asked) * len(answers) + len(task.timed)
-    row["acceptance"] = acceptance(answers[chain], chain.depth)
+    row["acceptance"] = alpha(answers[chain], chain.depth)
     row["chain"] = tau_figures(chain, answers[chain])
     row["trees"] = [tau_figures(tree, answers[tree]) for tree in task.trees]
     return row
 
 
-def take_turns(
+def timed_answers(
     bundle: Bundle, timed: Iterable[Question], task: Task
 ) -> tuple[list[Generation], list[Generation]]:
     """Return speculative and target-only answers, made in turns after one of each that warms up."""
-    rounds(bundle, task.timed[:1], task.tokens)
-    turns = [rounds(bundle, [question], task.tokens) for question in timed]
-    return [made for ours, _ in turns for made in ours], [made for _, own in turns for made in own]
+    take_turns(bundle, [question.ids for question in task.timed[:1]], task.tokens)
+    return take_turns(bundle, (question.ids for question in timed), task.tokens)
 
 
-def divergences(
+def parted(
     answers: str,
-    target: TargetSession,
+    bundle: Bundle,
     asked: Sequence[Question],
     ours: Sequence[Generation],
     plain: Sequence[Generation],
 ) -> dict[str, Any]:
     """Return where our answers, called `answers`, part from target-only; by question, as JSON values."""
-    parted = {
-        question.source: find_divergence(target, question.ids, mine.token_ids, other.token_ids)
-        for question, mine, other in zip(asked, ours, plain, strict=True)
-    }
-    return {f"{answers}, {source}": asdict(found) for source, found in parted.items() if found is not None}
+    found = {}
+    for question, mine, other in zip(asked, ours, plain, strict=True):
+        divergence = find_divergence(bundle.target, question.ids, mine.token_ids, other.token_ids)
+        if divergence is not None:
+            place = f"{answers}, {question.source}"
+            found[place] = judged(divergence, bundle.manifest.exactness, mine.chains)
+    return found
 
 
 def watched(asked: Sequence[Question], what: str) -> Iterable[Question]:
@@ -183,75 +175,6 @@ def watched(asked: Sequence[Question], what: str) -> Iterable[Question]:
 def facts(spec: str, drafter: DrafterCheckpoint) -> Row:
     """Return what needs no measurement: name, parameters, and the training that its folder records."""
     return {"drafter": drafter.name, "parameters": drafter.parameters, "training": training_of(spec)}
-
-
-def training_of(spec: str) -> dict[str, Any] | None:
-    """Return seconds, row-steps and rows of a drafter's training, and what it started from.
-
-    None where its folder has no record. What the training of `started_from` cost is not in these figures.
-
-    Raises:
-        CheckpointError: the record cannot be read.
-    """
-    demo = Path(str(resources.files("poss_export") / "demo"))
-    path = (demo / spec if spec in shipped_drafters() else Path(spec)) / "training.json"
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        options, stages = record["options"], record.get("stages")  # early records have no stages
-        row_steps, start = options["budget"], options.get("start")
-        rows = stages and round(sum(stage["share"] * row_steps / stage["steps"] for stage in stages))
-        return {
-            "seconds": record["training_seconds"],
-            "row_steps": row_steps,
-            "rows": rows,
-            "started_from": start and Path(start).name,
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: not a training record ({error!r}); remove the file, or fetch the drafter again"
-        ) from error
-
-
-def read_rows(report: Path) -> list[Row]:
-    """Return the rows of a table file, none where there is no file.
-
-    Raises:
-        InputError: the file is something else.
-    """
-    if not report.exists():
-        return []
-    try:
-        rows = json.loads(report.read_text(encoding="utf-8"))["drafters"]
-        if not all(isinstance(row["measured"], dict) for row in rows):
-            raise ValueError("a row says nothing of how it was measured")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{str(report)!r} is no table of this benchmark ({error!r}): give another file to --json"
-        ) from error
-    return list(rows)
-
-
-def find_row(rows: Sequence[Row], key: dict[str, Any]) -> Row | None:
-    """Return the row that was measured so."""
-    return next((row for row in rows if row["measured"] == key), None)
-
-
-def merged(rows: Sequence[Row], new: Row) -> list[Row]:
-    """Return the rows with a new one, in place of one that was measured alike."""
-    return [*(row for row in rows if row["measured"] != new["measured"]), new]
-
-
-def check_outputs(report: Path | None, plot: Path | None) -> None:
-    """Raise InputError where something cannot be written after all the work."""
-    for path in (report, plot):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(
-                f"there is no folder {str(path.parent)!r} to write {path.name} to; make it first"
-            )
-    if plot is not None:
-        check_library()
 
 
 def load_drafters(specs: Sequence[str], target: Target, task: Task) -> dict[str, DrafterCheckpoint]:
@@ -277,7 +200,7 @@ def measure_all(
         return
     with exported(target, task.capacity) as bundle:
         plain = [
-            answer(bundle, question, task.tokens, target_only=True)
+            answer(bundle, question.ids, task.tokens, target_only=True)
             for question in watched(task.asked, BASELINE)
         ]
         for number, (spec, drafter) in enumerate(drafters.items(), start=1):
@@ -358,7 +281,7 @@ def main(
     )
     if plot is not None:
         plot_rows(plot, rows)
-    sys.exit(bool(count_mismatches(rows)))
+    sys.exit(bool(count((row["divergences"] for row in rows), "mismatch")))
 
 
 if __name__ == "__main__":

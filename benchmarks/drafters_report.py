@@ -9,9 +9,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import divergences
 from benchmarks.contestants import BASELINE
-from benchmarks.lossless import divergence_line
-from poss_export.evaluation.checks import Divergence
 
 Row = dict[str, Any]  # of the table, as it stands in the JSON file
 
@@ -27,25 +26,11 @@ def print_rows(rows: Sequence[Row], target_parameters: int) -> None:
         if row["training"] and (start := row["training"]["started_from"]):
             click.echo(f"{row['drafter']} started from {start}, whose training is not counted")
     for row in rows:
-        for place, found in row_divergences(row):
-            click.echo(divergence_line(f"{row['drafter']}, {place}", found))
-    mismatches = count_mismatches(rows)
-    near_ties = sum(len(row["divergences"]) for row in rows) - mismatches
+        for place, found in row["divergences"].items():
+            click.echo(divergences.line(f"{row['drafter']}, {place}", found))
     answers = sum(row["answers"] for row in rows)
-    click.echo(
-        f"{answers} answers: {answers - near_ties - mismatches} equal to {BASELINE}, "
-        f"{near_ties} near-ties, {mismatches} mismatches"
-    )
-
-
-def row_divergences(row: Row) -> list[tuple[str, Divergence]]:
-    """Return where the answers of a row part from target-only."""
-    return [(place, Divergence(**values)) for place, values in row["divergences"].items()]
-
-
-def count_mismatches(rows: Sequence[Row]) -> int:
-    """Return how many answers differ from target-only without a near-tie."""
-    return sum(not found.near_tie for row in rows for _, found in row_divergences(row))
+    told = divergences.totals(answers, (row["divergences"] for row in rows), f" to {BASELINE}")
+    click.echo(f"{answers} answers: {told}")
 
 
 def row_table(rows: Sequence[Row], target_parameters: int) -> Table:

@@ -10,12 +10,10 @@ from typing import Any
 
 import click
 
-from poss_export.errors import InputError, PossExportError
+from poss_export.errors import PossExportError
 from poss_export.files import write_whole
 from poss_export.machine import cores as cores
 from poss_export.machine import processor, versions
-from poss_export.runtime.bundle import Bundle
-from poss_export.runtime.sessions.base import DraftSession
 
 REPORT = click.Path(dir_okay=False, writable=True, path_type=Path)
 PACKAGES = (
@@ -45,13 +43,6 @@ def write(report: Path, machine: dict[str, Any], values: dict[str, Any]) -> None
     """Write `values` to `report` with the machine and the options of the running command."""
     options = {name: str(value) for name, value in click.get_current_context().params.items()}
     write_whole(report, json.dumps({"environment": machine, "settings": options, **values}) + "\n")
-
-
-def drafter_of(bundle: Bundle) -> DraftSession:
-    """Return the bundle's drafter; raises InputError where it has none."""
-    if bundle.drafter is None:
-        raise InputError(f"{bundle.folder} has no drafter, so it has no rounds; build one with --drafter")
-    return bundle.drafter
 
 
 def run(command: click.Command) -> None:

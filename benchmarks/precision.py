@@ -11,7 +11,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,89 +20,25 @@ from typing import Any
 import click
 
 from benchmarks import environment, questions
-from benchmarks.compare import Row, measure, open_peers, summary
-from benchmarks.contestants import (
-    BASELINE,
-    Engine,
-    llama_cpp_by_default,
-    onnxruntime_genai,
-    speculative,
-    target_only,
-)
-from benchmarks.peers import Peers, genai_builder
-from benchmarks.precision_report import count_mismatches, plot_rows, print_rows
-from benchmarks.quality import (
-    Floats,
-    Scorer,
-    bundle_logits,
-    genai_logits,
-    judge,
-    llama_logits,
-    predictions,
-    windows,
-)
+from benchmarks.call_costs import measure_calls
+from benchmarks.compare import Row, measure, summary
+from benchmarks.contestants import BASELINE, Engine, speculative, target_only
+from benchmarks.divergences import count, judged
+from benchmarks.precision_report import plot_rows, print_rows
+from benchmarks.precision_subjects import PEERS, Ours, check_fit, label, open_bundles, peer_setups
 from benchmarks.questions import Question
-from benchmarks.widths import WIDTHS, measure_widths
+from benchmarks.scorers import Scorer, bundle_logits, predictions, windows
 from benchmarks.workers import Setup, Worker
 from poss_export.errors import InputError
-from poss_export.evaluation.checks import Divergence, find_divergence
-from poss_export.evaluation.quality import HELD_OUT
-from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
+from poss_export.evaluation.equality import Divergence, find_divergence
+from poss_export.evaluation.metrics import round_parts
+from poss_export.evaluation.text_quality import HELD_OUT, Floats, judge
+from poss_export.manifest import TOKENIZER
 from poss_export.plots import check_plot
 from poss_export.runtime.bundle import open_bundle
 from poss_export.text import Text
 
 MODES: dict[str, Callable[[Setup], Engine]] = {BASELINE: target_only, "speculative": speculative}
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A peer in one precision."""
-
-    module: str  # that it needs
-    files: Callable[[Peers], Path]
-    open: Callable[[Setup], Engine]
-    logits: Callable[[Setup], Scorer]
-    made_by: str  # for people: what wrote its files
-
-
-def _genai(precision: str) -> Peer:
-    files = partial(Peers.genai, precision=precision)
-    made_by = " ".join(["python", *genai_builder(precision), "-i FOLDER -o FOLDER"])
-    return Peer("onnxruntime_genai", files, onnxruntime_genai, genai_logits, made_by)
-
-
-def _llama(gguf: str) -> Peer:
-    files = partial(Peers.quantised_gguf, kind=gguf)
-    made_by = f"llama_model_quantize to ftype {gguf}, unless the target's own file is of it"
-    return Peer("llama_cpp", files, llama_cpp_by_default, llama_logits, made_by)
-
-
-PEERS = {
-    **{f"onnxruntime-genai {precision}": _genai(precision) for precision in ("fp32", "int8", "int4")},
-    **{f"llama.cpp {gguf}": _llama(gguf) for gguf in ("Q8_0", "Q4_1", "Q4_K_M")},
-}
-
-
-@dataclass(frozen=True)
-class Ours:
-    """A bundle that is measured; `name` tells it from the others of the run."""
-
-    name: str
-    manifest: Manifest
-    setup: Setup
-
-    def engine(self, mode: str) -> str:
-        """Return the name of its row in one of `MODES`."""
-        return f"{self.name}, {mode}"
-
-    def megabytes(self) -> dict[str, float]:
-        """Return the size of each graph with its weights."""
-        table = self.manifest.target.embedding.file
-        sizes = {name: entry.size / 1e6 for name, entry in self.manifest.files.items()}
-        target = sum(size for name, size in sizes.items() if name.startswith(TARGET_GRAPH) or name == table)
-        draft = sum(size for name, size in sizes.items() if name.startswith(DRAFT_GRAPH))
-        return {"target": target, "draft": draft}
 
 
 @dataclass(frozen=True)
@@ -115,51 +51,6 @@ class Task:
     texts: list[list[int]]  # windows of the held-out text
     past: int  # tokens behind which widths are timed
     calls: int  # of each width
-
-
-def label(manifest: Manifest) -> str:
-    """Return the precisions of a bundle's target and drafter, as people read them."""
-    return f"{manifest.label('target')} / {manifest.label('draft')}"
-
-
-def open_bundles(folders: Sequence[Path], threads: int) -> list[Ours]:
-    """Read what is measured; a bundle is named by its precisions, and by its folder where two have the same.
-
-    Raises:
-        InputError: the bundles are not of one target, one has no drafter, or the first is not in fp32.
-        BundleError: a bundle is damaged.
-    """
-    manifests = {folder: read_manifest(folder) for folder in folders}
-    first, reference = next(iter(manifests.items()))
-    labels = [label(manifest) for manifest in manifests.values()]
-    if not labels[0].startswith("fp32"):
-        raise InputError(
-            f"quality is against the first bundle, which must be in fp32: {str(first)!r} is in {labels[0]}"
-        )
-    for folder, manifest in manifests.items():
-        if manifest.target.sha256 != reference.target.sha256:
-            raise InputError(
-                f"{str(folder)!r} has the target {manifest.target.name!r}, which is another than that of "
-                f"{str(first)!r}: bundles of one target are compared"
-            )
-        if manifest.drafter is None:
-            raise InputError(f"{str(folder)!r} has no drafter to measure; build it with --drafter")
-    found = []
-    for (folder, manifest), name in zip(manifests.items(), labels, strict=True):
-        setup = Setup(folder, manifest.text.stop_ids, manifest.capacity, threads)
-        found.append(Ours(name if labels.count(name) == 1 else f"{name}, {folder}", manifest, setup))
-    return found
-
-
-def check_fit(bundles: Sequence[Ours], window: int, past: int) -> None:
-    """Raise InputError where the windows, or calls behind `past` tokens, do not fit a bundle."""
-    needed = max(window, past + max(WIDTHS))
-    for ours in bundles:
-        if needed > (capacity := ours.manifest.capacity):
-            raise InputError(
-                f"windows of {window} tokens and calls of {max(WIDTHS)} behind {past} need a capacity of "
-                f"{needed}, {str(ours.setup.model)!r} has {capacity}: use a smaller --window or --past"
-            )
 
 
 def measure_quality(
@@ -202,10 +93,10 @@ def divergences(ours: Ours, plain: Row, drafted: Row, asked: Sequence[Question])
     found = {}
     with Worker(gaps, ours.setup) as find:
         for prompt in parted:
-            answers = (row.answers[0][prompt].tokens for row in (drafted, plain))
-            divergence = find(asked[prompt].ids, *answers)
+            mine, other = (row.answers[0][prompt] for row in (drafted, plain))
+            divergence = find(asked[prompt].ids, mine.token_ids, other.token_ids)
             assert divergence is not None
-            found[asked[prompt].source] = asdict(divergence)
+            found[asked[prompt].source] = judged(divergence, ours.manifest.exactness, mine.chains)
     return found
 
 
@@ -216,9 +107,7 @@ def prompt_tokens(asked: Sequence[Question]) -> int:
 
 def draft_milliseconds(drafted: Row) -> float:
     """Return the drafter's time of a mean round; the median of the repeats."""
-    return 1000 * statistics.median(
-        sum(a.draft_seconds for a in run) / max(sum(a.rounds for a in run), 1) for run in drafted.answers
-    )
+    return statistics.median(round_parts(run)["draft"] for run in drafted.answers)
 
 
 def bundle_figures(
@@ -259,7 +148,7 @@ def peer_figures(
 
 def measure_all(bundles: Sequence[Ours], peers: Mapping[str, Setup], task: Task) -> dict[str, Any]:
     """Return the rows of bundles and of peers, as JSON values."""
-    cost = measure_widths({ours.name: ours.setup for ours in bundles}, task.past, task.calls)
+    cost = measure_calls({ours.name: (ours.manifest, ours.setup) for ours in bundles}, task.past, task.calls)
     scorers: dict[str, tuple[Callable[[Setup], Scorer], Setup]]
     scorers = {ours.name: (bundle_logits, ours.setup) for ours in bundles}
     scorers |= {name: (PEERS[name].logits, setup) for name, setup in peers.items()}
@@ -345,7 +234,7 @@ def main(
         environment.write(report, machine, {"text": told, "not_installed": missing, **rows})
     if plot is not None:
         plot_rows(plot, rows)
-    sys.exit(bool(count_mismatches(rows["bundles"])))
+    sys.exit(bool(count((row["divergences"] for row in rows["bundles"]), "mismatch")))
 
 
 def read_held_out(text: Text, path: Path) -> list[int]:
@@ -361,14 +250,6 @@ def read_held_out(text: Text, path: Path) -> list[int]:
     if len(ids) < 2:
         raise InputError(f"{str(path)!r} has {len(ids)} tokens; quality needs a text of at least 2")
     return ids
-
-
-def peer_setups(names: Sequence[str], reference: Ours, target: str | None, cache: Path) -> dict[str, Setup]:
-    """Return what each peer is opened with; their files are made where they are not there yet."""
-    if not names:
-        return {}
-    made = open_peers(reference.manifest, target, cache)
-    return {name: replace(reference.setup, model=PEERS[name].files(made)) for name in names}
 
 
 if __name__ == "__main__":

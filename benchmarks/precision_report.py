@@ -8,8 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.lossless import divergence_line
-from poss_export.evaluation.checks import Divergence
+from benchmarks import divergences
 
 Figures = Mapping[str, Any]  # of a bundle, a peer or an answer's engine, as they stand in the JSON file
 Rows = Mapping[str, Sequence[Figures]]  # "bundles" and "peers"
@@ -23,20 +22,13 @@ def print_rows(rows: Rows, missing: Sequence[str], prompts: int) -> None:
     """Print the tables, then what does not fit into them."""
     console = Console(width=TABLE_WIDTH)
     console.print(cost_table(rows["bundles"]), "", speed_table(rows, missing, prompts))
-    bundles = rows["bundles"]
-    for row in bundles:
-        for source, values in row["divergences"].items():
-            click.echo(divergence_line(f"{row['name']}, {source}", Divergence(**values)))
-    parted, mismatches = sum(len(row["divergences"]) for row in bundles), count_mismatches(bundles)
-    click.echo(
-        f"{prompts * len(bundles)} speculative answers: {prompts * len(bundles) - parted} equal to "
-        f"target-only of their bundle, {parted - mismatches} near-ties, {mismatches} mismatches"
-    )
-
-
-def count_mismatches(bundles: Sequence[Figures]) -> int:
-    """Return how many speculative answers differ from target-only without a near-tie."""
-    return sum(not Divergence(**values).near_tie for row in bundles for values in row["divergences"].values())
+    for row in rows["bundles"]:
+        for source, found in row["divergences"].items():
+            click.echo(divergences.line(f"{row['name']}, {source}", found))
+    parted = [row["divergences"] for row in rows["bundles"]]
+    answers = prompts * len(parted)
+    told = divergences.totals(answers, parted, " to target-only of their bundle")
+    click.echo(f"{answers} speculative answers: {told}")
 
 
 def cost_table(bundles: Sequence[Figures]) -> Table:
@@ -93,7 +85,7 @@ def _table(first: str, headings: Iterable[str], title: str) -> Table:
 
 def _quality_cells(row: Figures, megabytes: float) -> tuple[str, ...]:
     quality = row["quality"]
-    perplexity, kl, agreement = (quality[name] for name in ("perplexity", "kl", "agreement"))
+    perplexity, kl, agreement = (quality[name] for name in ("perplexity", "divergence", "agreement"))
     return f"{megabytes:.0f}", f"{perplexity:.2f}", f"{kl:.4f}", f"{agreement:.1%}"
 
 
@@ -113,14 +105,14 @@ def plot_rows(path: Path, rows: Rows) -> None:
     axes = figure.add_subplot()
     names = []
     for row in rows["bundles"]:
-        kl = row["quality"]["kl"]
+        kl = row["quality"]["divergence"]
         plain, drafted = (row[mode]["tokens_per_second"] for mode in ("target_only", "speculative"))
         axes.plot([plain, drafted], [kl, kl], color=OURS, linewidth=1)
         axes.plot(plain, kl, "o", color=OURS, markerfacecolor="white")
         axes.plot(drafted, kl, "o", color=OURS)
         names.append((row["name"], max(plain, drafted), kl))
     for row in rows["peers"]:
-        kl, speed = row["quality"]["kl"], row["target_only"]["tokens_per_second"]
+        kl, speed = row["quality"]["divergence"], row["target_only"]["tokens_per_second"]
         axes.plot(speed, kl, "s", color=PEERS)
         names.append((row["name"], speed, kl))
     axes.set_yscale("symlog", linthresh=1e-3)

@@ -6,24 +6,18 @@ A tree is DEPTH,TOP_K,NODES. The target is exported once, a draft graph for each
 speculative and target-only answers take turns. Choose the shape on prompts that no result is reported on.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import environment, questions
-from benchmarks.cost import parts, rounds
-from benchmarks.questions import Question
-from poss_export.bundling.tuning import capacity_for, exported, paired
+from poss_export.bundling.tuning import capacity_for, exported, measure_tree
 from poss_export.config import TreeShape
-from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter
+from poss_export.drafters.checkpoint import load_drafter
 from poss_export.errors import InputError
-from poss_export.runtime.bundle import Bundle
-from poss_export.targets.checkpoint import Target, open_target
+from poss_export.targets.checkpoint import open_target
 
 
 def parse_tree(text: str) -> TreeShape:
@@ -38,22 +32,6 @@ def parse_tree(text: str) -> TreeShape:
 def tree_name(tree: TreeShape) -> str:
     """Return DEPTH,TOP_K,NODES, as `parse_tree` reads it."""
     return f"{tree.depth},{tree.top_k},{tree.nodes}"
-
-
-def measure(
-    bundle: Bundle,
-    target: Target,
-    drafter: DrafterCheckpoint,
-    tree: TreeShape,
-    asked: Sequence[Question],
-    tokens: int,
-) -> dict[str, Any]:
-    """Return the figures of one shape; milliseconds, and `ratio` of decoding speeds."""
-    with paired(bundle, target, drafter, tree):
-        spoken = rounds(bundle, asked, tokens)
-    speculative, plain = map(parts, spoken)
-    ratio = speculative["tau"] * plain["round"] / speculative["round"]
-    return {"tree": asdict(tree), **speculative, "plain": plain["round"], "ratio": ratio}
 
 
 @click.command(help=__doc__.partition("\n")[0])
@@ -77,8 +55,9 @@ def main(
     shapes = [parse_tree(text) for text in trees]
     opened, checkpoint = open_target(target), load_drafter(drafter)
     asked = questions.load(opened.text, prompts, limit)
-    with exported(opened, capacity_for(asked, max_new_tokens, shapes)) as bundle:
-        found = [measure(bundle, opened, checkpoint, shape, asked, max_new_tokens) for shape in shapes]
+    ids = [question.ids for question in asked]
+    with exported(opened, capacity_for(ids, max_new_tokens, shapes)) as bundle:
+        found = [measure_tree(bundle, opened, checkpoint, shape, ids, max_new_tokens) for shape in shapes]
     table = Table("depth", "top-k", "nodes", "tau", "target ms", "draft ms", "plain ms", "ratio", box=None)
     for figures in found:
         table.add_row(

@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from poss_export.bundling.staging import link_or_copy
 from poss_export.engine_spec import GraphName
-from poss_export.manifest import GRAPHS, TARGET_GRAPH, TOKENIZER, EmbeddingTable, Manifest, link_or_copy
+from poss_export.exporters.embedding import find_embedding
+from poss_export.manifest import GRAPHS, TARGET_GRAPH, TOKENIZER, Manifest
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.sessions.ort import OrtOptions
 
@@ -23,7 +25,7 @@ class Export:
 
     def open(self, capacity: int | None = None) -> Bundle:
         """Return it as a bundle, with caches of `capacity` tokens if its form leaves that open."""
-        table = EmbeddingTable.in_graph(self.folder / TARGET_GRAPH)
+        table = find_embedding(self.folder / TARGET_GRAPH)
         target = replace(self.manifest.target, embedding=table)
         manifest = replace(self.manifest, target=target, capacity=capacity or self.manifest.capacity)
         return Bundle(self.folder, manifest, OrtOptions())

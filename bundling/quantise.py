@@ -14,22 +14,18 @@ from poss_export.bundling.observing import make_sweep, observe_graph
 from poss_export.calibration.acceptance import from_record
 from poss_export.calibration.record import Record
 from poss_export.calibration.recording import record_rounds
+from poss_export.config import Thresholds
 from poss_export.engine_spec import GraphName
 from poss_export.evaluation.checks import PROMPTS
-from poss_export.evaluation.quality import (
-    HELD_OUT,
-    Thresholds,
-    Trial,
-    measure_quality,
-    read_windows,
-    require_quality,
-)
+from poss_export.evaluation.gate import require_quality
+from poss_export.evaluation.quality import Trial, measure_quality
+from poss_export.evaluation.text_quality import HELD_OUT, read_windows
 from poss_export.evaluation.widths import measure_widths
+from poss_export.exporters.embedding import find_embedding
 from poss_export.manifest import (
     ACCEPTANCE,
     GRAPHS,
     TARGET_GRAPH,
-    EmbeddingTable,
     Manifest,
 )
 from poss_export.progress import Progress, Report, silent
@@ -171,7 +167,7 @@ def _described(export: Export, decided: Mapping[GraphName, Decisions], request: 
         graph: {"scheme": request.graphs[graph].scheme, "request": asked[graph], **decisions.to_dict()}
         for graph, decisions in decided.items()
     }
-    embedding = EmbeddingTable.in_graph(export.folder / TARGET_GRAPH)
+    embedding = find_embedding(export.folder / TARGET_GRAPH)
     target = replace(export.manifest.target, embedding=embedding)
     return replace(export, manifest=replace(export.manifest, target=target, quantisation=quantisation))
 

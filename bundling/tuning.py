@@ -1,20 +1,26 @@
-"""A target that is exported once, and one drafter after another beside it."""
+"""Which tree pays: a target that is exported once, and one drafter and tree after another beside it."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import environment
-from benchmarks.questions import Question
-from poss_export.bundling.build import Plan, build_bundle, plan_build
+from poss_export.bundling.build import build_bundle
+from poss_export.bundling.plan import Plan, plan_build
 from poss_export.config import TreeShape
 from poss_export.contract import draft_contract
 from poss_export.drafters.checkpoint import DrafterCheckpoint
+from poss_export.evaluation.answers import take_turns
+from poss_export.evaluation.metrics import decode_speed, pooled_tau, round_parts
+from poss_export.evaluation.parity import compare, require_parity
 from poss_export.exporters.drafter import export_drafter
-from poss_export.exporters.parity import ROWS, compare, make_reference, require_parity
+from poss_export.exporters.reference import make_reference, round_beside
+from poss_export.machine import cores
 from poss_export.manifest import DRAFT_GRAPH
+from poss_export.progress import silent
+from poss_export.reference import ROWS
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions
 from poss_export.targets.checkpoint import Target
@@ -22,9 +28,9 @@ from poss_export.targets.checkpoint import Target
 _FORM: dict[str, Any] = {"precision": "fp32", "cache_form": "shared"}
 
 
-def capacity_for(asked: Sequence[Question], tokens: int, trees: Sequence[TreeShape]) -> int:
+def capacity_for(prompts: Sequence[Sequence[int]], tokens: int, trees: Sequence[TreeShape]) -> int:
     """Return the tokens that a cache must hold for answers of `tokens` tokens and their last trees."""
-    return max(ROWS, max(len(q.ids) for q in asked) + tokens + max(tree.nodes for tree in trees))
+    return max(ROWS, max(map(len, prompts)) + tokens + max(tree.nodes for tree in trees))
 
 
 def plan_pair(target: Target, drafter: DrafterCheckpoint | None, tree: TreeShape, capacity: int) -> Plan:
@@ -38,8 +44,8 @@ def exported(target: Target, capacity: int) -> Iterator[Bundle]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "target"
         plan = plan_pair(target, None, TreeShape(), capacity)
-        build_bundle(plan, path, argv=(), force=False, report=lambda line: None)
-        with open_bundle(path, threads=environment.cores()) as bundle:
+        build_bundle(plan, path, argv=(), force=False, report=silent)
+        with open_bundle(path, threads=cores()) as bundle:
             yield bundle
 
 
@@ -51,15 +57,17 @@ def paired(bundle: Bundle, target: Target, drafter: DrafterCheckpoint, tree: Tre
         CheckpointError, InputError, ParityError: as a build with this drafter and tree.
     """
     manifest, capacity = bundle.manifest, bundle.manifest.capacity
-    plan = plan_pair(target, drafter, tree, capacity)
-    reference = make_reference(target.load_decoder(), plan.drafter, tree)
-    assert reference.drafting is not None
+    plan_pair(target, drafter, tree, capacity)  # refuses what does not fit
+    decoder = target.load_decoder()
+    draft_round = round_beside(decoder, drafter.drafter, tree)
+    reference = make_reference(decoder, draft_round)
+    del decoder  # the round has the rows that it needs
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / DRAFT_GRAPH
-        export_drafter(reference.drafting, graph, capacity=capacity, **_FORM)
+        export_drafter(draft_round, graph, capacity=capacity, **_FORM)
         contract = draft_contract(drafter.drafter.config, tree, manifest.precision)
         embeddings = manifest.target.embedding.open(bundle.folder)
-        options = OrtOptions(threads=environment.cores())
+        options = OrtOptions(threads=cores())
         session = OrtDraftSession(graph, contract, capacity, options, embeddings)
         with session:
             bundle.drafter = session
@@ -68,3 +76,27 @@ def paired(bundle: Bundle, target: Target, drafter: DrafterCheckpoint, tree: Tre
                 yield
             finally:
                 bundle.drafter = None
+
+
+def measure_tree(
+    bundle: Bundle,
+    target: Target,
+    drafter: DrafterCheckpoint,
+    tree: TreeShape,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+) -> dict[str, Any]:
+    """Return the figures of one shape as JSON values.
+
+    tau, the parts of a mean round and a plain step in milliseconds; `ratio` is of decoding speed to that of
+    the target alone, which answers the same prompts in turns. Raises what `paired` does.
+    """
+    with paired(bundle, target, drafter, tree):
+        ours, alone = take_turns(bundle, prompts, tokens)
+    return {
+        "tree": asdict(tree),
+        **round_parts(ours),
+        "tau": pooled_tau(ours),
+        "plain": round_parts(alone)["round"],
+        "ratio": decode_speed(ours) / decode_speed(alone),
+    }

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 from poss_export.config import DrafterConfig
-from poss_export.training.presets import PRESETS, Preset, Recipe, Stage
+from poss_export.training.presets import PRESETS, Preset, Recipe, Stage, given
 
 HEAD = """\
 # Training presets
@@ -27,11 +27,12 @@ of training (`decisions/0005`); `--recipe paper` has the publication's values; w
 def preset_row(name: str, preset: Preset) -> str:
     """Return a preset's choices as a table row."""
     named = {"num_specialists", "positions_per_specialist", "fusion", "alignment", "drafting"}
-    others = (f"{key} {value}" for key, value in preset.choices.items() if key not in named)
-    specialists = preset.choices.get("num_specialists", DrafterConfig.num_specialists)
-    positions = preset.choices.get("positions_per_specialist") or "all"
+    chosen = given(preset.choices)
+    others = (f"{key} {value}" for key, value in chosen.items() if key not in named)
+    specialists = chosen.get("num_specialists", DrafterConfig.num_specialists)
+    positions = chosen.get("positions_per_specialist", "all")
     kinds = ("fusion", "alignment", "drafting")
-    choices = (preset.choices.get(kind, getattr(DrafterConfig, kind)) for kind in kinds)
+    choices = (chosen.get(kind, getattr(DrafterConfig, kind)) for kind in kinds)
     cells = name, f"{specialists}, {positions} positions each", *choices, ", ".join(others) or "-"
     return f"| `{cells[0]}` | {' | '.join(cells[1:])} |"
 

@@ -8,9 +8,10 @@ import numpy as np
 from poss_export.evaluation import laws
 from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE
 from poss_export.evaluation.distribution import node_chances
+from poss_export.evaluation.equality import Divergence, Verdict, find_divergence, judge
 from poss_export.progress import Report
 from poss_export.runtime.bundle import Bundle
-from poss_export.runtime.loop import PREFILL_CHUNK, prefill
+from poss_export.runtime.loop import prefill
 from poss_export.runtime.sampling import Logits, Sampling
 from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.base import DraftSession, TargetSession
@@ -27,8 +28,6 @@ PROMPTS = (
     "What is the difference between weather and climate?",
     "Translate into French: Good morning, how are you today?",
 )
-
-NEAR_TIE = 1e-4  # of the two highest logits, in fp32: rounding decides between closer ones
 
 _SAMPLINGS = (Sampling(temperature=1.0), Sampling(temperature=0.8, top_k=40, top_p=0.95))
 _TREES = 2  # that the distribution is tested on
@@ -48,26 +47,12 @@ class Check:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Divergence:
-    """The first position where two answers differ, counted in tokens of the answer."""
-
-    position: int
-    gap: float  # between the target's two highest logits there
-
-    @property
-    def near_tie(self) -> bool:
-        """Whether rounding may have decided."""
-        return self.gap < NEAR_TIE
-
-
 def check_cache_laws(bundle: Bundle) -> list[Check]:
     """Check every law of `cache_laws` on random tokens."""
     manifest, target, drafter = bundle.manifest, bundle.target, bundle.drafter
     precision, vocab = manifest.precision, manifest.target.config.vocab_size
     tokens = np.random.default_rng(0).integers(0, vocab, laws.TOKENS)
-    rounded = "target" in manifest.quantisation
-    chains, trees = not rounded or manifest.chains_exact, not rounded or manifest.trees_exact
+    exactness = manifest.exactness
 
     def check(name: str, difference: float, allowed: float, claimed: bool) -> Check:
         detail = f"difference {difference:.1e}, allowed {allowed:.0e}"
@@ -78,9 +63,9 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
     name = "draft rows at once = in parts"
     allowed = TOLERANCE[precision]
     return [
-        check("n tokens = n steps", laws.steps_equal_one_call(target, tokens), allowed, chains),
-        check("tree = its paths", laws.tree_equals_its_paths(target, tokens), allowed, trees),
-        check("commit = fresh run", laws.commit_equals_fresh_run(target, tokens), allowed, trees),
+        check("n tokens = n steps", laws.steps_equal_one_call(target, tokens), allowed, exactness.chains),
+        check("tree = its paths", laws.tree_equals_its_paths(target, tokens), allowed, exactness.trees),
+        check("commit = fresh run", laws.commit_equals_fresh_run(target, tokens), allowed, exactness.trees),
         Check(name, None, NO_DRAFTER)
         if drafter is None
         else check(
@@ -93,57 +78,63 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
 
 
 def check_greedy(bundle: Bundle, prompts: abc.Sequence[str], max_new_tokens: int, report: Report) -> Check:
-    """Check that speculative and target-only decoding give the same tokens; near-ties are noted.
+    """Check that speculative and target-only decoding give the same tokens, by `equality.judge`.
 
-    A quantised target must not differ at all where it was measured to be exact; where it was not, nothing is
-    claimed, and what differs is told.
+    Where nothing is claimed the check is skipped, and what differs is told.
     """
     name = "greedy: speculative = target-only"
     if bundle.drafter is None:
         return Check(name, None, NO_DRAFTER)
-    raw = bundle.manifest.text.chat_template is None
-    tokens, divergences = 0, dict[str, Divergence]()
+    cases = []
     for number, prompt in enumerate(prompts, start=1):
         report(f"{name}, prompt {number} of {len(prompts)}")
-        ours, plain = (
-            bundle.generate(prompt, max_new_tokens=max_new_tokens, raw=raw, target_only=only).token_ids
-            for only in (False, True)
-        )
-        tokens += len(plain)
-        if found := find_divergence(bundle.target, bundle.encode(prompt, raw=raw), ours, plain):
-            divergences[prompt] = found
-    rounded = "target" in bundle.manifest.quantisation
-    near_ties = 0 if rounded else sum(found.near_tie for found in divergences.values())
-    mismatches = len(divergences) - near_ties
-    detail = f"{len(prompts)} prompts, {tokens} tokens, {mismatches} mismatches, {near_ties} near-ties"
-    claimed = not rounded or bundle.manifest.exact
-    return Check(
-        name,
-        mismatches == 0 if claimed else None,
-        detail if claimed else f"{_NOT_CLAIMED}: {detail}",
-        tuple(
-            f"{'near-tie' if found.near_tie and not rounded else 'mismatch'} at token {found.position}, "
-            f"gap {found.gap:.1e}: {prompt!r}"
-            for prompt, found in divergences.items()
-        ),
+        cases.append(_greedy_case(bundle, prompt, max_new_tokens))
+    return _judged(name, cases)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A prompt that was answered with the drafter and by the target alone."""
+
+    prompt: str
+    tokens: int  # of the target's own answer
+    claimed: bool  # the answers must be equal
+    divergence: Divergence | None
+    verdict: Verdict
+
+    def note(self) -> str:
+        """Return where the answers part."""
+        assert self.divergence is not None
+        kind = "near-tie" if self.verdict == "near-tie" else "mismatch"
+        return f"{kind} at token {self.divergence.position}, gap {self.divergence.gap:.1e}: {self.prompt!r}"
+
+
+def _greedy_case(bundle: Bundle, prompt: str, max_new_tokens: int) -> _Case:
+    raw = bundle.manifest.text.chat_template is None
+    ours, plain = (
+        bundle.generate(prompt, max_new_tokens=max_new_tokens, raw=raw, target_only=only)
+        for only in (False, True)
     )
+    ids = bundle.encode(prompt, raw=raw)
+    found = find_divergence(bundle.target, ids, ours.token_ids, plain.token_ids)
+    exactness = bundle.manifest.exactness
+    verdict = judge(found, exactness, ours.chains)
+    return _Case(prompt, plain.tokens, exactness.claims(ours.chains), found, verdict)
 
 
-def find_divergence(
-    target: TargetSession, prompt_ids: abc.Sequence[int], ours: abc.Sequence[int], plain: abc.Sequence[int]
-) -> Divergence | None:
-    """Return where two answers to a prompt part, if they do; asks the target for the gap there."""
-    if tuple(ours) == tuple(plain):
-        return None
-    pairs = zip(ours, plain, strict=False)
-    shorter = min(len(ours), len(plain))
-    position = next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
-    target.reset()
-    context = [*prompt_ids, *plain[:position]]
-    for start in range(0, len(context), PREFILL_CHUNK):
-        output = laws.append(target, context[start : start + PREFILL_CHUNK])
-    second, first = np.partition(output.logits[-1].astype(np.float64), -2)[-2:]
-    return Divergence(position, float(first - second))
+def _judged(name: str, cases: abc.Sequence[_Case]) -> Check:
+    parted = [case for case in cases if case.divergence is not None]
+    near_ties = sum(case.verdict == "near-tie" for case in parted)
+    detail = (
+        f"{len(cases)} prompts, {sum(case.tokens for case in cases)} tokens, "
+        f"{len(parted) - near_ties} mismatches, {near_ties} near-ties"
+    )
+    notes = tuple(case.note() for case in parted)
+    if any(case.verdict == "mismatch" for case in parted):
+        return Check(name, False, detail, notes)
+    if not all(case.claimed for case in cases):
+        return Check(name, None, f"{_NOT_CLAIMED}: {detail}", notes)
+    return Check(name, True, detail, notes)
 
 
 def check_sampling(bundle: Bundle, prompts: abc.Sequence[str], draws: int, report: Report) -> Check:

@@ -31,6 +31,8 @@ from poss_export.runtime.verify import verifier
 VERSION = 1  # of the report
 WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
 CONTEXTS = (128, 1024)
+_MEDIAN_WIDTHS = (1, 2, 4, 8, 16, 32)
+_MEDIAN_REPEATS = 9
 
 Milliseconds = list[float]
 
@@ -39,9 +41,38 @@ def target_times(
     target: TargetSession, vocab: int, context: int, widths: Iterable[int], repeats: int
 ) -> dict[int, Milliseconds]:
     """Return the times of target calls of each width behind `context` tokens, every node's logits wanted."""
+    return _take_turns(target_calls(target, vocab, context, widths), repeats)
+
+
+def target_calls(
+    target: TargetSession, vocab: int, context: int, widths: Iterable[int]
+) -> dict[int, Callable[[], Any]]:
+    """Return the calls that `target_times` times; `context` tokens are read now."""
     _fill(target, None, _tokens(vocab, context))
-    calls = {width: partial(target.forward, DraftTree.chain(_tokens(vocab, width))) for width in widths}
-    return _take_turns(calls, repeats)
+    return {width: partial(target.forward, DraftTree.chain(_tokens(vocab, width))) for width in widths}
+
+
+def milliseconds(call: Callable[[], Any]) -> float:
+    """Return how long a call takes."""
+    start = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - start)
+
+
+def median_times(bundle: Bundle) -> dict[str, Any]:
+    """Return median ms of target calls by width, and of a draft round and the whole round around it."""
+    capacity, drafter = bundle.target.capacity, bundle.manifest.drafter
+    widths = [width for width in _MEDIAN_WIDTHS if width < capacity]
+    most = max(widths) if drafter is None else max(*widths, drafter.tree.width)  # in one call
+    context = max(min(CONTEXTS[0], capacity - most), 1)
+    vocab = bundle.manifest.target.config.vocab_size
+    times = target_times(bundle.target, vocab, context, widths, _MEDIAN_REPEATS)
+    found: dict[str, Any] = {"target": {str(width): _median(ms) for width, ms in times.items()}}
+    if bundle.drafter is not None and drafter is not None:
+        ids, depth = _tokens(vocab, context), drafter.tree.depth
+        draft, whole = round_times(bundle.target, bundle.drafter, ids, depth, _MEDIAN_REPEATS)
+        found |= {"draft": _median(draft[1]), "round": _median(whole)}
+    return found
 
 
 def profile_bundle(
@@ -84,7 +115,7 @@ def profile_bundle(
             depth = bundle.manifest.drafter.tree.depth
             draft, whole = round_times(bundle.target, bundle.drafter, ids, depth, repeats)
             found["draft"] += [_row(context, times, rows=rows) for rows, times in draft.items()]
-            width = bundle.manifest.drafter.tree.nodes + 1
+            width = bundle.manifest.drafter.tree.width
             found["round"].append(_row(context, whole, width=width, rows=1))
     return {"profile_version": VERSION, **_facts(bundle), **found, "memory": _memory(bundle)}
 
@@ -142,11 +173,14 @@ def _take_turns(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[An
     times: dict[Any, Milliseconds] = {name: [] for name in calls}
     for repeat in range(-1, repeats):
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
+            took = milliseconds(call)
             if repeat >= 0:
-                times[name].append(1000 * (time.perf_counter() - start))
+                times[name].append(took)
     return times
+
+
+def _median(times: Milliseconds) -> float:
+    return round(float(np.median(times)), 3)
 
 
 def _row(context: int, times: Milliseconds, **sizes: int) -> dict[str, Any]:
@@ -161,7 +195,7 @@ def _rate(row: dict[str, Any], size: str) -> dict[str, Any]:
 
 def _widths(widths: Sequence[int] | None, bundle: Bundle) -> list[int]:
     if widths is None:
-        tree = [] if bundle.manifest.drafter is None else [bundle.manifest.drafter.tree.nodes + 1]
+        tree = [] if bundle.manifest.drafter is None else [bundle.manifest.drafter.tree.width]
         widths = [width for width in (*WIDTHS, *tree) if width < bundle.manifest.capacity]
     return sorted(set(widths))
 

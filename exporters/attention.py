@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.onnx.ops import rotary_embedding
 
 from poss_export.config import CacheForm
-from poss_export.exporters.ops import group_query_attention, tensor_scatter
 from poss_export.targets.decoder import merge_heads, split_heads
+from poss_export.targets.ops import group_query_attention, tensor_scatter
 
 
 class SharedCaches:

@@ -1,149 +1,32 @@
-"""The draft graph: a drafter's whole round with its caches, as the contract states it."""
+"""From a drafter's round to the ONNX file of the draft graph."""
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor, nn
-from torch.onnx.ops import rotary_embedding
 
 from poss_export.config import CacheForm, Precision
 from poss_export.contract import FLOAT, draft_contract
+from poss_export.drafters.graph import DraftGraph
 from poss_export.drafters.round import DraftRound
-from poss_export.exporters.ops import tensor_scatter
 from poss_export.exporters.tracing import export_graph
-from poss_export.targets.decoder import split_heads
-from poss_export.targets.rope import rope_tables
-
-
-class DraftGraph(nn.Module):
-    """What the draft graph computes; it runs in PyTorch as it does in the graph."""
-
-    def __init__(self, drafting: DraftRound, cache_form: CacheForm, capacity: int) -> None:
-        """Wrap a round in caches."""
-        super().__init__()
-        self.drafting, self.cache_form = drafting, cache_form
-        config = drafting.config
-        # Drafted rows stand behind the prefix, which may fill the caches.
-        tables = rope_tables(config.rope, config.head_dim, capacity + drafting.tree.depth)
-        self.cos, self.sin = (nn.Buffer(table.to(drafting.key_value.dtype)) for table in tables)
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Map the contract's inputs to its outputs, each in the contract's order."""
-        embeddings, features, row_count, past_length, *past = inputs
-        caches = DraftCaches(self.cache_form, past, past_length, row_count, (self.cos, self.sin))
-        return *self.drafting(embeddings, features, row_count, caches), *caches.present
-
-
-class DraftCaches:
-    """The prefix in the graph's buffers, drafted rows beside it.
-
-    Attention is written out in two parts, prefix and drafted rows, that meet in the softmax: joined keys and
-    values would copy the prefix at every level. The `shared` form (batch 1) reads the L used rows of
-    a buffer, the `static` form all rows under a mask.
-    """
-
-    def __init__(
-        self,
-        form: CacheForm,
-        past: Sequence[Tensor],
-        past_length: Tensor,
-        row_count: Tensor,
-        tables: tuple[Tensor, Tensor],
-    ) -> None:
-        """Start a round; shapes as in the contract."""
-        self.form, self.past, self.tables = form, past, tables
-        self.past_length, self.length = past_length, past_length + row_count
-        self.present = list[Tensor]()
-        self.drafted = dict[int, tuple[Tensor, Tensor]]()
-        self.used = capacity = past[0].shape[2]
-        if form == "shared":
-            self.used = cast(int, self.length.item())
-            torch._check(self.used >= 0)  # or tracing would ask whether it counts from the end,
-            torch._check(self.used <= capacity)  # and which of the two is smaller
-
-    def append(self, first: int, key_value: Tensor) -> None:
-        """Implement `RoundCaches.append`; padding rows are written too, and overwritten next round."""
-        assert first == len(self.present) // 2, "caches are written in order, as the graph returns them"
-        kv_heads, head_dim = self.past[0].shape[1], self.past[0].shape[3]
-        key, value = split_heads(key_value, head_dim).chunk(2, dim=1)
-        key = rotary_embedding(key, *self.tables, self.past_length[:, None] + torch.arange(key.shape[2]))
-        halves = zip(key.split(kv_heads, dim=1), value.split(kv_heads, dim=1), strict=True)
-        new = [half for pair in halves for half in pair]
-        past = self.past[2 * first : 2 * first + len(new)]
-        self.present += [
-            tensor_scatter(old, rows, self.past_length) for old, rows in zip(past, new, strict=True)
-        ]
-
-    def attend(
-        self,
-        cache: int,
-        query: Tensor,
-        positions: Tensor,
-        drafted: tuple[Tensor, Tensor, Tensor] | None = None,
-        seen: Tensor | None = None,
-    ) -> Tensor:
-        """Implement `RoundCaches.attend`."""
-        # key, value: [B, G, T, D]
-        key, value = (self._used_rows(half) for half in self.present[2 * cache : 2 * cache + 2])
-        kv_heads, head_dim = key.shape[1], key.shape[3]
-        rows = query.shape[1]
-        group = query.shape[2] // (kv_heads * head_dim)
-        q: Tensor = rotary_embedding(split_heads(query, head_dim), *self.tables, positions)
-        q = q.unflatten(1, (kv_heads, -1)).flatten(2, 3) * head_dim**-0.5  # [B, G, group * rows, D]
-        scores = q @ key.mT
-        if seen is not None:
-            scores = scores + self._prefix_bias(seen, key.dtype).repeat(1, group, 1)[:, None]
-        elif self.form == "static":
-            scores = scores + self._prefix_bias(self.length[:, None], key.dtype)[:, None]
-        if drafted is None:
-            mixed = scores.softmax(-1) @ value
-        else:
-            *new, bias = drafted
-            drafted_key, drafted_value = self._drafted_rows(cache, *new)
-            drafted_scores = q @ drafted_key.mT + bias.repeat(1, group, 1)[:, None]
-            weights = torch.cat((drafted_scores, scores), dim=-1).softmax(-1)
-            count = drafted_key.shape[2]
-            mixed = weights[..., :count] @ drafted_value + weights[..., count:] @ value
-        merged: Tensor = mixed.unflatten(2, (-1, rows)).permute(0, 3, 1, 2, 4).flatten(2)
-        return merged
-
-    def _used_rows(self, cache: Tensor) -> Tensor:
-        return cache[:, :, : self.used] if self.form == "shared" else cache
-
-    def _prefix_bias(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return 0 for the first `seen` `[B, M]` rows of the prefix and -inf for the others, `[B, M, T]`."""
-        hidden = torch.arange(self.used) >= seen[:, :, None]
-        return torch.zeros((), dtype=dtype).masked_fill(hidden, float("-inf"))
-
-    def _drafted_rows(self, cache: int, key_value: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return rotated keys and values `[B, G, n, D]` of all drafted rows, the latest of them new."""
-        key, value = split_heads(key_value, self.past[0].shape[-1]).chunk(2, dim=1)
-        key = rotary_embedding(key, *self.tables, positions)
-        if cache in self.drafted:
-            old_key, old_value = self.drafted[cache]
-            key, value = torch.cat((old_key, key), dim=2), torch.cat((old_value, value), dim=2)
-        self.drafted[cache] = key, value
-        return key, value
 
 
 def export_drafter(
-    drafting: DraftRound, path: Path, *, cache_form: CacheForm, precision: Precision, capacity: int
+    draft_round: DraftRound, path: Path, *, cache_form: CacheForm, precision: Precision, capacity: int
 ) -> None:
     """Write the draft graph to `path` and its weights to `path` + ".data".
 
     Args:
-        drafting: the round, with float32 weights; they are read, not changed.
+        draft_round: the round, with float32 weights; they are read, not changed.
         path: the .onnx file to write.
         cache_form: "shared" (ONNX Runtime CPU, batch 1) or "static" (standard operators).
         precision: type of weights, caches and embeddings; scores are float32 always.
         capacity: rows a cache can hold; static dimension of the "static" form.
     """
-    config, tree = drafting.config, drafting.tree
+    config, tree = draft_round.config, draft_round.tree
     if precision != "fp32":
-        drafting = copy.deepcopy(drafting).to(getattr(torch, FLOAT[precision]))
-    graph = DraftGraph(drafting, cache_form, capacity)
+        draft_round = copy.deepcopy(draft_round).to(getattr(torch, FLOAT[precision]))
+    graph = DraftGraph(draft_round, cache_form, capacity)
     static = {"shared": {"batch": 1}, "static": {"capacity": capacity}}[cache_form]
     export_graph(graph, draft_contract(config, tree, precision), path, static)

@@ -1,4 +1,4 @@
-"""From a graph to an engine: which ones a bundle needs, what they will take, and their build."""
+"""From a graph to an engine: its check, and its build in a process of its own."""
 
 import contextlib
 import json
@@ -6,106 +6,23 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from poss_export.config import Precision
 from poss_export.contract import GraphContract, TensorSpec
 from poss_export.engine_spec import (
-    MODULES,
     NAMES,
     EngineEntry,
-    EngineOptions,
     EngineSpec,
-    Flavour,
-    GraphName,
     Profile,
 )
-from poss_export.errors import BackendError, InputError
+from poss_export.errors import BackendError
 from poss_export.exporters.engine_worker import Built, Job
 from poss_export.exporters.linter import require_clean
 from poss_export.progress import Progress
-from poss_export.runtime.sessions.cuda import device_capability, has_driver
 
 # glibc would keep much of what the builder frees while it goes on; so told, it gives it back.
 _ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-
-
-@dataclass(frozen=True)
-class EngineRequest:
-    """What a build is asked for beside graphs; `request_engines` makes it."""
-
-    flavour: Flavour
-    version: str
-    options: EngineOptions
-    capacities: tuple[int, ...] = ()  # of further engines, below the bundle's
-    timing_cache: Path | None = None
-
-
-def library_version(flavour: Flavour) -> str:
-    """Return the version of the installed library; nothing is imported.
-
-    Raises:
-        BackendError: it is not installed, or Polygraphy is not.
-    """
-    try:
-        version("polygraphy")
-        return version(MODULES[flavour]).partition(".post")[0]  # as the module says it
-    except PackageNotFoundError as error:
-        raise BackendError(
-            f"{NAMES[flavour]} needs {error.name}, which is not installed: "
-            f"pip install 'poss-export[{flavour}]'"
-        ) from error
-
-
-def request_engines(
-    flavour: Flavour,
-    options: EngineOptions,
-    capacities: Sequence[int] = (),
-    timing_cache: Path | None = None,
-) -> EngineRequest:
-    """Return the request with the version filled in, and the device where it is the machine's.
-
-    Raises:
-        InputError: the flavour does not have one of the options.
-        BackendError: the library is not installed, or the GPU that it needs is not there.
-    """
-    options.check(flavour)
-    if timing_cache is not None and flavour != "tensorrt":
-        raise InputError(f"{NAMES[flavour]} has no timing cache: it times no kernels when it builds")
-    if capacities and options.strip_weights:
-        raise InputError(
-            "engines of several capacities cannot be built without weights: their tables differ from the "
-            "graph's; leave out --strip-weights or --engine-capacity"
-        )
-    ascending = tuple(sorted(set(capacities)))
-    installed = library_version(flavour)
-    if flavour == "tensorrt":
-        options = replace(options, compute_capabilities=(device_capability(),))
-        return EngineRequest(flavour, installed, options, ascending, timing_cache)
-    if options.strip_weights and not has_driver():
-        raise BackendError(
-            "TensorRT-RTX needs a GPU driver to build engines without weights, and there is none: "
-            "build on a machine with a GPU, or leave out --strip-weights"
-        )
-    return EngineRequest(flavour, installed, options, ascending)
-
-
-def estimate(graph: GraphName, weights: int, profiles: int, precision: Precision) -> dict[str, int]:
-    """Return about what an engine and its build will take, in bytes, for a graph of `weights` bytes.
-
-    The factors are those of the builds in docs/engines.md: a profile has kernels of its own; the builder
-    holds the weights several times, beside its libraries.
-    """
-    share, kernels = {"target": (1.05, 3_500_000), "draft": (1.3, 9_000_000)}[graph]
-    copies = 3 if precision == "fp32" else 4
-    return {
-        "engine": int(share * weights) + profiles * kernels,
-        "peak_memory": 310_000_000 + copies * weights,
-    }
 
 
 def build_engine(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from poss_export.engine_spec import EngineSpec
+from poss_export.machine import peak_memory
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -86,7 +87,7 @@ def build(job: Job, tell: Tell) -> Built:
     if not Path(job.engine).exists() or Path(job.engine).stat().st_size == 0:
         raise RuntimeError(messages.errors[0] if messages.errors else "the builder gave no reason")
     return Built(
-        **description, build_seconds=round(time.perf_counter() - start, 2), peak_memory=_peak_memory()
+        **description, build_seconds=round(time.perf_counter() - start, 2), peak_memory=peak_memory() or 0
     )
 
 
@@ -210,13 +211,6 @@ def _progress_monitor(trt: Any, tell: Tell) -> Any:
                 tell({"phase": phase_name, "done": self.total, "total": self.total})
 
     return Monitor()
-
-
-def _peak_memory() -> int:
-    """Return the most bytes that this process had; `getrusage` would count those of its parent too."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return 1024 * int(peak)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from poss_export.config import CacheForm, Precision, TargetConfig
 from poss_export.contract import FLOAT, WIDEST, target_contract
 from poss_export.errors import InputError
 from poss_export.exporters.attention import CACHE_FORMS
+from poss_export.exporters.embedding import find_embedding
 from poss_export.exporters.tracing import export_graph
 from poss_export.manifest import EmbeddingTable
 from poss_export.targets.decoder import Decoder
@@ -78,7 +79,7 @@ def export_target(
     contract = target_contract(config, precision)
     graph = TargetGraph(_in_precision(decoder, precision), cache_form, capacity)
     export_graph(graph, contract, path, {"capacity": capacity} if cache_form == "static" else {})
-    return EmbeddingTable.in_graph(path)
+    return find_embedding(path)
 
 
 def _in_precision(decoder: Decoder, precision: Precision) -> Decoder:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from poss_export.contract import GraphContract, TensorSpec
-from poss_export.exporters.ops import OPSET, TRANSLATIONS
+from poss_export.exporters.translations import TRANSLATIONS
+from poss_export.targets.ops import OPSET
 
 # Sizes while tracing: distinct and above 1, so that no dimension is taken for another or for a constant.
 _TRACED_SIZES = {"batch": 2, "seq": 3, "rows": 4, "capacity": 8}

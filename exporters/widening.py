@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, EmbeddingTable, Manifest
+from poss_export.exporters.embedding import find_embedding
+from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def runnable_on_cpu(folder: Path, manifest: Manifest) -> Iterator[tuple[Path, Ma
         for graph in (TARGET_GRAPH, DRAFT_GRAPH)[: 1 if manifest.drafter is None else 2]:
             widen(folder / graph, copy / graph)
         (copy / TOKENIZER).write_bytes((folder / TOKENIZER).read_bytes())
-        target = replace(manifest.target, embedding=EmbeddingTable.in_graph(copy / TARGET_GRAPH))
+        target = replace(manifest.target, embedding=find_embedding(copy / TARGET_GRAPH))
         yield copy, replace(manifest, precision="fp32", target=target)
 
 

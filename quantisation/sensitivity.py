@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from poss_export.calibration.replay import Feed
+from poss_export.evaluation.text_quality import divergence, log_softmax
 from poss_export.progress import silent
 from poss_export.quantisation.statistics import Floats
 from poss_export.runtime.sessions.ort import OrtOptions, load_graph
@@ -51,18 +52,6 @@ def sensitivities(
         found[name] = divergence(exact, run())
         advance(number + 1, len(names))
     return found
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """Return log-probabilities of logits `[..., vocab]`."""
-    shifted: Floats = logits.astype(np.float32) - logits.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
-
-
-def divergence(exact: Floats, other: Floats) -> float:
-    """Return the mean Kullback-Leibler divergence, in nats, of log-probabilities `[n, vocab]`."""
-    return float((np.exp(exact) * (exact - other)).sum(axis=-1, dtype=np.float64).mean())
 
 
 def _save_switched(model: onnx.ModelProto, limits: Mapping[str, float], path: Path) -> None:

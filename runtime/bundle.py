@@ -57,7 +57,7 @@ class Bundle:
         self.text = Text((folder / TOKENIZER).read_text(encoding="utf-8"), manifest.text)
         contracts, capacity = contracts_of(manifest), manifest.capacity
         if engines is None:
-            least = manifest.least_width if manifest.cache_form == "shared" else 1
+            least = (manifest.exactness.least_width or 1) if manifest.cache_form == "shared" else 1
             self.target = OrtTargetSession(
                 folder / TARGET_GRAPH, contracts["target"], capacity, options, least
             )

@@ -7,8 +7,6 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 from poss_export.config import TargetConfig
 from poss_export.errors import InputError
 from poss_export.targets import gguf, hf
@@ -31,8 +29,7 @@ class Target:
     @property
     def parameters(self) -> int:
         """Number of weights; a tied table counts once."""
-        with torch.device("meta"):
-            return sum(weight.numel() for weight in Decoder(self.config).parameters())
+        return self.config.parameters
 
     @cached_property
     def sha256(self) -> str:

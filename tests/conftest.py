@@ -132,7 +132,8 @@ def tiny_bundle(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Return a bundle of a tiny target and a random drafter; to change it, copy it."""
-    from poss_export.bundling.build import build_bundle, plan_build
+    from poss_export.bundling.build import build_bundle
+    from poss_export.bundling.plan import plan_build
     from poss_export.drafters.checkpoint import DrafterCheckpoint
     from poss_export.targets.checkpoint import open_target
 
@@ -156,10 +157,11 @@ def engine_bundle(
 
     @cache
     def build(precision: Any, *capacities: int) -> Path:
-        from poss_export.bundling.build import build_bundle, plan_build
+        from poss_export.bundling.build import build_bundle
+        from poss_export.bundling.engine_request import request_engines
+        from poss_export.bundling.plan import plan_build
         from poss_export.drafters.checkpoint import DrafterCheckpoint
         from poss_export.engine_spec import EngineOptions
-        from poss_export.exporters.engine_build import request_engines
         from poss_export.targets.checkpoint import open_target
 
         target = open_target(str(tiny_folder("llama")))

@@ -17,14 +17,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "targets": set(),
     "drafters": {"targets"},
     "runtime": set(),
-    "evaluation": {"runtime", "quantisation"},
+    "evaluation": {"runtime"},
     "calibration": {"runtime", "evaluation"},
-    "quantisation": {"calibration"},
+    "quantisation": {"calibration", "evaluation"},
     "exporters": {"targets", "drafters", "runtime", "evaluation"},
     "bundling": {
         *("targets", "drafters", "runtime", "evaluation", "calibration", "quantisation", "exporters"),
     },
-    "training": {"targets", "drafters", "exporters"},
+    "training": {"targets", "drafters"},
 }
 EDGE = {"cli"}  # the command line brings the folders together; nothing imports it
 HEAVY = ["torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tensorrt", "safetensors", "gguf"]

@@ -8,6 +8,7 @@ import pytest
 from poss_export import manifest as m
 from poss_export.config import DrafterConfig, RopeConfig, TargetConfig, TreeShape
 from poss_export.errors import BundleError, InputError
+from poss_export.exactness import FLOATING, Exactness
 from poss_export.text import TextConfig
 
 TARGET = TargetConfig(
@@ -174,32 +175,36 @@ def test_file_outside_the_folder(bundle: tuple[Path, m.Manifest]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("widths", "top_k", "least", "exact"),
+    ("widths", "least", "chains", "trees"),
     [
-        (None, 2, 1, None),
-        ({}, 2, 1, None),
-        ({"least_width": None, "tree_exact": False}, 1, 1, False),
-        ({"least_width": 4, "tree_exact": False}, 2, 4, False),
-        ({"least_width": 4, "tree_exact": False}, 1, 4, True),
-        ({"least_width": 4, "tree_exact": True}, 2, 4, True),
+        (None, 1, False, False),
+        ({}, 1, False, False),
+        ({"least_width": None, "tree_exact": False}, None, False, False),
+        ({"least_width": 4, "tree_exact": False}, 4, True, False),
+        ({"least_width": 4, "tree_exact": True}, 4, True, True),
     ],
 )
 def test_what_was_measured_is_claimed(
     widths: dict[str, object] | None,
-    top_k: int,
-    least: int,
-    exact: bool | None,
+    least: int | None,
+    chains: bool,
+    trees: bool,
     bundle: tuple[Path, m.Manifest],
 ) -> None:
     folder, manifest = bundle
-    assert manifest.drafter is not None
-    drafter = replace(manifest.drafter, tree=TreeShape(3, top_k, 3))
     quality = None if widths is None else {"widths": widths}
-    m.write_manifest(folder, replace(manifest, drafter=drafter, quality=quality))
-    read = m.read_manifest(folder)
-    assert (read.least_width, read.exact) == (least, exact)
-    assert read.chains_exact == (least > 1)
-    assert replace(read, drafter=None).exact is None
+    quantised = replace(manifest, quantisation={"target": {"scheme": "w8a8"}}, quality=quality)
+    m.write_manifest(folder, quantised)
+    exactness = m.read_manifest(folder).exactness
+    assert exactness == Exactness(least, chains, trees, near_ties=False)
+    assert (exactness.claims(chain=True), exactness.claims(chain=False)) == (chains, trees)
+
+
+def test_floating_point_claims_everything_but_near_ties(bundle: tuple[Path, m.Manifest]) -> None:
+    _, manifest = bundle
+    assert manifest.exactness is FLOATING
+    assert replace(manifest, quantisation={"draft": {"scheme": "w8a8"}}).exactness is FLOATING
+    assert Exactness(1, chains=True, trees=True, near_ties=True) == FLOATING
 
 
 def test_labels_are_the_command_line_s(bundle: tuple[Path, m.Manifest]) -> None:

@@ -1,13 +1,53 @@
 """What each preset trains: the drafter's choices and the stages of its training."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from poss_export.config import DrafterConfig, RopeConfig, TargetConfig
+from poss_export.config import (
+    Alignment,
+    DrafterConfig,
+    Drafting,
+    Fusion,
+    MaskFeature,
+    RopeConfig,
+    TargetConfig,
+)
 from poss_export.errors import InputError
 
 Recipe = Literal["small", "paper"]
+
+
+@dataclass(frozen=True)
+class DrafterChoices:
+    """Choices of a drafter, as `DrafterConfig` explains them; None leaves one as it would be."""
+
+    fusion: Fusion | None = None
+    fusion_bias: bool | None = None
+    alignment: Alignment | None = None
+    drafting: Drafting | None = None
+    num_specialists: int | None = None
+    positions_per_specialist: int | None = None
+    num_layers: int | None = None
+    num_masks: int | None = None
+    shared_mask: bool | None = None
+    mask_feature: MaskFeature | None = None
+
+
+@dataclass(frozen=True)
+class StageChoices:
+    """Values for every stage of a run, as `Stage` explains them; None leaves one to the recipe."""
+
+    steps: int | None = None
+    learning_rate: float | None = None
+    token_weight: float | None = None
+    feature_weight: float | None = None
+    top_weight: float | None = None
+    step_decay: float | None = None
+
+
+def given(choices: DrafterChoices | StageChoices) -> dict[str, Any]:
+    """Return the values that are not left out, by name."""
+    return {name: value for name, value in asdict(choices).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -39,11 +79,10 @@ class Stage:
 class Preset:
     """A drafter, sized for the target it is trained for.
 
-    `choices` are values of `DrafterConfig`; `small` are the stages that work best for small targets,
-    `paper` those of the publication.
+    `small` are the stages that work best for small targets, `paper` those of the publication.
     """
 
-    choices: Mapping[str, Any]
+    choices: DrafterChoices
     small: tuple[Stage, ...]
     paper: tuple[Stage, ...]
 
@@ -55,7 +94,7 @@ class Preset:
         return tuple(replace(stage, share=stage.share / whole) for stage in left)
 
     def drafter_config(
-        self, target: TargetConfig, draft_vocab_size: int, choices: Mapping[str, Any]
+        self, target: TargetConfig, draft_vocab_size: int, choices: DrafterChoices
     ) -> DrafterConfig:
         """Return the drafter's facts: layers like the target's, `choices` in place of the preset's."""
         return DrafterConfig(
@@ -68,7 +107,7 @@ class Preset:
             vocab_size=target.vocab_size,
             draft_vocab_size=draft_vocab_size,
             rope=RopeConfig(theta=target.rope.theta),
-            **{**self.choices, **choices},
+            **{**given(self.choices), **given(choices)},
         )
 
 
@@ -96,27 +135,28 @@ _SMALL_PARALLEL = (
 _EAGLE = Stage(steps=1, share=1.0, learning_rate=3e-5)
 
 
-def _specialists(count: int, positions: int) -> dict[str, Any]:
-    return {"num_specialists": count, "positions_per_specialist": positions}
-
-
-_FSPAD = {"fusion": "gated", "fusion_bias": True, "alignment": "split"}
-_PARALLEL = {"drafting": "parallel", "num_masks": MASKS, "mask_feature": "repeat_last"}
-_POSS_2 = _specialists(3, 2)
+_POSS_2 = DrafterChoices(num_specialists=3, positions_per_specialist=2)
+_FSPAD = DrafterChoices(fusion="gated", fusion_bias=True, alignment="split")
+_PARALLEL = DrafterChoices(drafting="parallel", num_masks=MASKS, mask_feature="repeat_last")
+_UNROLLED = (_EAGLE, replace(_EAGLE, steps=6))
 
 PRESETS = {
-    "eagle": Preset({}, _small(1), (_EAGLE,)),
-    "hass": Preset({}, _small(3), (replace(_EAGLE, steps=3, top_weight=1.0),)),
-    "poss-1": Preset(_specialists(6, 1), _small(6), (_EAGLE, replace(_EAGLE, steps=6))),
-    "poss-2": Preset(_POSS_2, _small(6), (_EAGLE, replace(_EAGLE, steps=6))),
-    "poss-3": Preset(_specialists(2, 3), _small(6), (_EAGLE, replace(_EAGLE, steps=6))),
+    "eagle": Preset(DrafterChoices(), _small(1), (_EAGLE,)),
+    "hass": Preset(DrafterChoices(), _small(3), (replace(_EAGLE, steps=3, top_weight=1.0),)),
+    "poss-1": Preset(DrafterChoices(num_specialists=6, positions_per_specialist=1), _small(6), _UNROLLED),
+    "poss-2": Preset(_POSS_2, _small(6), _UNROLLED),
+    "poss-3": Preset(DrafterChoices(num_specialists=2, positions_per_specialist=3), _small(6), _UNROLLED),
     "fspad": Preset(_FSPAD, _small(1), (replace(_EAGLE, learning_rate=5e-5),)),
     # The paper gives no weights, rates or masks: its recipe is EAGLE's, over the whole group.
     "parallelspec": Preset(_PARALLEL, _SMALL_PARALLEL, (replace(_EAGLE, steps=MASKS + 1),)),
     # Combinations that nobody has published: their recipes are those of the part that is unrolled.
-    "poss-2-fspad": Preset({**_POSS_2, **_FSPAD}, _small(6), (_EAGLE, replace(_EAGLE, steps=6))),
+    "poss-2-fspad": Preset(
+        replace(_FSPAD, num_specialists=3, positions_per_specialist=2), _small(6), _UNROLLED
+    ),
     "parallel-poss-1": Preset(
-        {**_specialists(2, 1), **_PARALLEL}, _SMALL_PARALLEL, (replace(_EAGLE, steps=MASKS + 1),)
+        replace(_PARALLEL, num_specialists=2, positions_per_specialist=1),
+        _SMALL_PARALLEL,
+        (replace(_EAGLE, steps=MASKS + 1),),
     ),
 }
 

@@ -9,7 +9,6 @@ OUT/             dialogues.npz (if the target wrote them), training.jsonl (log),
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,9 @@ from poss_export.training.features import TargetView, view_dialogues
 from poss_export.training.initialise import initialise, start_from
 from poss_export.training.log import append_log, read_log
 from poss_export.training.plot import plot_training
-from poss_export.training.presets import Recipe, Stage, preset
+from poss_export.training.presets import DrafterChoices, Recipe, Stage, StageChoices, given, preset
 from poss_export.training.synthesis import answer_prompts, chat_prompts, invent_turns, join_dialogues
-from poss_export.training.trainer import Corpus, Position, Trainer
+from poss_export.training.trainer import Corpus, RunState, Trainer
 from poss_export.training.tree_tau import tree_taus
 from poss_export.training.vocabulary import choose_vocabulary, coverage
 
@@ -48,9 +47,9 @@ class TrainOptions:
     """What a run depends on besides the target: equal options on equal hardware give an equal drafter."""
 
     preset: str
-    choices: Mapping[str, Any] = field(default_factory=dict)  # of DrafterConfig, in place of the preset's
+    choices: DrafterChoices = field(default_factory=DrafterChoices)  # in place of the preset's
     recipe: Recipe = "small"
-    losses: Mapping[str, Any] = field(default_factory=dict)  # of Stage, in place of the recipe's
+    losses: StageChoices = field(default_factory=StageChoices)  # in place of the recipe's
     dialogues: tuple[Path, ...] = ()  # ready .npz files; empty: the target invents `invent` dialogues
     prompts: tuple[str, ...] = ()  # user turns to answer instead of invented ones
     start: str | None = None  # a trained drafter that replaces the first stage
@@ -70,12 +69,17 @@ class TrainOptions:
     def stages(self) -> tuple[Stage, ...]:
         """The stages of the run."""
         stages = preset(self.preset).stages(self.recipe, started=self.start is not None)
-        return tuple(replace(stage, **self.losses) for stage in stages)
+        return tuple(replace(stage, **given(self.losses)) for stage in stages)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; files by their names, prompts by their number."""
-        files = [path.name for path in self.dialogues]
-        return {**asdict(self), "dialogues": files, "prompts": len(self.prompts)}
+        return {
+            **asdict(self),
+            "choices": given(self.choices),
+            "losses": given(self.losses),
+            "dialogues": [path.name for path in self.dialogues],
+            "prompts": len(self.prompts),
+        }
 
     def digest(self) -> str:
         """Return a hash of all that the run depends on, of files and prompts their content."""
@@ -131,7 +135,7 @@ def train(
         "answer_tokens": int(dialogues.answer_mask.sum()),
         "draft_vocabulary_coverage": round(coverage(dialogues, draft_ids.numpy()), 4),
         "parameters": sum(p.numel() for p in drafter.parameters()),
-        "training_seconds": round(trainer.position.seconds),
+        "training_seconds": round(trainer.state.seconds),
         "held_out": {
             "alpha": [round(rate, 3) for rate in acceptance.alpha],
             "chain_tau": round(acceptance.chain_tau, 3),
@@ -268,17 +272,17 @@ def _run(trainer: Trainer, budget: int, log: Path, report: Progress) -> None:
     logged = max((entry["done"] for entry in read_log(log)), default=-budget)
     since: list[dict[str, float]] = []  # losses of the batches since then
 
-    def step(progress: Position, losses: dict[str, float]) -> None:
+    def step(state: RunState, losses: dict[str, float]) -> None:
         nonlocal logged
         since.append(losses)
-        before = sum(stage.share for stage in trainer.stages[: progress.stage]) * budget
-        done = min(budget, int(before + progress.row_steps))  # the last batch may go beyond it
+        before = sum(stage.share for stage in trainer.stages[: state.stage]) * budget
+        done = min(budget, int(before + state.row_steps))  # the last batch may go beyond it
         report("training", done, budget, f"loss {losses['token_loss']:.3f}")
         if done - logged >= budget / LOGGED:
             logged = done
             acceptance = trainer.evaluate(EVALUATED_DEPTH, most=16)
             means = {name: sum(batch[name] for batch in since) / len(since) for name in losses}
             since.clear()
-            append_log(log, {"done": done, **asdict(progress), **means, **asdict(acceptance)})
+            append_log(log, {"done": done, **asdict(state), **means, **asdict(acceptance)})
 
     trainer.run(step)

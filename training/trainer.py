@@ -66,8 +66,8 @@ class Corpus:
 
 
 @dataclass
-class Position:
-    """Where a run stands; saved with the weights, so that a killed run goes on from there."""
+class RunState:
+    """How far a run is; saved with the weights, so that a killed run goes on from there."""
 
     stage: int = 0
     step: int = 0  # optimiser steps of this stage
@@ -84,43 +84,43 @@ class Trainer:
         """Resume from `work` if a saved state is there."""
         self.drafter, self.corpus, self.stages = drafter.to(corpus.device), corpus, stages
         self.budget, self.seed, self.work = budget, seed, work
-        self.position = Position()
+        self.state = RunState()
         self.optimizer = torch.optim.AdamW(drafter.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
         self._saved = time.monotonic()
         if self._state_file.exists():
-            state = torch.load(self._state_file, weights_only=True)
-            self.position = Position(**state["position"])
-            drafter.load_state_dict(state["drafter"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            saved = torch.load(self._state_file, weights_only=True)
+            self.state = RunState(**saved["state"])
+            drafter.load_state_dict(saved["drafter"])
+            self.optimizer.load_state_dict(saved["optimizer"])
 
     @property
     def _state_file(self) -> Path:
         return self.work / "state.pt"
 
-    def run(self, report: Callable[[Position, dict[str, float]], None]) -> None:
+    def run(self, report: Callable[[RunState, dict[str, float]], None]) -> None:
         """Train to the end of the budget; `report` gets each step's losses."""
-        while self.position.stage < len(self.stages):
-            stage = self.stages[self.position.stage]
+        while self.state.stage < len(self.stages):
+            stage = self.stages[self.state.stage]
             for batch in self._batches():
-                if self.position.row_steps >= stage.share * self.budget:
+                if self.state.row_steps >= stage.share * self.budget:
                     break
                 started = time.monotonic()
                 losses = self._step(stage, batch)
-                self.position.seconds += time.monotonic() - started
-                report(self.position, losses)
+                self.state.seconds += time.monotonic() - started
+                report(self.state, losses)
                 if time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
                     self.save()
             if stage.steps == 1:
                 copy_first_specialist(self.drafter)  # as PosS starts
-            self.position = Position(stage=self.position.stage + 1, seconds=self.position.seconds)
+            self.state = RunState(stage=self.state.stage + 1, seconds=self.state.seconds)
             self.optimizer.state.clear()
             self.save()
 
     def save(self) -> None:
         """Write the run's state, whole or not at all."""
-        state = {"drafter": self.drafter.state_dict(), "optimizer": self.optimizer.state_dict()}
+        weights = {"drafter": self.drafter.state_dict(), "optimizer": self.optimizer.state_dict()}
         with whole(self._state_file) as partial:
-            torch.save({**state, "position": asdict(self.position)}, partial)
+            torch.save({**weights, "state": asdict(self.state)}, partial)
         self._saved = time.monotonic()
 
     def _batches(self) -> Iterator[np.ndarray]:
@@ -128,23 +128,23 @@ class Trainer:
         training = np.flatnonzero(~self.corpus.dialogues.validation)
         step, epoch = 0, 0
         while True:
-            random = np.random.default_rng((self.seed, self.position.stage, epoch))
+            random = np.random.default_rng((self.seed, self.state.stage, epoch))
             batches = list(
                 batches_by_length(self.corpus.dialogues, random.permutation(training), BATCH_TOKENS)
             )
             for index in random.permutation(len(batches)):
-                if step >= self.position.step:
+                if step >= self.state.step:
                     yield batches[index]
                 step += 1
             epoch += 1
 
     def _step(self, stage: Stage, indices: np.ndarray) -> dict[str, float]:
         """One optimiser step on one batch, losses averaged over the unrolled steps."""
-        corpus, progress = self.corpus, self.position
+        corpus, state = self.corpus, self.state
         for group in self.optimizer.param_groups:
-            group["lr"] = stage.learning_rate * _schedule(progress.row_steps / (stage.share * self.budget))
+            group["lr"] = stage.learning_rate * _schedule(state.row_steps / (stage.share * self.budget))
         batch, outputs = corpus.load(indices)
-        key = np.random.SeedSequence((self.seed, progress.stage, progress.step))
+        key = np.random.SeedSequence((self.seed, state.stage, state.step))
         noise = torch.Generator().manual_seed(int(key.generate_state(1)[0]))
         jitter = torch.rand(batch.features.shape, generator=noise).to(corpus.device) * 2 - 1
         noisy = Batch(batch.embeddings, batch.features + FEATURE_NOISE * jitter, batch.rows)
@@ -165,8 +165,8 @@ class Trainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), CLIP_NORM)
         self.optimizer.step()
-        progress.step += 1
-        progress.row_steps += len(outputs) * stage.steps
+        state.step += 1
+        state.row_steps += len(outputs) * stage.steps
         return {"token_loss": token.item(), "feature_loss": feature.item()}
 
     @torch.inference_mode()

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from poss_export.config import TreeShape
+from poss_export.drafters.graph import DraftGraph
 from poss_export.drafters.make_round import make_round
 from poss_export.drafters.model import Drafter
-from poss_export.exporters.drafter import DraftGraph
 from poss_export.training.trainer import Corpus
 
 DIALOGUES = 24  # held-out dialogues that are walked through
@@ -46,9 +46,9 @@ class _Walk:
         self.read = starts  # rows before these are in the caches
         self.past = torch.zeros_like(starts)
         self.embeddings = corpus.embeddings.cpu()
-        drafting = make_round(drafter, tree, self.embeddings[drafter.draft_ids], corpus.head.float().cpu())
+        draft_round = make_round(drafter, tree, self.embeddings[drafter.draft_ids], corpus.head.float().cpu())
         capacity = int(dialogues.lengths[held_out].max()) + tree.depth + 1
-        self.graph = DraftGraph(drafting, "static", capacity)
+        self.graph = DraftGraph(draft_round, "static", capacity)
         shape = (len(held_out), config.num_kv_heads, capacity, config.head_dim)
         self.caches = [torch.zeros(shape) for _ in range(2 * config.num_caches(tree.depth))]
 

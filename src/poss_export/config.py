@@ -53,6 +53,20 @@ class TargetConfig:
                 f"{self.num_kv_heads}: the configuration is damaged; fetch the checkpoint again"
             )
 
+    @property
+    def parameters(self) -> int:
+        """Number of weights; a tied table counts once."""
+        hidden, queries, keys = (
+            self.hidden_size,
+            self.num_heads * self.head_dim,
+            self.num_kv_heads * self.head_dim,
+        )
+        attention = 2 * hidden * (queries + keys)
+        attention += self.qkv_bias * (queries + 2 * keys) + self.qk_norm * 2 * self.head_dim
+        layer = attention + 3 * hidden * self.intermediate_size + 2 * hidden
+        tables = (1 if self.tied_embeddings else 2) * self.vocab_size * hidden
+        return tables + self.num_layers * layer + hidden
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; `from_dict` reads them back."""
         return asdict(self)
@@ -201,3 +215,12 @@ class TreeShape:
     def candidates(self) -> int:
         """Candidates that the beam search scores: k + (depth - 1) k²."""
         return self.top_k + (self.depth - 1) * self.top_k**2
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a quantised bundle must reach beside the pair in floating point, or it is not finished."""
+
+    perplexity: float = 1.05  # at most so many times
+    agreement: float = 0.85  # least share of tokens with the same likeliest next token
+    tau: float = 0.85  # at least so many times

@@ -9,15 +9,24 @@
     └── QualityError      a quantised bundle that loses more than is allowed
 
 A user's mistake raises one of these with the value, what was expected and what to do next.
-The command line prints the message and exits with `exit_code`; libraries' errors are translated
-where they are caught, with `raise ... from`.
+A message names no flag of the command line: `options` holds the names of the parameters that are the remedy.
+The command line prints the message with their flags, and exits with `exit_code`. Libraries' errors are
+translated where they are caught, with `raise ... from`.
 """
 
 
 class PossExportError(Exception):
-    """Root of every error that this package raises on purpose."""
+    """Root of every error that this package raises on purpose.
+
+    `options`: parameters that the message tells to change, by their names in Python, such as "capacity".
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, options: tuple[str, ...] = ()) -> None:
+        """Keep what to say, and the parameters that are the remedy."""
+        super().__init__(message)
+        self.options = options
 
 
 class InputError(PossExportError):

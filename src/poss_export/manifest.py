@@ -5,7 +5,6 @@ It is written last and in one step, so a folder without a manifest is not a bund
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig, TreeShape
 from poss_export.engine_spec import EngineEntry, GraphName
 from poss_export.errors import BundleError, InputError
+from poss_export.exactness import FLOATING, Exactness
 from poss_export.files import write_whole
 from poss_export.text import TextConfig
 
@@ -46,21 +46,6 @@ class EmbeddingTable:
     offset: int  # bytes
     dtype: str
     shape: tuple[int, int]
-
-    @classmethod
-    def in_graph(cls, path: Path) -> "EmbeddingTable":
-        """Find the table in the weights of the target graph at `path`."""
-        import onnx
-
-        graph = onnx.load(path, load_external_data=False).graph
-        name = next(
-            node.input[0] for node in graph.node if node.op_type == "Gather" and "input_ids" in node.input
-        )
-        table = next(tensor for tensor in graph.initializer if tensor.name == name)
-        where = {entry.key: entry.value for entry in table.external_data}
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(table.data_type).name
-        vocab, hidden = table.dims
-        return cls(where["location"], int(where.get("offset", 0)), dtype, (vocab, hidden))
 
     def open(self, folder: Path) -> np.ndarray[Any, np.dtype[Any]]:
         """Map the table of the bundle in `folder`, read-only: rows are read from disk when they are used."""
@@ -127,34 +112,11 @@ class Manifest:
     quality: dict[str, Any] | None = None
 
     @property
-    def least_width(self) -> int:
-        """Tokens of a target call from which on a row's result no longer depends on how many there are."""
-        return self._widths.get("least_width") or 1
-
-    @property
-    def exact(self) -> bool | None:
-        """Whether speculation leaves every logit as target-only decoding computes it, bit for bit.
-
-        None where that was not measured: in floating point near-ties may be decided by rounding.
-        """
-        if not self._widths or self.drafter is None:
-            return None
-        return self.trees_exact or (self.chains_exact and self.drafter.tree.top_k == 1)
-
-    @property
-    def chains_exact(self) -> bool:
-        """Whether a chain of tokens was measured to have the logits of single steps, bit for bit."""
-        return self._widths.get("least_width") is not None
-
-    @property
-    def trees_exact(self) -> bool:
-        """Whether the same holds for a path between siblings."""
-        return bool(self._widths.get("tree_exact", False))
-
-    @property
-    def _widths(self) -> dict[str, Any]:
-        widths: dict[str, Any] = (self.quality or {}).get("widths", {})
-        return widths
+    def exactness(self) -> Exactness:
+        """Whether speculation must give the target's own tokens, and from which width of a call on."""
+        if "target" not in self.quantisation:
+            return FLOATING
+        return Exactness.measured((self.quality or {}).get("widths"))
 
     def label(self, graph: GraphName) -> str:
         """Return in which precision a graph computes, in the words of the command line."""
@@ -189,14 +151,6 @@ class Manifest:
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     """Hash the files of a bundle for its manifest."""
     return {name: FileEntry(_sha256(folder / name), (folder / name).stat().st_size) for name in sorted(names)}
-
-
-def link_or_copy(file: Path, to: Path) -> None:
-    """Put `file` at `to`, without a copy where the file system can."""
-    try:
-        to.hardlink_to(file)
-    except OSError:
-        shutil.copy2(file, to)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

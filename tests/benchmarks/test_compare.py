@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.compare import Row, first_difference, summary
+from benchmarks.compare import Row, summary
 from benchmarks.contestants import BASELINE, Answer
 
 
@@ -44,7 +44,3 @@ def test_differences_name_prompt_and_token() -> None:
     found = figures(other, base)["other"]
     assert found["first_differences"] == [(1, 1), (2, 2)]
     assert found["equal_answers"] == 1
-
-
-def test_first_difference_of_a_continuation() -> None:
-    assert first_difference([1, 2], [1, 2, 3]) == 2

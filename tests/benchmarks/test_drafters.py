@@ -14,42 +14,18 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks import drafters
-from benchmarks.drafters import acceptance, divergences, speed_figures, tau_figures, training_of
-from benchmarks.drafters_report import count_mismatches, print_rows
+from benchmarks.divergences import count
+from benchmarks.drafters import parted, speed_figures, tau_figures
+from benchmarks.drafters_file import training_of
+from benchmarks.drafters_report import print_rows
 from benchmarks.questions import Question
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import load_drafter, save_drafter
 from poss_export.errors import CheckpointError, InputError
 from poss_export.runtime.bundle import open_bundle
-from poss_export.runtime.generation import Generation
+from tests.fixtures.answers import made
 
 TREE = TreeShape(depth=3, top_k=2, nodes=4)
-
-
-def made(
-    tokens: int, accepted: tuple[int, ...] = (), rounds: int | None = None, seconds: float = 2.0
-) -> Generation:
-    return Generation(
-        prompt="",
-        text="",
-        token_ids=tuple(range(tokens)),
-        finish_reason="stop",
-        rounds=tokens - 1 - sum(accepted) if rounds is None else rounds,
-        accepted_by_depth=accepted,
-        seconds=seconds,
-        prefill_seconds=1.0,
-        target_seconds=0.5,
-        draft_seconds=0.25,
-    )
-
-
-def test_acceptance_is_given_the_depth_before() -> None:
-    answers = [made(9, (3, 1), rounds=4), made(9, (1, 1, 1), rounds=5)]  # 9, 4, 2 and 1 rounds came so far
-    assert acceptance(answers, 3) == pytest.approx([4 / 9, 2 / 4, 1 / 2])
-
-
-def test_acceptance_of_a_depth_that_no_round_reached_is_unknown() -> None:
-    assert acceptance([made(4, (1,))], 3) == [0.5, 0.0, None]
 
 
 def test_tau_is_pooled_over_rounds_and_over_prompts() -> None:
@@ -95,7 +71,10 @@ def row(name: str, **values: Any) -> dict[str, Any]:
 
 
 def test_the_table_has_a_row_a_drafter_beside_target_only(capsys: pytest.CaptureFixture[str]) -> None:
-    parted = {"tree 3,2,4, q:1": {"position": 7, "gap": 1e-6}, "tree 3,2,4, q:2": {"position": 8, "gap": 1.0}}
+    parted = {
+        "tree 3,2,4, q:1": {"position": 7, "gap": 1e-6, "verdict": "near-tie"},
+        "tree 3,2,4, q:2": {"position": 8, "gap": 1.0, "verdict": "mismatch"},
+    }
     rows = [row("long"), row("short", acceptance=[0.125], training=None, divergences=parted)]
     print_rows(rows, 135_000_000)
     heading, alone, long, short, *lines = capsys.readouterr().out.splitlines()
@@ -112,7 +91,7 @@ def test_the_table_has_a_row_a_drafter_beside_target_only(capsys: pytest.Capture
         "MISMATCH: short, tree 3,2,4, q:2, token 8, gap 1.00e+00",
         "10 answers: 8 equal to target-only, 1 near-ties, 1 mismatches",
     ]
-    assert count_mismatches(rows) == 1
+    assert count((row["divergences"] for row in rows), "mismatch") == 1
 
 
 def test_target_only_has_the_medians_beside_the_drafters(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +107,7 @@ def test_an_answer_that_differs_is_named(tiny_bundle: Path) -> None:
     plain = [made(4), made(4)]
     ours = [plain[0], replace(plain[1], token_ids=(0, 1, 9, 3))]
     with open_bundle(tiny_bundle) as bundle:
-        found = divergences("tree 3,2,4", bundle.target, asked, ours, plain)
+        found = parted("tree 3,2,4", bundle, asked, ours, plain)
     assert list(found) == ["tree 3,2,4, q:2"]
     assert found["tree 3,2,4, q:2"]["position"] == 2
 
@@ -273,8 +252,9 @@ def test_rows_of_other_drafters_stay_in_the_file(tiny: SimpleNamespace, tmp_path
 
 def test_a_mismatch_is_an_exit_code(tiny: SimpleNamespace, tmp_path: Path) -> None:
     table, values = copied(tiny, tmp_path)
-    for gap, code in ((1e-6, 0), (1.0, 1)):
-        values["drafters"][1]["divergences"] = {"tree 3,2,4, q:1": {"position": 3, "gap": gap}}
+    for verdict, code in (("near-tie", 0), ("not claimed", 0), ("mismatch", 1)):
+        found = {"position": 3, "gap": 1.0, "verdict": verdict}
+        values["drafters"][1]["divergences"] = {"tree 3,2,4, q:1": found}
         table.write_text(json.dumps(values))
         result = run(tiny, "levels", "at-once", "--json", str(table))
         assert result.exit_code == code, result.output

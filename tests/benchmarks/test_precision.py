@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from benchmarks import precision, widths
+from benchmarks import precision
+from benchmarks.call_costs import measure_calls, plain_width
 from benchmarks.compare import Row
 from benchmarks.contestants import Answer
-from benchmarks.precision import Ours, bundle_figures, draft_milliseconds, peer_figures
-from benchmarks.precision_report import count_mismatches, print_rows
+from benchmarks.divergences import count
+from benchmarks.precision import bundle_figures, draft_milliseconds, peer_figures
+from benchmarks.precision_report import print_rows
+from benchmarks.precision_subjects import PEERS, Ours, open_bundles
 from benchmarks.questions import Question
-from benchmarks.widths import plain_width
 from benchmarks.workers import Setup
 from poss_export.config import TreeShape
 from poss_export.errors import BundleError, InputError
-from poss_export.evaluation.checks import Divergence
+from poss_export.evaluation.text_quality import HELD_OUT
 from poss_export.manifest import read_manifest, write_manifest
-from poss_export.runtime.bundle import open_bundle
 from tests.targets.test_gguf import write_gguf
 
 TREE = TreeShape(depth=4, top_k=3, nodes=8)
@@ -36,7 +37,7 @@ BUILD = Callable[..., Path]
 
 
 def answer(tokens: list[int], seconds: float, rounds: int, draft_seconds: float = 0.0) -> Answer:
-    return Answer(tokens, 1.0, seconds, rounds, draft_seconds)
+    return Answer(tokens, 1.0, seconds, rounds, draft_seconds=draft_seconds)
 
 
 def plain_and_drafted() -> tuple[Row, Row]:
@@ -86,15 +87,19 @@ def test_figures_of_a_peer(tmp_path: Path) -> None:
 
 
 def test_target_only_decoding_has_calls_of_one_token(tiny_bundle: Path) -> None:
-    with open_bundle(tiny_bundle) as bundle:
-        assert plain_width(bundle.target) == 1
+    assert plain_width(read_manifest(tiny_bundle)) == 1
 
 
-def test_a_wider_plain_step_is_the_unit(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(widths, "plain_width", lambda _: 3)
-    turn = widths.width_turns(Setup(tiny_bundle, (2,), CAPACITY, 1), past=8)()
-    assert turn.plain_width == 3
-    assert list(turn.milliseconds) == [1, 2, 3, 4, 8, 12, 16, 32]
+def test_a_wider_plain_step_is_the_unit(tiny_bundle: Path, tmp_path: Path) -> None:
+    widths = {"widths": {"least_width": 3, "tree_exact": False}}
+    wide = changed(
+        tiny_bundle, tmp_path / "wide", quantisation={"target": {"scheme": "w8a8"}}, quality=widths
+    )
+    setup = Setup(wide, (2,), CAPACITY, 1)
+    (found,) = measure_calls({"wide": (read_manifest(wide), setup)}, past=8, calls=2).values()
+    assert found["plain_width"] == 3
+    assert list(found["milliseconds_by_width"]) == [1, 2, 3, 4, 8, 12, 16, 32]
+    assert found["plain_steps_by_width"][3] == 1
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +107,8 @@ def build(random_drafter: Callable[..., Any], tmp_path_factory: pytest.TempPathF
     """Return build(target_path, precision): a bundle with a random drafter."""
 
     def make(path: Path, form: Any) -> Path:
-        from poss_export.bundling.build import build_bundle, plan_build
+        from poss_export.bundling.build import build_bundle
+        from poss_export.bundling.plan import plan_build
         from poss_export.drafters.checkpoint import DrafterCheckpoint
         from poss_export.targets.checkpoint import open_target
 
@@ -158,8 +164,8 @@ def test_two_precisions_in_one_table(measured: SimpleNamespace) -> None:
     values = json.loads(measured.table.read_text())
     full, half = values["bundles"]
     assert (full["name"], half["name"]) == ("fp32 / fp32", "fp16 / fp16")
-    assert (full["quality"]["kl"], full["quality"]["agreement"]) == (0.0, 1.0)
-    assert 0 < half["quality"]["kl"] < 1e-2
+    assert (full["quality"]["divergence"], full["quality"]["agreement"]) == (0.0, 1.0)
+    assert 0 < half["quality"]["divergence"] < 1e-2
     assert half["quality"]["perplexity"] == pytest.approx(full["quality"]["perplexity"], rel=0.05)
     assert half["megabytes"]["target"] < 0.75 * full["megabytes"]["target"]
     for row in (full, half):
@@ -197,7 +203,7 @@ def bundle_row(**values: Any) -> dict[str, Any]:
         "milliseconds_by_width": {1: 5.0, 2: 10.0},
         "plain_steps_by_width": {1: 0.5, 2: 1.0},
         "draft_milliseconds": 3.0,
-        "quality": {"perplexity": 20.0, "kl": 0.0123, "agreement": 0.95},
+        "quality": {"perplexity": 20.0, "divergence": 0.0123, "agreement": 0.95},
         "target_only": {**speed, "engine": "int8 / w8a8, target-only"},
         "speculative": {
             **speed,
@@ -213,7 +219,11 @@ def bundle_row(**values: Any) -> dict[str, Any]:
 
 def test_every_figure_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     peer = bundle_row(name="llama.cpp Q8_0", megabytes=145.0, to_reference=0.75)
-    parted = {"q:1": {"position": 7, "gap": 1e-6}, "q:2": {"position": 8, "gap": 1.0}}
+    parted = {
+        "q:1": {"position": 7, "gap": 1e-6, "verdict": "near-tie"},
+        "q:2": {"position": 8, "gap": 1.0, "verdict": "mismatch"},
+        "q:3": {"position": 9, "gap": 1.0, "verdict": "not claimed"},
+    }
     rows = {"bundles": [bundle_row(divergences=parted)], "peers": [peer]}
     print_rows(rows, ["onnxruntime-genai int4"], 4)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -226,9 +236,11 @@ def test_every_figure_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert [" ".join(line) for line in lines[10:]] == [
         "near-tie: int8 / w8a8, q:1, token 7, gap 1.00e-06",
         "MISMATCH: int8 / w8a8, q:2, token 8, gap 1.00e+00",
-        "4 speculative answers: 2 equal to target-only of their bundle, 1 near-ties, 1 mismatches",
+        "not claimed: int8 / w8a8, q:3, token 9, gap 1.00e+00",
+        "4 speculative answers: 1 equal to target-only of their bundle, 1 near-ties, 1 mismatches, "
+        "1 differ where nothing is claimed",
     ]
-    assert count_mismatches(rows["bundles"]) == 1
+    assert count([parted], "mismatch") == 1
 
 
 def test_answers_that_part_are_found_with_their_gap(tiny_bundle: Path) -> None:
@@ -238,14 +250,16 @@ def test_answers_that_part_are_found_with_their_gap(tiny_bundle: Path) -> None:
     asked = [Question("q:1", [5]), Question("q:2", [6, 7])]
     found = precision.divergences(ours, plain, drafted, asked)
     assert list(found) == ["q:2"]
-    assert Divergence(**found["q:2"]).position == 2
+    assert found["q:2"]["position"] == 2
+    assert found["q:2"]["verdict"] == "mismatch"
 
 
 def test_a_mismatch_is_an_exit_code(
     given: SimpleNamespace, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for gap, code in ((1e-6, 0), (1.0, 1)):
-        rows = {"bundles": [bundle_row(divergences={"q:1": {"position": 3, "gap": gap}})], "peers": []}
+    for verdict, code in (("near-tie", 0), ("not claimed", 0), ("mismatch", 1)):
+        found = {"position": 3, "gap": 1.0, "verdict": verdict}
+        rows = {"bundles": [bundle_row(divergences={"q:1": found})], "peers": []}
         monkeypatch.setattr(precision, "measure_all", lambda *_, rows=rows: rows)
         assert run(given, tiny_bundle).exit_code == code
 
@@ -259,7 +273,7 @@ def test_a_peer_that_is_not_installed_has_a_row(
     assert result.exit_code == 0, result.output
     assert [line.split()[-2:] for line in result.stdout.splitlines() if "not installed" in line] == [
         ["not", "installed"]
-    ] * len(precision.PEERS)
+    ] * len(PEERS)
 
 
 def changed(bundle: Path, folder: Path, **values: Any) -> Path:
@@ -303,12 +317,12 @@ def test_texts_that_cannot_be_read(given: SimpleNamespace, tiny_bundle: Path, tm
 
 def test_two_bundles_of_one_precision_have_names_of_their_own(tiny_bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
-    found = precision.open_bundles([tiny_bundle, copy], 1)
+    found = open_bundles([tiny_bundle, copy], 1)
     assert [ours.name for ours in found] == [f"fp32 / fp32, {folder}" for folder in (tiny_bundle, copy)]
 
 
 def test_the_held_out_text_is_long_enough_for_its_windows() -> None:
-    words = precision.HELD_OUT.read_text(encoding="utf-8").split()
+    words = HELD_OUT.read_text(encoding="utf-8").split()
     assert len(words) > 1000
 
 
@@ -326,10 +340,12 @@ def test_every_peer_answers_and_is_judged(
     result = run(given, bundle, *peers, "--text", text, "--json", table)
     assert result.exit_code == 0, f"{result.output} {result.exception!r}"
     rows = {row["name"]: row for row in json.loads(table.read_text())["peers"]}
-    assert list(rows) == list(precision.PEERS)
+    assert list(rows) == list(PEERS)
     for row in rows.values():
         assert math.isfinite(row["quality"]["perplexity"])
         assert row["target_only"]["tokens_per_second"] > 0
         assert all(map(os.path.getsize, row["files"]))
     # Only llama.cpp's: for targets as tiny as these genai's own fp32 files give other logits.
-    assert 0 < rows["llama.cpp Q8_0"]["quality"]["kl"] < rows["llama.cpp Q4_1"]["quality"]["kl"]
+    assert (
+        0 < rows["llama.cpp Q8_0"]["quality"]["divergence"] < rows["llama.cpp Q4_1"]["quality"]["divergence"]
+    )

@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from poss_export.bundling import build
-from poss_export.bundling.build import Plan, build_bundle, plan_build
+from poss_export.bundling import graphs
+from poss_export.bundling.build import build_bundle
+from poss_export.bundling.plan import Plan, plan_build
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint
 from poss_export.errors import BundleError, InputError, ParityError
 from poss_export.manifest import Manifest, read_manifest
+from poss_export.progress import Report, silent
 from poss_export.runtime.bundle import open_bundle
 from poss_export.targets.checkpoint import open_target
 
@@ -41,9 +43,7 @@ def make_plan(tiny_folder: Any, random_drafter: Any) -> MakePlan:
     return make
 
 
-def run_build(
-    plan: Plan, folder: Path, force: bool = False, report: build.Report = lambda _: None
-) -> Manifest:
+def run_build(plan: Plan, folder: Path, force: bool = False, report: Report = silent) -> Manifest:
     return build_bundle(plan, folder, argv=["test"], force=force, report=report)
 
 
@@ -77,7 +77,7 @@ def test_force_replaces_a_bundle_and_only_a_bundle(
 ) -> None:
     out = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
     plan = make_plan(drafter=False)
-    with pytest.raises(InputError, match="exists: choose another output folder, or replace it with --force"):
+    with pytest.raises(InputError, match="exists: choose another output folder, or replace it"):
         run_build(plan, out)
     assert run_build(plan, out, force=True).drafter is None
     assert read_manifest(out).drafter is None
@@ -93,7 +93,7 @@ def test_a_wrong_graph_is_no_bundle(
 ) -> None:
     """The exporter is told to export a model whose last weights differ by one in a hundred."""
     name = "export_target" if graph == "target" else "export_drafter"
-    export = getattr(build, name)
+    export = getattr(graphs, name)
 
     def wrong(model: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
         weights = list(model.parameters()) if graph == "draft" else [model.norm.weight]
@@ -104,7 +104,7 @@ def test_a_wrong_graph_is_no_bundle(
             weight.div_(1.01)
         return result
 
-    monkeypatch.setattr(build, name, wrong)
+    monkeypatch.setattr(graphs, name, wrong)
     with pytest.raises(
         ParityError, match=rf"{graph}_\w+ of the graph differ from PyTorch's by .*, allowed is"
     ):
@@ -117,7 +117,7 @@ def test_an_export_keeps_no_weights(tiny_folder: Any, tmp_path: Path) -> None:
     decoder = open_target(str(tiny_folder("llama"))).load_decoder()
     weight = weakref.ref(decoder.layers[0].qkv.weight)
     shape: Any = {"cache_form": "shared", "precision": "fp32", "capacity": CAPACITY}
-    build.export_target(decoder, tmp_path / "target.onnx", **shape)
+    graphs.export_target(decoder, tmp_path / "target.onnx", **shape)
     del decoder
     gc.collect()
     assert weight() is None
@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_nothing(
     def write(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(build, "export_target", write)
+    monkeypatch.setattr(graphs, "export_target", write)
     with pytest.raises(InputError, match=r"No space left on device; nothing was kept"):
         run_build(make_plan(drafter=False), tmp_path / "out")
     assert not list(tmp_path.iterdir())

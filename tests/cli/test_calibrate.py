@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from poss_export.acceptance import AcceptanceCurves
 from poss_export.calibration.record import load_record
-from poss_export.cli.main import main
+from tests.cli import command
 
 
 def run(*arguments: object) -> Result:
-    words = ["calibrate", *map(str, arguments), "--threads", "1"]
-    return CliRunner().invoke(main, words, catch_exceptions=False)
+    return command.run("calibrate", *arguments, "--threads", 1)
 
 
 def done(*arguments: object) -> Result:
@@ -124,12 +123,7 @@ def test_bad_requests_leave_nothing(
     arguments: tuple[Any, ...], message: str, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     words = [str(word).format(tmp_path) for word in arguments]
-    words = ["--threads=0" if word == "--threads" else word for word in words]
-    result = CliRunner().invoke(
-        main,
-        ["calibrate", str(tiny_bundle), "-o", str(tmp_path / "samples.npz"), *words],
-        catch_exceptions=False,
-    )
+    result = command.run("calibrate", tiny_bundle, "-o", tmp_path / "samples.npz", *words)
     assert result.exit_code == 2
     assert result.stdout == ""
     assert message in result.stderr

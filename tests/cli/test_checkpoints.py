@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poss_export.manifest import read_manifest
 from poss_export.targets.checkpoint import open_target
-from tests.cli.test_cli import done, refused, run
+from tests.cli.command import done, refused, run
 from tests.public_checkpoints import Layout, Sizes, eagle, poss, vllm, write
 
 SIZES = Sizes(hidden=64, inner=80, heads=4, kv_heads=2, vocab=96)  # for the tiny targets
@@ -42,7 +42,7 @@ def test_inspect_names_the_dialect_and_why(tmp_path: Path) -> None:
     assert (facts["kind"], facts["name"], facts["dialect"]) == ("drafter", "mine", "EAGLE")
     assert facts["recognised_by"] == "fc.weight reads 2 vectors, and there is one layer"
     assert facts["config"]["fusion_bias"] is True
-    assert ["dialect", "EAGLE"] in [line.split() for line in done("inspect", folder).stdout.splitlines()]
+    assert "dialect      EAGLE: fc.weight reads 2 vectors" in done("inspect", folder).stdout
 
 
 def test_inspect_takes_positions(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_positions_are_of_drafters(kind: str, target: Path, tiny_bundle: Path) -
 
 def test_build_refuses_positions_of_no_drafter(target: Path, tmp_path: Path) -> None:
     message = refused("build", target, "-o", tmp_path / "out", "--positions-per-specialist", 2)
-    assert "positions per specialist are a drafter's; name it with --drafter" in message
+    assert "positions per specialist are a drafter's; name the drafter" in message
 
 
 def test_a_poss_release_becomes_a_bundle_that_verifies(target: Path, tmp_path: Path) -> None:

@@ -8,14 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from poss_export.cli.main import main
 from poss_export.runtime.sessions import cuda
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+from tests.cli.command import refused, run
 
 
 def test_lint_passes_a_static_graph(target_graph: Callable[..., Path]) -> None:
@@ -42,21 +37,7 @@ def test_lint_refuses_what_is_no_graph(tmp_path: Path) -> None:
     assert "cannot be read as ONNX" in result.stderr
 
 
-@pytest.fixture
-def target(tiny_folder: Callable[[str], Path]) -> Path:
-    return tiny_folder("llama")
-
-
 RTX = ("--backend", "tensorrt-rtx")
-
-
-def refused(*arguments: object) -> str:
-    """Return the one line on stderr of a command that must fail."""
-    result = run(*arguments)
-    assert result.exit_code in (1, 2)
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    return line.removeprefix("error: ")
 
 
 def test_build_says_what_each_engine_took(target: Path, tmp_path: Path) -> None:
@@ -112,8 +93,8 @@ def test_a_dry_run_estimates_engines(target: Path, tmp_path: Path) -> None:
             (*RTX, "--compute-capability", "8.9", "--engine-capacity", 128),
             "engine capacity is 128 tokens; beside",
         ),
-        (("--engine-capacity", 64), "options of engines need a --backend that builds some"),
-        (("--compute-capability", "8.9"), "options of engines need a --backend that builds some"),
+        (("--engine-capacity", 64), "options of engines need a backend that builds some"),
+        (("--compute-capability", "8.9"), "options of engines need a backend that builds some"),
         (("--precision", "bf16"), "precision bf16 is for TensorRT"),
     ],
 )
@@ -142,10 +123,11 @@ def test_engines_of_another_backend_are_not_there(engine_bundle: Callable[..., P
     assert message.endswith("run its build again with --backend tensorrt")
 
 
-def test_inspect_shows_a_row_for_every_fact_of_an_engine(engine_bundle: Callable[..., Path]) -> None:
-    result = run("inspect", engine_bundle("fp16"))
-    assert result.exit_code == 0
-    names = [line.split()[0] for line in result.stdout.splitlines() if line.startswith(" engines.")]
-    assert "engines.0.spec.flavour" in names
-    assert "engines.1.spec.options.compute_capabilities" in names
-    assert "engines.1.peak_memory" in names
+def test_inspect_names_the_engines(engine_bundle: Callable[..., Path]) -> None:
+    folder = engine_bundle("fp16")
+    card = " ".join(run("inspect", folder).stdout.split())
+    assert "ONNX Runtime, TensorRT-RTX; static caches" in card
+    assert "for 8.6, 8.9, 12.0: 48 tokens; " in card
+    facts = json.loads(run("inspect", folder, "--json").stdout)
+    assert facts["engines"][1]["spec"]["options"]["compute_capabilities"] == ["8.6", "8.9", "12.0"]
+    assert facts["sizes"]["engines"] > 0

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 
 from poss_export.cli.main import main
 
@@ -37,3 +38,25 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     imported = set(result.stderr.split())
     assert "click" in imported
     assert not imported & HEAVY
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = """
+import sys
+from poss_export.cli.main import main
+try:
+    main(["build", "--help"])
+except SystemExit:
+    pass
+print(sorted({"numpy", "torch", "onnx", "onnxruntime", "tokenizers", "rich", "jinja2"} & sys.modules.keys()))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "--tree-depth" in result.stdout
+
+
+def test_options_of_a_build_have_headings() -> None:
+    text = CliRunner().invoke(main, ["build", "--help"]).stdout
+    headings = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Target:", "Drafter:", "Precision:", "Engines:", "Output:", "Other:"]
+    assert text.split("Other:\n")[1].split() == ["-h,", "--help", "Show", "this", "message", "and", "exit."]

@@ -14,13 +14,11 @@ import pytest
 from click.testing import Result
 
 from poss_export.acceptance import AcceptanceCurves
-from poss_export.bundling import build as build_module
+from poss_export.bundling import graphs
 from poss_export.calibration.record import load_record, save_record
-from poss_export.drafters.checkpoint import save_drafter
 from poss_export.manifest import Manifest, read_manifest
 from poss_export.runtime.bundle import open_bundle
-from poss_export.targets.checkpoint import open_target
-from tests.cli.test_cli import done, run
+from tests.cli.command import done, run
 
 CAPACITY = 96  # widths are measured behind 17 tokens
 # Random weights suffer more than those of a real target.
@@ -38,7 +36,7 @@ def words(*ids: int) -> str:
 def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Export each form of the target and the drafter once: PyTorch takes most of the time of a build."""
     folder = tmp_path_factory.mktemp("exports")
-    exports = {name: getattr(build_module, name) for name in ("export_target", "export_drafter")}
+    exports = {name: getattr(graphs, name) for name in ("export_target", "export_drafter")}
     results = dict[str, Any]()
 
     def once(name: str, model: Any, path: Path, **shape: Any) -> Any:
@@ -54,22 +52,8 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for name in exports:
-            patch.setattr(build_module, name, lambda *a, name=name, **s: once(name, *a, **s))
+            patch.setattr(graphs, name, lambda *a, name=name, **s: once(name, *a, **s))
         yield
-
-
-@pytest.fixture(scope="module")
-def target(tiny_folder: Callable[[str], Path]) -> Path:
-    return tiny_folder("llama")
-
-
-@pytest.fixture(scope="module")
-def drafter(target: Path, random_drafter: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
-    folder, opened = tmp_path_factory.mktemp("drafters") / "tiny", open_target(str(target))
-    save_drafter(folder, random_drafter(opened.config, 3), opened.sha256, torch.float32)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +171,7 @@ def test_target_and_drafter_in_eight_bits(build: Any, samples: Path, inputs: Pat
     assert checks["parity"]["passed"] is None
     assert checks["sampling: distribution"]["passed"] is True
     greedy = checks["greedy: speculative = target-only"]
-    if manifest.exact:
+    if manifest.exactness.claims(chain=False):
         assert greedy["passed"] is True
     else:
         assert greedy["passed"] is None
@@ -201,8 +185,8 @@ def test_an_exact_chain_gives_equal_answers(build: Any, inputs: Path) -> None:
     assert manifest.quality is not None
     widths, rounds = manifest.quality["widths"], manifest.quality["rounds"]
     assert widths["neighbours"] == 0  # fixed scales: rows do not know of each other
-    assert manifest.exact == (widths["least_width"] is not None)
-    assert manifest.exact
+    assert manifest.exactness.claims(chain=True) == (widths["least_width"] is not None)
+    assert manifest.exactness.claims(chain=True)
     assert rounds["equal_answers"] == rounds["prompts"] == 3
     greedy = verified(folder, inputs)["greedy: speculative = target-only"]
     assert greedy["passed"] is True
@@ -305,7 +289,7 @@ def test_static_forms(scheme: str, operator: str, build: Any) -> None:
         entry.domain for entry in onnx.load(folder / "target.onnx", load_external_data=False).opset_import
     }
     assert "com.microsoft" not in domains
-    assert manifest.exact is None  # on the CPU nothing is learned of engines
+    assert not manifest.exactness.claims(chain=True)  # on the CPU nothing is learned of engines
     assert AcceptanceCurves.load(folder / "acceptance.json").dialogues == 12
     if scheme == "int4":
         assert "decoder.lm_head/head" not in manifest.quantisation["target"]["schemes"]
@@ -372,7 +356,7 @@ def spoilt(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--precision int8 --layer-precision =int8", "layer precision '=int8': expected LAYER=PRECISION"),
         ("--precision int8 --layer-precision head=int3", "'head=int3': expected LAYER=PRECISION"),
         ("--precision int8 --layer-precision nose=int8", "no layer fits 'nose'"),
-        ("--budget 0.1", "--budget is of quantised graphs"),
+        ("--budget 0.1", "budget is of quantised graphs"),
         ("--layer-precision head=int8", "precisions of layers are of a quantised target"),
         ("--precision int8 --draft-layer-precision head=int8", "are of a quantised draft"),
         ("--precision int8 --held-out {spoilt}/none.txt", "none.txt' cannot be read"),

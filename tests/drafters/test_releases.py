@@ -13,8 +13,9 @@ from torch import Tensor
 
 from poss_export.config import DrafterConfig, RopeConfig, TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter
+from poss_export.drafters.graph import DraftGraph
 from poss_export.drafters.make_round import make_round
-from poss_export.exporters.drafter import DraftGraph, export_drafter
+from poss_export.exporters.drafter import export_drafter
 from tests.draft_rounds import CAPACITY, ONE_BATCH, check_rounds
 from tests.public_checkpoints import (
     TINY,
@@ -52,8 +53,8 @@ def drafted(checkpoint: DrafterCheckpoint) -> Callable[..., Any]:
 
 
 def exported(checkpoint: DrafterCheckpoint, path: Path) -> Callable[..., Any]:
-    drafting = make_round(checkpoint.drafter, TREE, EMBED, HEAD)
-    export_drafter(drafting, path, cache_form="shared", precision="fp32", capacity=CAPACITY)
+    draft_round = make_round(checkpoint.drafter, TREE, EMBED, HEAD)
+    export_drafter(draft_round, path, cache_form="shared", precision="fp32", capacity=CAPACITY)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from poss_export.config import TreeShape
+from poss_export.drafters.graph import DraftGraph
 from poss_export.drafters.make_round import make_round
 from poss_export.drafters.model import Drafter
 from poss_export.drafters.round import DraftRound
 from poss_export.errors import InputError
-from poss_export.exporters.drafter import DraftGraph
 from tests.draft_rounds import ONE_BATCH, TWO_BATCHES, check_rounds
 from tests.random_drafter import random_drafter, random_rows
 
@@ -25,8 +25,8 @@ def check(drafter: Drafter, tree: TreeShape, form: Any, plan: Any) -> None:
     check_rounds(run, drafter, tree, embed, head, plan)
 
 
-def runner(drafting: DraftRound, form: Any) -> Any:
-    graph = DraftGraph(drafting, form, capacity=64)
+def runner(draft_round: DraftRound, form: Any) -> Any:
+    graph = DraftGraph(draft_round, form, capacity=64)
     return lambda *inputs: [t.numpy() for t in graph(*(torch.from_numpy(x) for x in inputs))]
 
 

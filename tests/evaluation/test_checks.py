@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from poss_export.evaluation import checks, distribution
-from poss_export.evaluation import laws as cache_laws
 from poss_export.evaluation.differences import difference, tree_difference
+from poss_export.evaluation.equality import Divergence
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.round import Round
 from poss_export.runtime.sampling import Sampling
@@ -110,14 +110,11 @@ INEXACT = {"least_width": None, "tree_exact": False}
 
 @pytest.fixture
 def quantised(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return quantised(widths, *graphs, top_k=3): let the bundle's manifest call it a quantised one."""
+    """Return quantised(widths, *graphs): let the bundle's manifest call it a quantised one."""
 
-    def change(widths: dict[str, Any] | None, *graphs: Any, top_k: int = 3) -> None:
-        drafter = bundle.manifest.drafter
-        assert drafter is not None
+    def change(widths: dict[str, Any] | None, *graphs: Any) -> None:
         manifest = replace(
             bundle.manifest,
-            drafter=replace(drafter, tree=replace(drafter.tree, top_k=top_k, nodes=4)),
             quantisation={graph: {"scheme": "w8a8"} for graph in graphs},
             quality={} if widths is None else {"widths": widths},
         )
@@ -158,48 +155,45 @@ def test_a_quantised_drafter_claims_less(bundle: Bundle, quantised: Callable[...
     assert checks.check_greedy(bundle, ["<5> <9>"], 12, lambda _: None).passed is True
 
 
+def as_chain(tree: DraftTree) -> DraftTree:
+    """Return the path from the root to the last node."""
+    path = [len(tree) - 1]
+    while path[0]:
+        path.insert(0, int(tree.parents[path[0]]))
+    return DraftTree.chain(tree.tokens[path])
+
+
 @pytest.mark.parametrize(
-    ("widths", "top_k", "claimed"),
+    ("widths", "chains", "claimed"),
     [
-        (None, 3, False),
-        (INEXACT, 1, False),
-        (EXACT_CHAINS, 3, False),
-        (EXACT_CHAINS, 1, True),
-        (EXACT_TREES, 3, True),
+        (None, False, False),
+        (INEXACT, True, False),
+        (EXACT_CHAINS, False, False),
+        (EXACT_CHAINS, True, True),
+        (EXACT_TREES, False, True),
     ],
 )
 def test_greedy_is_claimed_as_measured(
     widths: Any,
-    top_k: int,
+    chains: bool,
     claimed: bool,
     bundle: Bundle,
     quantised: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    quantised(widths, "target", top_k=top_k)
+    quantised(widths, "target")
+    if chains:
+        propose = type(bundle.drafter).propose
+        monkeypatch.setattr(type(bundle.drafter), "propose", lambda *call: as_chain(propose(*call)))
     right = checks.check_greedy(bundle, ["<5> <9>"], 12, lambda _: None)
     assert right.passed is (True if claimed else None)
     assert right.detail.startswith("not claimed of a quantised graph: 1 prompts") != claimed
     # No near-tie excuses what was measured to be exact.
-    monkeypatch.setattr(checks, "find_divergence", lambda *_: checks.Divergence(3, 1e-9))
+    monkeypatch.setattr(checks, "find_divergence", lambda *_: Divergence(3, 1e-9))
     wrong = checks.check_greedy(bundle, ["<5> <9>"], 12, lambda _: None)
     assert wrong.passed is (False if claimed else None)
     assert "1 mismatches, 0 near-ties" in wrong.detail
     assert [note.partition(",")[0] for note in wrong.notes] == ["mismatch at token 3"]
-
-
-def test_divergence_measures_the_gap(bundle: Bundle) -> None:
-    prompt = [5, 9]
-    bundle.target.reset()
-    logits = np.sort(cache_laws.append(bundle.target, [*prompt, 7]).logits[0, -1])
-    found = checks.find_divergence(bundle.target, prompt, [7, 3, 4], [7, 3 + 1, 4])
-    assert found == checks.Divergence(1, pytest.approx(logits[-1] - logits[-2], rel=1e-4))
-    assert not found.near_tie
-    assert checks.Divergence(0, 9e-5).near_tie
-    assert checks.find_divergence(bundle.target, prompt, [7, 3], [7, 3]) is None
-    shorter = checks.find_divergence(bundle.target, prompt, [7], [7, 3])
-    assert shorter is not None
-    assert shorter.position == 1
 
 
 def test_sampling_passes_on_a_real_bundle(bundle: Bundle) -> None:

@@ -14,9 +14,9 @@ from onnx.reference import ReferenceEvaluator
 
 from poss_export.errors import InputError
 from poss_export.evaluation.differences import TOLERANCE, difference
+from poss_export.exporters.embedding import find_embedding
 from poss_export.exporters.target import check_target
 from poss_export.exporters.widening import widen
-from poss_export.manifest import EmbeddingTable
 from poss_export.runtime.tree import DraftTree
 from poss_export.targets.checkpoint import open_target
 from poss_export.targets.decoder import causal_attend
@@ -86,7 +86,7 @@ def test_widening_keeps_every_weight(graph: Path, tmp_path: Path) -> None:
 
 
 def test_the_embedding_table_is_mapped_as_bits(graph: Path, tiny_folder: Any) -> None:
-    table = EmbeddingTable.in_graph(graph)
+    table = find_embedding(graph)
     assert table.dtype == "bfloat16"
     bits = table.open(graph.parent)
     values = (bits.astype(np.uint32) << 16).view(np.float32)

@@ -52,8 +52,8 @@ def draft_graph(tmp_path_factory: pytest.TempPathFactory) -> Export:
         path = tmp_path_factory.mktemp("draft") / "draft.onnx"
         head = EMBED if tied else HEAD
         drafter = random_drafter(specialists, positions, **FAMILIES[family])
-        drafting = make_round(drafter, tree, EMBED, head)
-        export_drafter(drafting, path, cache_form=form, precision=precision, capacity=CAPACITY)
+        draft_round = make_round(drafter, tree, EMBED, head)
+        export_drafter(draft_round, path, cache_form=form, precision=precision, capacity=CAPACITY)
         return path
 
     return export

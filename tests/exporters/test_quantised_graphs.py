@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 import pytest
 
+from poss_export.bundling.engine_request import library_version
 from poss_export.config import TreeShape
 from poss_export.contract import GraphContract, draft_contract, target_contract
 from poss_export.drafters.make_round import make_round
@@ -21,7 +22,7 @@ from poss_export.engine_spec import (
 )
 from poss_export.errors import BackendError
 from poss_export.exporters.drafter import export_drafter
-from poss_export.exporters.engine_build import build_engine, library_version
+from poss_export.exporters.engine_build import build_engine
 from poss_export.exporters.linter import require_clean
 from poss_export.quantisation.insertion import quantise, save
 from poss_export.quantisation.sites import find_sites

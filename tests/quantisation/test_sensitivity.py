@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 import pytest
 
-from poss_export.quantisation.sensitivity import divergence, log_softmax, sensitivities
+from poss_export.evaluation.text_quality import divergence, log_softmax
+from poss_export.quantisation.sensitivity import sensitivities
 from poss_export.quantisation.sites import find_sites
-from poss_export.quantisation.statistics import Floats
-from tests.quantisation.graphs import call, make_feed, random, run
+from tests.quantisation.graphs import call, make_feed, run
 
 
 @pytest.fixture
@@ -71,14 +71,3 @@ def test_nothing_rounded_costs_nothing(target: onnx.ModelProto, limits: dict[str
     assert limits[name] < 127
     assert np.unique(call(target, [name])[0]).size > 3
     assert sensitivities(target, {name: 127.0}, feed, threads=1) == {name: 0.0}
-
-
-def test_divergence_by_hand() -> None:
-    exact, other = np.log([[0.5, 0.5], [0.9, 0.1]]), np.log([[0.25, 0.75], [0.9, 0.1]])
-    expected = (0.5 * np.log(2) + 0.5 * np.log(0.5 / 0.75)) / 2
-    values: list[Floats] = [array.astype(np.float32) for array in (exact, other)]
-    assert divergence(*values) == pytest.approx(expected, rel=1e-5)
-    assert divergence(values[0], values[0]) == 0
-    logits = random(3, 7, seed=1) * 50
-    np.testing.assert_allclose(np.exp(log_softmax(logits)).sum(axis=-1), 1, rtol=1e-5)
-    np.testing.assert_allclose(log_softmax(logits + 100), log_softmax(logits), atol=1e-4)

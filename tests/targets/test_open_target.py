@@ -62,6 +62,12 @@ def test_loaded_weights_are_float32_without_gradients(folder):
         assert not weight.requires_grad
 
 
+@pytest.mark.parametrize("name", ["llama", "llama3", "mistral", "qwen2", "qwen3"])
+def test_parameters_are_counted_without_the_weights(name, tiny_folder):
+    target = open_target(str(tiny_folder(name)))
+    assert target.parameters == sum(weight.numel() for weight in target.load_decoder().parameters())
+
+
 def test_shards_and_bin_files_hold_the_same_weights(folder, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from poss_export.config import DrafterConfig, TreeShape
+from poss_export.drafters.graph import DraftGraph
 from poss_export.drafters.make_round import make_round
 from poss_export.drafters.model import Drafter
-from poss_export.exporters.drafter import DraftGraph
 from poss_export.targets.rope import rope_tables, rotate
 from poss_export.training.unroll import Batch, unroll
 

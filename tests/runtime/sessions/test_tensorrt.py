@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from poss_export.bundling.build import build_bundle, plan_build
+from poss_export.bundling.build import build_bundle
+from poss_export.bundling.plan import plan_build
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint
 from poss_export.engine_spec import Profile, draft_profiles, embedded_spec, target_profiles

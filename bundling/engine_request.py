@@ -1,0 +1,72 @@
+"""Which engines a build is asked for, beside the graphs, and whether this machine can make them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from poss_export.engine_spec import MODULES, NAMES, EngineOptions, Flavour
+from poss_export.errors import BackendError, InputError
+from poss_export.runtime.sessions.cuda import device_capability, has_driver
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """What a build is asked for beside graphs; `request_engines` makes it."""
+
+    flavour: Flavour
+    version: str
+    options: EngineOptions
+    capacities: tuple[int, ...] = ()  # of further engines, below the bundle's
+    timing_cache: Path | None = None
+
+
+def library_version(flavour: Flavour) -> str:
+    """Return the version of the installed library; nothing is imported.
+
+    Raises:
+        BackendError: it is not installed, or Polygraphy is not.
+    """
+    try:
+        version("polygraphy")
+        return version(MODULES[flavour]).partition(".post")[0]  # as the module says it
+    except PackageNotFoundError as error:
+        raise BackendError(
+            f"{NAMES[flavour]} needs {error.name}, which is not installed: "
+            f"pip install 'poss-export[{flavour}]'"
+        ) from error
+
+
+def request_engines(
+    flavour: Flavour,
+    options: EngineOptions,
+    capacities: Sequence[int] = (),
+    timing_cache: Path | None = None,
+) -> EngineRequest:
+    """Return the request with the version filled in, and the device where it is the machine's.
+
+    Raises:
+        InputError: the flavour does not have one of the options.
+        BackendError: the library is not installed, or the GPU that it needs is not there.
+    """
+    options.check(flavour)
+    if timing_cache is not None and flavour != "tensorrt":
+        raise InputError(f"{NAMES[flavour]} has no timing cache: it times no kernels when it builds")
+    if capacities and options.strip_weights:
+        raise InputError(
+            "engines of several capacities cannot be built without weights: their tables differ from the "
+            "graph's; build them with their weights, or in one capacity",
+            options=("strip_weights", "engine_capacities"),
+        )
+    ascending = tuple(sorted(set(capacities)))
+    installed = library_version(flavour)
+    if flavour == "tensorrt":
+        options = replace(options, compute_capabilities=(device_capability(),))
+        return EngineRequest(flavour, installed, options, ascending, timing_cache)
+    if options.strip_weights and not has_driver():
+        raise BackendError(
+            "TensorRT-RTX needs a GPU driver to build engines without weights, and there is none: "
+            "build on a machine with a GPU, or with the weights",
+            options=("strip_weights",),
+        )
+    return EngineRequest(flavour, installed, options, ascending)

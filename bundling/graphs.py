@@ -1,0 +1,140 @@
+"""The graphs of a bundle: exported, compared with PyTorch, quantised where that is asked for."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from poss_export.bundling.export import Export
+from poss_export.bundling.plan import Plan
+from poss_export.bundling.quantise import quantise_bundle
+from poss_export.drafters.checkpoint import check_tables
+from poss_export.evaluation.parity import compare, require_parity
+from poss_export.exporters.drafter import export_drafter
+from poss_export.exporters.reference import make_reference, round_beside
+from poss_export.exporters.target import export_target
+from poss_export.exporters.widening import runnable_on_cpu
+from poss_export.machine import versions
+from poss_export.manifest import (
+    DRAFT_GRAPH,
+    TARGET_GRAPH,
+    TOKENIZER,
+    DrafterEntry,
+    EmbeddingTable,
+    Manifest,
+    TargetEntry,
+    describe_files,
+)
+from poss_export.progress import Progress, Report, silent
+from poss_export.reference import Reference
+from poss_export.runtime.bundle import Bundle
+from poss_export.runtime.sessions.ort import OrtOptions
+
+_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+def make_graphs(
+    folder: Path, plan: Plan, argv: Sequence[str], report: Report, progress: Progress
+) -> Manifest:
+    """Fill `folder` with everything but the manifest and engines; return the manifest.
+
+    Raises:
+        CheckpointError: the drafter's copy of a table is not the target's.
+        ParityError: a graph does not compute what PyTorch does.
+        QualityError: a quantised graph loses more than is allowed.
+    """
+    if plan.quantise is None:
+        return _export(folder, plan, argv, report)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        source = _source(Path(name) / "source", plan, argv, report)
+        reference = source
+        if plan.cache_form != "shared":
+            report("exporting again, to decide and to compare")
+            common = replace(plan, cache_form="shared", precision="fp32")
+            reference = _source(Path(name) / "reference", common, argv, silent)
+        manifest = quantise_bundle(source, reference, folder, plan.quantise, report=report, progress=progress)
+    return replace(manifest, files=_described(folder))
+
+
+@contextmanager
+def graphs_of_capacity(folder: Path, plan: Plan, capacity: int, report: Report) -> Iterator[Path]:
+    """Give the folder with the graphs of a capacity: the bundle's own, or others, checked like them."""
+    if capacity == plan.capacity:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(dir=folder) as other:
+        report(f"exporting again for {capacity} tokens")
+        make_graphs(Path(other), replace(plan, capacity=capacity, engines=None), (), silent, silent)
+        yield Path(other)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of this package and of what it exports with."""
+    return versions(*_LIBRARIES)
+
+
+def _source(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Export:
+    folder.mkdir()
+    return Export(folder, _export(folder, plan, argv, report))
+
+
+def _export(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Manifest:
+    """Export the graphs in floating point and check them."""
+    embedding, reference = _export_graphs(folder, plan, report)
+    (folder / TOKENIZER).write_text(plan.target.text.tokenizer_json, encoding="utf-8")
+    manifest = _describe(plan, embedding, argv)
+    report("checking parity with PyTorch")
+    with runnable_on_cpu(folder, manifest) as runnable, Bundle(*runnable, OrtOptions()) as bundle:
+        manifest.parity.update(compare(bundle, reference))
+    require_parity(manifest.parity, plan.precision)
+    return replace(manifest, files=_described(folder))
+
+
+def _export_graphs(folder: Path, plan: Plan, report: Report) -> tuple[EmbeddingTable, Reference]:
+    """Write the graphs, keep no weights; return where the embedding table lies, and PyTorch's results."""
+    shape: Any = {
+        "cache_form": plan.cache_form,
+        "precision": plan.precision,
+        "capacity": plan.capacity,
+    }
+    report(f"loading {plan.target.name}")
+    decoder, draft_round = plan.target.load_decoder(), None
+    if plan.drafter is not None:
+        check_tables(decoder, plan.drafter)
+        draft_round = round_beside(decoder, plan.drafter.drafter, plan.tree)
+    reference = make_reference(decoder, draft_round)
+    report(f"exporting {TARGET_GRAPH}")
+    embedding = export_target(decoder, folder / TARGET_GRAPH, **shape)
+    del decoder  # from here on the rows in the round are enough
+    if draft_round is not None:
+        report(f"exporting {DRAFT_GRAPH}")
+        export_drafter(draft_round, folder / DRAFT_GRAPH, **shape)
+    return embedding, reference
+
+
+def _describe(plan: Plan, embedding: EmbeddingTable, argv: Sequence[str]) -> Manifest:
+    """Return the manifest of the plan's graphs, without figures and files."""
+    target, drafter = plan.target, None
+    if plan.drafter is not None:
+        config = plan.drafter.drafter.config
+        drafter = DrafterEntry(plan.drafter.name, plan.drafter.sha256, config, plan.tree)
+    return Manifest(
+        target=TargetEntry(target.name, target.sha256, target.config, embedding),
+        drafter=drafter,
+        precision=plan.precision,
+        cache_form=plan.cache_form,
+        capacity=plan.capacity,
+        text=target.text.config,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        argv=tuple(argv),
+        versions=library_versions(),
+        parity={},
+        files={},
+    )
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    return describe_files(folder, [path.name for path in folder.iterdir()])

@@ -1,0 +1,215 @@
+"""What a build will do, and every refusal that needs no work."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from poss_export.bundling import sizes
+from poss_export.bundling.engine_request import EngineRequest
+from poss_export.bundling.quantise import QuantiseRequest
+from poss_export.calibration.record import check_record
+from poss_export.config import CacheForm, Precision, Scheme, TreeShape
+from poss_export.contract import draft_contract, target_contract
+from poss_export.drafters.checkpoint import DrafterCheckpoint, check_pair
+from poss_export.drafters.round import check_tree
+from poss_export.engine_spec import GraphName, Profile, draft_profiles, target_profiles
+from poss_export.errors import InputError
+from poss_export.exporters.target import check_target
+from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER
+from poss_export.reference import ROWS
+from poss_export.runtime.loop import PREFILL_CHUNK
+from poss_export.targets.checkpoint import Target
+
+_COMMON_CAPACITY = 2048  # tokens
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build will do; everything that can be refused before the work has been refused."""
+
+    target: Target
+    drafter: DrafterCheckpoint | None
+    tree: TreeShape
+    capacity: int  # tokens
+    precision: Precision
+    cache_form: CacheForm
+    engines: EngineRequest | None = None
+    quantise: QuantiseRequest | None = None
+
+    @property
+    def calibrates_acceptance(self) -> bool:
+        """Whether the bundle will say how its drafter's scores are to be read."""
+        return self.drafter is not None and self.quantise is not None and self.quantise.samples is not None
+
+    @property
+    def is_for_another_target(self) -> bool:
+        """Whether the drafter was trained for other weights, so that fewer tokens may be accepted."""
+        if self.drafter is None or self.drafter.target_sha256 is None:
+            return False
+        return self.drafter.target_sha256 != self.target.sha256
+
+    @property
+    def quantise_requests(self) -> dict[GraphName, dict[str, Any]]:
+        """What is asked of each quantised graph, as plain values."""
+        return {} if self.quantise is None else self.quantise.to_dict()
+
+    def engine_profiles(self, capacity: int) -> dict[GraphName, tuple[Profile, ...]]:
+        """Return the sizes of calls that each graph's engine of a capacity is made for."""
+        chunk = min(PREFILL_CHUNK, capacity)
+        if self.drafter is None:
+            return {"target": target_profiles(chunk, None)}
+        return {
+            "target": target_profiles(chunk, self.tree.nodes + 1),
+            "draft": draft_profiles(chunk, self.tree.depth + 1),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain JSON values; sizes in bytes, those of graphs without their structure."""
+        weights = self._weight_bytes()
+        values: dict[str, Any] = {
+            "target": {"name": self.target.name, "parameters": self.target.parameters},
+            "drafter": None,
+            "precision": self.precision,
+            "quantisation": {graph: asked["scheme"] for graph, asked in self.quantise_requests.items()},
+            "cache_form": self.cache_form,
+            "capacity": self.capacity,
+            "files": {
+                f"{TARGET_GRAPH}.data": weights["target"],
+                TOKENIZER: len(self.target.text.tokenizer_json.encode()),
+            },
+            "cache_bytes": self._cache_bytes(),
+        }
+        if self.drafter is not None:
+            values["files"][f"{DRAFT_GRAPH}.data"] = weights["draft"]
+            values["drafter"] = {
+                "name": self.drafter.name,
+                "dialect": self.drafter.dialect.name,
+                "parameters": sizes.draft_parameters(self.target, self.drafter, self.tree),
+                "tree": asdict(self.tree),
+            }
+        if self.engines is not None:
+            values["engines"] = self._engine_facts(self.engines, weights)
+        return values
+
+    def _engine_facts(self, engines: EngineRequest, weights: dict[GraphName, int]) -> dict[str, Any]:
+        return {
+            "backend": f"{engines.flavour} {engines.version}",
+            "options": asdict(engines.options),
+            "capacities": [*engines.capacities, self.capacity],
+            "estimates": {  # of each capacity
+                graph: sizes.engine_bytes(graph, weights[graph], len(profiles), self.precision)
+                for graph, profiles in self.engine_profiles(self.capacity).items()
+            },
+        }
+
+    def _weight_bytes(self) -> dict[GraphName, int]:
+        """Return the sizes of the graphs' weights."""
+        schemes: dict[GraphName, Scheme] = {}
+        if self.quantise is not None:
+            schemes = {graph: wanted.scheme for graph, wanted in self.quantise.graphs.items()}
+        found: dict[GraphName, int] = {
+            "target": sizes.target_bytes(self.target, self.precision, schemes.get("target"))
+        }
+        if self.drafter is not None:
+            found["draft"] = sizes.draft_bytes(
+                self.target, self.drafter, self.tree, self.precision, schemes.get("draft")
+            )
+        return found
+
+    def _cache_bytes(self) -> dict[str, int]:
+        target = target_contract(self.target.config, self.precision)
+        found = {"target": sizes.cache_bytes(target, self.capacity)}
+        if self.drafter is not None:
+            drafter = draft_contract(self.drafter.drafter.config, self.tree, self.precision)
+            found["drafter"] = sizes.cache_bytes(drafter, self.capacity)
+        return found
+
+
+def plan_build(
+    target: Target,
+    drafter: DrafterCheckpoint | None,
+    *,
+    tree: TreeShape,
+    capacity: int | None,
+    precision: Precision,
+    cache_form: CacheForm,
+    engines: EngineRequest | None = None,
+    quantise: QuantiseRequest | None = None,
+) -> Plan:
+    """Check that the parts fit; a capacity of None is 2048 tokens, or the target's longest context.
+
+    Raises:
+        CheckpointError: target and drafter do not belong together.
+        InputError: the capacity, the cache form or the tree does not suit them.
+    """
+    if capacity is None:
+        capacity = min(_COMMON_CAPACITY, target.config.max_positions)
+    check_target(target.config, cache_form, capacity, precision)
+    if capacity < ROWS:
+        raise InputError(
+            f"capacity is {capacity} tokens; a bundle needs at least {ROWS}: choose a larger one",
+            options=("capacity",),
+        )
+    if drafter is not None:
+        check_pair(target.config, drafter.drafter.config)
+        check_tree(drafter.drafter, tree)
+    if engines is not None:
+        _check_engines(engines, capacity, cache_form)
+    if quantise is not None:
+        _check_quantise(quantise, target, drafter, cache_form)
+    return Plan(target, drafter, tree, capacity, precision, cache_form, engines, quantise)
+
+
+def _check_engines(request: EngineRequest, capacity: int, cache_form: CacheForm) -> None:
+    """Raise InputError where engines cannot be built of such graphs."""
+    if cache_form != "static":
+        raise InputError(
+            f"cache form {cache_form!r} is not for TensorRT: use 'static', or leave it out",
+            options=("cache_form",),
+        )
+    for smaller in request.capacities:
+        if not ROWS <= smaller < capacity:
+            raise InputError(
+                f"engine capacity is {smaller} tokens; beside a bundle of {capacity} it may be {ROWS} to "
+                f"{capacity - 1}",
+                options=("engine_capacities",),
+            )
+
+
+def _check_quantise(
+    request: QuantiseRequest, target: Target, drafter: DrafterCheckpoint | None, cache_form: CacheForm
+) -> None:
+    """Raise InputError where a graph cannot be quantised as it is asked."""
+    if "draft" in request.graphs and drafter is None:
+        raise InputError(
+            "a draft precision needs a drafter: name one, or leave it out",
+            options=("drafter", "draft_precision"),
+        )
+    for graph in request.graphs:
+        _check_schemes(request, graph, cache_form)
+    if request.samples is not None:
+        check_record(
+            request.samples,
+            target_sha256=target.sha256,
+            drafter_sha256=drafter.sha256 if drafter is not None and "draft" in request.graphs else None,
+            vocab_size=target.config.vocab_size,
+        )
+
+
+def _check_schemes(request: QuantiseRequest, graph: GraphName, cache_form: CacheForm) -> None:
+    wanted = request.graphs[graph]
+    if cache_form == "shared" and "fp8" in wanted.all_schemes:
+        raise InputError(
+            f"{graph} precision fp8 is for TensorRT: use it with backend tensorrt-rtx or tensorrt, or "
+            "take w8a8",
+            options=("backend",),
+        )
+    if cache_form == "static" and "int8" in wanted.all_schemes:
+        raise InputError(
+            f"{graph} precision int8 (weights only) is for ONNX Runtime on the CPU: take w8a8 or int4"
+        )
+    if (rounding := wanted.need_samples) and request.samples is None:
+        raise InputError(
+            f"{graph} precision {min(rounding)} needs samples of real rounds: record them with "
+            "`poss-export calibrate` and name the file",
+            options=("samples",),
+        )

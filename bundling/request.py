@@ -1,0 +1,223 @@
+"""What a build is asked for, in plain values, and what follows where a caller leaves something out.
+
+Importing it is cheap, so that a command line can read its defaults.
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeGuard, cast, get_args
+
+from poss_export.config import CacheForm, Precision, Scheme, Thresholds, TreeShape
+from poss_export.engine_spec import Backend, EngineOptions, GraphName
+from poss_export.errors import InputError
+
+if TYPE_CHECKING:
+    from poss_export.bundling.engine_request import EngineRequest
+    from poss_export.bundling.plan import Plan
+    from poss_export.bundling.quantise import QuantiseRequest
+    from poss_export.quantisation.decisions import GraphRequest
+    from poss_export.quantisation.observers import Observer
+
+
+@dataclass(frozen=True)
+class QuantisationOptions:
+    """How graphs are quantised, and what the result must reach (docs/quantisation.md).
+
+    `layers` are precisions of single layers of the target, as "head=int8": head, or a weight's name with
+    wildcards, and a scheme or float; the last that fits counts. `draft_layers` are the drafter's, which has
+    "fusion" too. `samples` is a file that `poss-export calibrate` wrote. None takes text and prompts that are
+    built in.
+    """
+
+    layers: tuple[str, ...] = ()
+    draft_layers: tuple[str, ...] = ()
+    samples: Path | None = None
+    observer: "Observer" = "min-max"
+    smoothing: bool = True
+    budget: float = 0.01  # nats a token that rounded activations may cost
+    held_out: Path | None = None  # plain text that quality is measured on
+    held_out_prompts: Path | None = None  # JSON Lines that tau is measured on
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a build is asked for; what is None is decided by `plan`.
+
+    `target` and `drafter` are names or places, `positions_per_specialist` is of a drafter that does not state
+    it. `engine_capacities` are of further engines, below the bundle's; `timing_cache` is TensorRT's.
+    """
+
+    target: str
+    drafter: str | None = None
+    positions_per_specialist: int | None = None
+    tree: TreeShape = field(default_factory=TreeShape)
+    capacity: int | None = None  # tokens of prompt and answer together
+    precision: Precision | Scheme = "fp32"
+    draft_precision: Scheme | None = None
+    cache_form: CacheForm | None = None
+    backend: Backend = "onnxruntime"
+    quantisation: QuantisationOptions = field(default_factory=QuantisationOptions)
+    engines: EngineOptions = field(default_factory=EngineOptions)
+    engine_capacities: tuple[int, ...] = ()
+    timing_cache: Path | None = None
+
+    @property
+    def form(self) -> CacheForm:
+        """The form of the caches: what suits the backend, unless it is asked for."""
+        return self.cache_form or ("shared" if self.backend == "onnxruntime" else "static")
+
+    @property
+    def float_type(self) -> Precision:
+        """What a graph computes in where it is not quantised."""
+        if not _is_scheme(self.precision):
+            return cast(Precision, self.precision)
+        return "fp32" if self.form == "shared" else "fp16"
+
+    @property
+    def schemes(self) -> dict[GraphName, Scheme]:
+        """How each graph is quantised that is."""
+        asked: dict[GraphName, Precision | Scheme | None] = {
+            "target": self.precision,
+            "draft": self.draft_precision,
+        }
+        return {graph: scheme for graph, scheme in asked.items() if _is_scheme(scheme)}
+
+
+def plan(request: BuildRequest) -> "Plan":
+    """Open the checkpoints and return what a build will do; nothing is written.
+
+    Raises:
+        InputError: options do not suit each other, the target or the drafter, or a file cannot be read.
+        CheckpointError: a checkpoint cannot be used, or target and drafter do not belong together.
+        BackendError: the library that builds engines is not installed, or its GPU is not there.
+    """
+    if request.drafter is None and request.positions_per_specialist is not None:
+        raise InputError(
+            "positions per specialist are a drafter's; name the drafter, or leave them out",
+            options=("drafter", "positions_per_specialist"),
+        )
+    from poss_export.bundling.plan import plan_build
+    from poss_export.drafters.checkpoint import load_drafter
+    from poss_export.targets.checkpoint import open_target
+
+    quantise, engines = _quantise_request(request), _engine_request(request)
+    drafter = None
+    target = open_target(request.target)
+    if request.drafter is not None:
+        drafter = load_drafter(request.drafter, request.positions_per_specialist)
+    return plan_build(
+        target,
+        drafter,
+        tree=request.tree,
+        capacity=request.capacity,
+        precision=request.float_type,
+        cache_form=request.form,
+        engines=engines,
+        quantise=quantise,
+    )
+
+
+def _engine_request(request: BuildRequest) -> "EngineRequest | None":
+    """Return which engines are asked for, or None."""
+    if request.backend == "onnxruntime":
+        if request.timing_cache or request.engine_capacities or request.engines != EngineOptions():
+            raise InputError(
+                "options of engines need a backend that builds some: tensorrt-rtx or tensorrt",
+                options=("backend",),
+            )
+        return None
+    from poss_export.bundling.engine_request import request_engines
+
+    return request_engines(request.backend, request.engines, request.engine_capacities, request.timing_cache)
+
+
+def _quantise_request(request: BuildRequest) -> "QuantiseRequest | None":
+    """Return what is asked of quantised graphs, and read the files that it takes; None where nothing is."""
+    _check_options(request)
+    options = request.quantisation
+    if not request.schemes and options.samples is None:
+        return None
+    from poss_export.bundling.quantise import QuantiseRequest
+    from poss_export.calibration.record import load_record
+    from poss_export.evaluation.text_quality import HELD_OUT
+
+    prompts = _prompts(options.held_out_prompts)  # first: it is the faster to refuse
+    return QuantiseRequest(
+        graphs={graph: _graph_request(request, graph) for graph in request.schemes},
+        samples=None if options.samples is None else load_record(options.samples),
+        thresholds=options.thresholds,
+        text=options.held_out or HELD_OUT,
+        prompts=prompts,
+    )
+
+
+def _check_options(request: BuildRequest) -> None:
+    """Raise InputError where an option says something of graphs that are not quantised."""
+    options = request.quantisation
+    layers: dict[GraphName, tuple[str, ...]] = {"target": options.layers, "draft": options.draft_layers}
+    for graph, patterns in layers.items():
+        if patterns and graph not in request.schemes:
+            raise InputError(
+                f"precisions of layers are of a quantised {graph}: name its precision too",
+                options=("precision" if graph == "target" else "draft_precision",),
+            )
+    if request.schemes:
+        return
+    for name in (option.name for option in fields(options) if option.name != "samples"):
+        if getattr(options, name) != getattr(QuantisationOptions(), name):
+            raise InputError(
+                f"{name.replace('_', ' ')} is of quantised graphs: name a precision such as w8a8, or "
+                "leave it out",
+                options=("precision", name),
+            )
+
+
+def _graph_request(request: BuildRequest, graph: GraphName) -> "GraphRequest":
+    from poss_export.quantisation.decisions import GraphRequest
+
+    options, scheme = request.quantisation, request.schemes[graph]
+    # Weights only, which ONNX Runtime alone has kernels for.
+    fallback: Scheme | None = "int8" if request.form == "shared" else None
+    layers = tuple(_layer(text) for text in (options.layers if graph == "target" else options.draft_layers))
+    return GraphRequest(
+        scheme,
+        layers=(
+            (("head", fallback), *layers) if scheme == "int4" else layers
+        ),  # few models bear a 4-bit head
+        observer=options.observer,
+        smoothing=options.smoothing,
+        budget=options.budget,
+        fallback=fallback,
+    )
+
+
+def _layer(text: str) -> tuple[str, Scheme | None]:
+    """Read "head=int8"."""
+    pattern, _, precision = text.rpartition("=")
+    if pattern and precision == "float":
+        return pattern, None
+    if not pattern or not _is_scheme(precision):
+        raise InputError(
+            f"layer precision {text!r}: expected LAYER=PRECISION, such as head=int8, with one of "
+            f"{', '.join(get_args(Scheme))} or float",
+            options=("layers", "draft_layers"),
+        )
+    return pattern, precision
+
+
+def _prompts(file: Path | None) -> tuple[str, ...]:
+    """Return the held-out prompts of a file, or those that are built in."""
+    from poss_export.evaluation.checks import PROMPTS
+    from poss_export.prompts import read_prompts
+
+    prompts = PROMPTS if file is None else tuple(prompt.turns[0] for prompt in read_prompts(file))
+    if not prompts:
+        raise InputError(
+            f"{str(file)!r} is empty; write prompts into it, or leave it out", options=("held_out_prompts",)
+        )
+    return prompts
+
+
+def _is_scheme(precision: str | None) -> TypeGuard[Scheme]:
+    return precision in get_args(Scheme)

@@ -1,0 +1,146 @@
+"""The checks of a finished bundle, in one call: with PyTorch where it is installed, else without."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from poss_export.engine_spec import Backend
+from poss_export.errors import InputError, PossExportError
+from poss_export.evaluation.checks import (
+    NO_DRAFTER,
+    PROMPTS,
+    Check,
+    check_cache_laws,
+    check_greedy,
+    check_sampling,
+)
+from poss_export.evaluation.parity import FIGURES, SCORES, check_name, check_parity
+from poss_export.manifest import DrafterEntry, Manifest, TargetEntry, read_manifest
+from poss_export.progress import Report, silent
+from poss_export.reference import Reference
+from poss_export.runtime.bundle import open_bundle
+from poss_export.runtime.sessions.ort import Provider
+
+if TYPE_CHECKING:
+    from poss_export.drafters.checkpoint import DrafterCheckpoint
+    from poss_export.targets.checkpoint import Target
+
+Checkpoint = TypeVar("Checkpoint", "Target", "DrafterCheckpoint")
+
+
+def verify(
+    folder: Path,
+    *,
+    target: str | None = None,
+    drafter: str | None = None,
+    prompts: Sequence[str] = PROMPTS,
+    max_new_tokens: int = 64,
+    draws: int = 8000,
+    backend: Backend = "onnxruntime",
+    provider: Provider = "cpu",
+    threads: int | None = None,
+    report: Report = silent,
+) -> list[Check]:
+    """Check that a bundle is whole, computes what PyTorch does, and loses nothing by speculating.
+
+    Args:
+        folder: the bundle.
+        target: where its target is, as for a build; None takes the name in the manifest.
+        drafter: where its drafter is, likewise.
+        prompts: answered greedily with and without the drafter; the first of them are sampled, too.
+        max_new_tokens: longest answer, in tokens.
+        draws: samples for the distribution test.
+        backend: what runs the bundle.
+        provider: of ONNX Runtime.
+        threads: of the CPU; None leaves it to ONNX Runtime.
+        report: told what begins.
+
+    Returns:
+        A check each; one that cannot be made here is skipped and says why.
+
+    Raises:
+        BundleError: the bundle is damaged, or lacks engines for the backend.
+        BackendError: the backend does not run here.
+        PossExportError: a checkpoint that is named cannot be opened, or is another one.
+    """
+    manifest = read_manifest(folder, full=True)
+    checks = [Check("files", True, f"{len(manifest.files)} files are as they were built")]
+    reference, skipped = _reference(manifest, target, drafter, report)
+    checks += skipped
+    with open_bundle(folder, threads=threads, provider=provider, backend=backend) as bundle:
+        if reference is not None:
+            checks += check_parity(bundle, reference)
+        checks += check_cache_laws(bundle)
+        checks.append(check_greedy(bundle, prompts, max_new_tokens, report))
+        checks.append(check_sampling(bundle, prompts, draws, report))
+    return checks
+
+
+def _reference(
+    manifest: Manifest, target: str | None, drafter: str | None, report: Report
+) -> tuple[Reference | None, list[Check]]:
+    """Return PyTorch's results, where they can be had, and the checks to be skipped."""
+    if manifest.quantisation:
+        reason = "quantised graphs were compared when they were built; `inspect` tells what they lose"
+        return None, [Check("parity", None, reason)]
+    try:
+        from poss_export.exporters import reference  # noqa: F401  PyTorch may be missing
+    except ImportError as error:
+        return None, [Check("parity", None, f"{error}; pip install 'poss-export[export]'")]
+    report("running PyTorch")
+    return find_reference(manifest, target, drafter)
+
+
+def find_reference(
+    manifest: Manifest, target: str | None, drafter: str | None
+) -> tuple[Reference | None, list[Check]]:
+    """Return PyTorch's results for the checkpoints a bundle was made from, and the checks to be skipped.
+
+    Checkpoints are named as for a build; None takes the name in the manifest.
+
+    Raises:
+        PossExportError: a checkpoint that is named here cannot be opened, or is another one.
+    """
+    from poss_export.exporters.reference import make_reference, round_beside
+
+    opened, reason = _find_target(manifest.target, target)
+    if opened is None:
+        return None, [Check(check_name(figure), None, reason) for figure in FIGURES]
+    checkpoint, reason = _find_drafter(manifest.drafter, drafter)
+    decoder = opened.load_decoder()
+    if checkpoint is None or manifest.drafter is None:
+        return make_reference(decoder, None), [Check(check_name(SCORES), None, reason)]
+    draft_round = round_beside(decoder, checkpoint.drafter, manifest.drafter.tree)
+    return make_reference(decoder, draft_round), []
+
+
+def _find_target(entry: TargetEntry, spec: str | None) -> "tuple[Target | None, str]":
+    from poss_export.targets.checkpoint import open_target
+
+    return _find(open_target, "target", entry, spec)
+
+
+def _find_drafter(entry: DrafterEntry | None, spec: str | None) -> "tuple[DrafterCheckpoint | None, str]":
+    from poss_export.drafters.checkpoint import load_drafter
+
+    if entry is None:
+        return None, NO_DRAFTER
+    positions = entry.config.positions_per_specialist  # not all checkpoints state it
+    return _find(partial(load_drafter, positions_per_specialist=positions), "drafter", entry, spec)
+
+
+def _find(
+    opener: Callable[[str], Checkpoint], what: str, entry: TargetEntry | DrafterEntry, spec: str | None
+) -> tuple[Checkpoint | None, str]:
+    """Return the checkpoint that `entry` records, or None and why it cannot be had."""
+    name = entry.name if spec is None else spec
+    try:
+        found = opener(name)
+        if found.sha256 != entry.sha256:
+            raise InputError(f"{name!r} is not the checkpoint that this bundle was made from")
+    except PossExportError:
+        if spec is not None:
+            raise
+        return None, f"{name!r} is not at hand, name its place as the {what}"
+    return found, ""

@@ -1,0 +1,67 @@
+"""Whether an answer is the target's own: the one judge of `verify`, of benchmarks and of their reports."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from poss_export.exactness import NEAR_TIE, Exactness
+from poss_export.runtime.loop import PREFILL_CHUNK
+from poss_export.runtime.sessions.base import TargetSession
+from poss_export.runtime.tree import DraftTree
+
+Verdict = Literal["equal", "near-tie", "mismatch", "not claimed"]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first position where two answers differ, counted in tokens of the answer.
+
+    `gap`: by how little the target chose its own token there, in what decided. Greedily, that is the
+    difference of its two highest logits.
+    """
+
+    position: int
+    gap: float
+
+
+def judge(divergence: Divergence | None, exactness: Exactness, chain: bool) -> Verdict:
+    """Return what it means that an answer parts from target-only, or does not.
+
+    A difference where nothing is claimed is neither a failure nor lossless: it is told.
+
+    Args:
+        divergence: of the answer; None where it is equal.
+        exactness: of the bundle.
+        chain: whether every tree that was verified for the answer was a chain.
+    """
+    if divergence is None:
+        return "equal"
+    if not exactness.claims(chain):
+        return "not claimed"
+    return "near-tie" if exactness.near_ties and divergence.gap < NEAR_TIE else "mismatch"
+
+
+def find_divergence(
+    target: TargetSession, prompt_ids: Sequence[int], ours: Sequence[int], plain: Sequence[int]
+) -> Divergence | None:
+    """Return where two greedy answers to a prompt part, if they do; asks the target for the gap there."""
+    if (position := first_difference(ours, plain)) is None:
+        return None
+    target.reset()
+    context = [*prompt_ids, *plain[:position]]
+    for start in range(0, len(context), PREFILL_CHUNK):
+        chunk = context[start : start + PREFILL_CHUNK]
+        output = target.forward(DraftTree.chain(chunk), rows=np.array([len(chunk) - 1]))
+        target.commit(range(len(chunk)))
+    second, first = np.partition(output.logits[-1].astype(np.float64), -2)[-2:]
+    return Divergence(position, float(first - second))
+
+
+def first_difference(ours: Sequence[int], plain: Sequence[int]) -> int | None:
+    """Return where two answers differ, if they do; the shorter length where one continues the other."""
+    if len(ours) == len(plain) and all(a == b for a, b in zip(ours, plain, strict=True)):
+        return None
+    pairs = enumerate(zip(ours, plain, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(ours), len(plain)))

@@ -1,0 +1,101 @@
+"""Parity: what a bundle's graphs compute against what PyTorch computed.
+
+The graphs read the tokens of the reference the way the loop does: in chunks, as a tree, and behind rows that
+a commit moved.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poss_export.config import Precision
+from poss_export.errors import ParityError
+from poss_export.evaluation.checks import Check
+from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE, difference, tree_difference
+from poss_export.evaluation.laws import append
+from poss_export.reference import BRANCH, DRAFTED, PREFIX, Reference
+from poss_export.runtime.bundle import Bundle
+from poss_export.runtime.sessions.base import DraftSession, TargetSession
+from poss_export.runtime.tree import DraftTree
+
+FEATURES, LOGITS, SCORES = FIGURES = ("target_features", "target_logits", "draft_scores")
+
+
+def compare(bundle: Bundle, reference: Reference) -> dict[str, float]:
+    """Return the difference of each result of the graphs, by its name in `FIGURES`; `bundle` is entered."""
+    figures = _compare_target(bundle.target, reference)
+    if bundle.drafter is not None and reference.trees:
+        figures[SCORES] = _compare_trees(bundle.drafter, reference)
+    return figures
+
+
+def require_parity(figures: Mapping[str, float], precision: Precision) -> None:
+    """Raise ParityError where a difference is not allowed."""
+    for name, value in figures.items():
+        if not value <= (allowed := _allowed(name, precision)):
+            raise ParityError(
+                f"{name} of the graph differ from PyTorch's by {value:.1e}, allowed is {allowed:.0e}: "
+                "the export is wrong; please report this with the checkpoint's config.json"
+            )
+
+
+def check_parity(bundle: Bundle, reference: Reference) -> list[Check]:
+    """Return a check for each result of the graphs; `bundle` is entered."""
+    precision = bundle.manifest.precision
+    return [
+        Check(
+            check_name(name),
+            value <= (allowed := _allowed(name, precision)),
+            f"difference {value:.1e}, allowed {allowed:.0e}",
+        )
+        for name, value in compare(bundle, reference).items()
+    ]
+
+
+def check_name(figure: str) -> str:
+    """Return the name of the check of a figure."""
+    return f"parity: {figure.replace('_', ' ')}"
+
+
+def _allowed(figure: str, precision: Precision) -> float:
+    return (SCORE_TOLERANCE if figure == SCORES else TOLERANCE)[precision]
+
+
+def _compare_target(session: TargetSession, reference: Reference) -> dict[str, float]:
+    left, right = reference.ids
+    half, last = PREFIX // 2, PREFIX - 1
+    features, logits = np.zeros_like(reference.features), np.zeros_like(reference.logits)
+    session.reset()
+    for rows in (slice(0, half), slice(half, last)):
+        output = append(session, left[rows])
+        features[:, rows], logits[:, rows] = output.features, output.logits
+    output = session.forward(_two_branches(left[last:], right[last:]))
+    paths = np.arange(1, 2 * BRANCH + 1).reshape(BRANCH, 2).T  # nodes of each branch
+    paths = np.concatenate(([[0], [0]], paths), axis=1)
+    features[:, last:], logits[:, last:] = output.features[paths], output.logits[paths]
+    session.commit(paths[1, :-1].tolist())  # moves rows, which the last token must not notice
+    output = append(session, right[-1:])
+    features[1, -1], logits[1, -1] = output.features[0], output.logits[0]
+    return {
+        FEATURES: difference(features, reference.features),
+        LOGITS: difference(logits, reference.logits),
+    }
+
+
+def _compare_trees(session: DraftSession, reference: Reference) -> float:
+    """Return the largest difference of the drafter's scores: behind a prompt, then behind accepted rows."""
+    errors = []
+    session.reset()
+    for rows, drawn in zip(DRAFTED, reference.trees, strict=True):
+        following = slice(rows.start + 1, rows.stop + 1)
+        found = session.propose(reference.ids[0, following], reference.features[0, rows])
+        errors.append(tree_difference(found, DraftTree.with_root(int(found.tokens[0]), *drawn)))
+    return max(errors)
+
+
+def _two_branches(left: NDArray[np.int64], right: NDArray[np.int64]) -> DraftTree:
+    """Return the tree of two paths with one root, their nodes in turn: a parent is two nodes before."""
+    tokens = np.stack((left, right), axis=1).flatten()[2:]
+    parents = np.maximum(np.arange(len(tokens)) - 1, 0)
+    return DraftTree.with_root(int(left[0]), tokens, parents, np.zeros(len(tokens), np.float32))

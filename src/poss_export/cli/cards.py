@@ -1,0 +1,192 @@
+"""Cards: what a bundle, a drafter or a target is, for a person with ten seconds."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from poss_export.cli.printing import megabytes
+from poss_export.engine_spec import NAMES
+
+if TYPE_CHECKING:
+    from poss_export.bundling.facts import BundleFacts, DrafterFacts, TargetFacts
+    from poss_export.manifest import Manifest
+
+Rows = dict[str, str]
+
+
+def card(title: str, rows: Rows) -> Table:
+    """Return a card: a title, and a line for every row that has a text."""
+    table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=False, box=None)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column()
+    for name, text in rows.items():
+        if text:
+            table.add_row(name, escape(text))
+    return table
+
+
+def bundle_card(facts: "BundleFacts") -> Table:
+    """Return what a bundle is, how large, how fast, how good, and in which way lossless."""
+    manifest = facts.manifest
+    drafter = "no drafter" if manifest.drafter is None else f"drafter {manifest.drafter.name}"
+    rows = {
+        "target": _target_line(facts),
+        "drafter": _drafter_line(facts),
+        "tree": _tree_line(manifest),
+        "capacity": f"{manifest.capacity:,} tokens of prompt and answer",
+        "on disk": megabytes(facts.sizes["all"]),
+        "runs on": _runs_on(manifest),
+        "engines": _engines_line(facts),
+        **_speed_rows(manifest),
+        **_quality_rows(manifest),
+        "acceptance": _acceptance_line(facts),
+        "lossless": lossless(manifest),
+        "built": f"{manifest.created[:10]}, poss-export {manifest.versions.get('poss-export', 'unknown')}",
+    }
+    return card(f"{facts.folder.resolve().name}: bundle of {manifest.target.name}, {drafter}", rows)
+
+
+def drafter_card(facts: "DrafterFacts") -> Table:
+    """Return what a drafter is, and what it was trained for."""
+    config = facts.config
+    positions = config.positions_per_specialist
+    specialists = f"{config.num_specialists}, each for {_count(positions, 'draft position')}"
+    rows = {
+        "dialect": f"{facts.dialect}: {facts.recognised_by}",
+        "parameters": millions(facts.parameters),
+        "drafting": "level by level"
+        if config.drafting == "tree"
+        else f"{config.num_masks + 1} positions in one pass",
+        "specialists": specialists if positions else "one for every draft position",
+        "fusion": f"{config.fusion}; alignment {config.alignment}",
+        "vocabulary": f"{config.draft_vocab_size:,} of {config.vocab_size:,} tokens can be drafted",
+        "layers": f"{_count(config.num_layers, 'layer')}, hidden size {config.hidden_size:,}, "
+        f"{config.num_heads} heads ({config.num_kv_heads} of keys)",
+        "trained for": f"target {facts.target_sha256[:12]}" if facts.target_sha256 else "",
+        "sha256": facts.sha256,
+    }
+    return card(f"{facts.name}: drafter", rows)
+
+
+def target_card(facts: "TargetFacts") -> Table:
+    """Return what a target is."""
+    config = facts.config
+    rows = {
+        "architecture": config.architecture,
+        "parameters": millions(facts.parameters),
+        "layers": f"{config.num_layers}, hidden size {config.hidden_size:,}, "
+        f"{config.num_heads} heads ({config.num_kv_heads} of keys)",
+        "vocabulary": f"{config.vocab_size:,} tokens{', tied embeddings' if config.tied_embeddings else ''}",
+        "context": f"{config.max_positions:,} tokens",
+        "weights": _count(len(facts.weight_files), "file"),
+        "sha256": facts.sha256,
+    }
+    return card(f"{facts.name}: target", rows)
+
+
+def millions(parameters: int) -> str:
+    """Return a number of parameters in words."""
+    return f"{parameters / 1e9:.2f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.1f} million"
+
+
+def lossless(manifest: "Manifest") -> str:
+    """Return in one sentence whether speculation leaves the target's own output."""
+    if manifest.drafter is None:
+        return "it decodes with the target only"
+    exactness = manifest.exactness
+    if not exactness.claims(chain=manifest.drafter.tree.is_chain):
+        if exactness.chains:
+            return "in chains only, bit for bit; not claimed of trees with siblings (build with top-k 1)"
+        return "not claimed: what a token gets depends on the others in its call"
+    if exactness.near_ties:
+        return "yes; where two tokens are equally likely, rounding may decide"
+    return "yes, bit for bit"
+
+
+def quality_rows(quality: Mapping[str, Any]) -> Rows:
+    """Return what quantising costs, beside the pair in floating point."""
+    text, rounds = quality["text"], quality["rounds"]
+    rows = {
+        "perplexity": f"{text['perplexity']:.3f}, in floating point {text['reference_perplexity']:.3f}",
+        "agreement": f"{text['agreement']:.1%} of {text['tokens']:,} next tokens, "
+        f"divergence {text['divergence']:.4f} nats",
+    }
+    if rounds:
+        rows["tau"] = f"{rounds['tau']:.2f} tokens a round, in floating point {rounds['reference_tau']:.2f}"
+        rows["equal answers"] = f"{rounds['equal_answers']} of {rounds['prompts']} are target-only decoding's"
+    return rows
+
+
+def _quality_rows(manifest: "Manifest") -> Rows:
+    if manifest.quality is not None:
+        return quality_rows(manifest.quality)
+    return {"parity": f"within {max(manifest.parity.values()):.1e} of PyTorch"} if manifest.parity else {}
+
+
+def _target_line(facts: "BundleFacts") -> str:
+    target, precision = facts.manifest.target, facts.manifest.label("target")
+    size = megabytes(facts.sizes["target"])
+    return f"{target.name}, {millions(target.config.parameters)} parameters, {precision}, {size}"
+
+
+def _drafter_line(facts: "BundleFacts") -> str:
+    drafter = facts.manifest.drafter
+    if drafter is None:
+        return ""
+    return f"{drafter.name}, {facts.manifest.label('draft')}, {megabytes(facts.sizes['draft'])}"
+
+
+def _tree_line(manifest: "Manifest") -> str:
+    if manifest.drafter is None:
+        return ""
+    tree = manifest.drafter.tree
+    if tree.is_chain:
+        return f"a chain of {_count(tree.nodes, 'drafted token')}"
+    return f"{_count(tree.nodes, 'drafted token')}, depth {tree.depth}, top-k {tree.top_k}"
+
+
+def _runs_on(manifest: "Manifest") -> str:
+    names = {NAMES[entry.spec.flavour]: None for entry in manifest.engines}
+    return ", ".join(["ONNX Runtime", *names]) + f"; {manifest.cache_form} caches"
+
+
+def _engines_line(facts: "BundleFacts") -> str:
+    """Return what the engines are for: library, devices, and how much a cache holds."""
+    capacities: dict[str, set[int]] = {}
+    for spec in (entry.spec for entry in facts.manifest.engines):
+        devices = ", ".join(spec.options.compute_capabilities) or "this machine's device"
+        capacities.setdefault(f"{NAMES[spec.flavour]} {spec.version} for {devices}", set()).add(spec.capacity)
+    kinds = [
+        f"{kind}: {' and '.join(f'{size:,}' for size in sorted(sizes))} tokens"
+        for kind, sizes in capacities.items()
+    ]
+    return "; ".join([*kinds, megabytes(facts.sizes["engines"])]) if kinds else ""
+
+
+def _speed_rows(manifest: "Manifest") -> Rows:
+    """Return how long calls took on the machine that built the bundle, where they were timed."""
+    quality = manifest.quality
+    if quality is None or "ms" not in quality:
+        return {}
+    ours, theirs = quality["ms"]["quantised"], quality["ms"]["reference"]
+    steps = ours["target"]["1"], theirs["target"]["1"]
+    rounds = (ours["round"], theirs["round"]) if "round" in ours else None
+    return {
+        "step": f"{steps[0]:.1f} ms of the target alone, in floating point {steps[1]:.1f}",
+        "round": f"{rounds[0]:.1f} ms where it was built, in floating point {rounds[1]:.1f}"
+        if rounds
+        else "",
+    }
+
+
+def _acceptance_line(facts: "BundleFacts") -> str:
+    curves = facts.acceptance
+    if curves is None:
+        return ""
+    return f"expected calibration error {curves.after.ece:.3f}, of raw scores {curves.before.ece:.3f}"
+
+
+def _count(number: int | None, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -1,0 +1,111 @@
+"""`poss-export generate`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from poss_export.cli import options
+from poss_export.cli.printing import log, print_json
+from poss_export.engine_spec import Backend
+from poss_export.errors import InputError
+
+if TYPE_CHECKING:
+    from poss_export.runtime.generation import Generation, Stream
+    from poss_export.runtime.sessions.ort import Provider
+
+_PROMPT = (
+    options.prompts("all are asked"),
+    click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template."),
+)
+_ANSWER = (
+    click.option("--max-new-tokens", default=128, help="Longest answer, in tokens."),
+    click.option("--stop", metavar="STRING", multiple=True, help="End the answer before this; repeatable."),
+    click.option("--temperature", default=0.0, help="0: greedy."),
+    click.option("--top-k", default=0, help="Sample from the likeliest tokens only; 0: all."),
+    click.option("--top-p", default=1.0, help="Sample from the likeliest tokens that reach this share."),
+    click.option(
+        "--min-p", default=0.0, help="Sample from tokens at least this share as likely as the likeliest."
+    ),
+    click.option("--seed", type=int, help="Makes sampling repeatable."),
+    click.option("--target-only", is_flag=True, help="Decode without the drafter, the baseline."),
+)
+
+
+@options.headed(
+    {
+        "Prompt": _PROMPT,
+        "Answer": _ANSWER,
+        "Engine": options.ENGINE,
+        "Output": (options.json_flag("Print one JSON object a prompt."),),
+    }
+)
+@click.command(cls=options.HeadedCommand, short_help="Answer prompts with a bundle.")
+@options.BUNDLE
+@click.argument("prompt", nargs=-1)
+def generate(
+    bundle: Path,
+    prompt: tuple[str, ...],
+    prompts: Path | None,
+    raw: bool,
+    max_new_tokens: int,
+    stop: tuple[str, ...],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int | None,
+    target_only: bool,
+    backend: Backend,
+    provider: "Provider",
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Answer prompts with BUNDLE, by draft and verify."""
+    from poss_export.prompts import as_prompts, read_prompts
+    from poss_export.runtime.bundle import open_bundle
+    from poss_export.runtime.sampling import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, min_p, seed)
+    asked = [*as_prompts(prompt), *(read_prompts(prompts) if prompts else ())]
+    if not asked:
+        raise InputError(
+            "no prompt; write one behind the bundle, or name a file of them", options=("prompts",)
+        )
+    answers = []
+    with open_bundle(bundle, threads=threads, provider=provider, backend=backend) as engines:
+        for one in asked:
+            for stream in engines.conversation(
+                one,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                stop=stop,
+                target_only=target_only,
+                raw=raw,
+            ):
+                answers.append(_show(stream, as_json))
+    if len(answers) > 1:
+        log(f"{len(answers)} answers: {_summary(answers)}")
+
+
+def _show(stream: "Stream", as_json: bool) -> "Generation":
+    """Print an answer, on a terminal while it grows."""
+    if as_json:
+        print_json(stream.run().to_dict(), indent=None)
+    else:
+        for piece in stream if sys.stdout.isatty() else [stream.run().text]:
+            click.echo(piece, nl=False)
+        click.echo()
+    log(f"{_summary([stream.result])}, finish: {stream.result.finish_reason}")
+    return stream.result
+
+
+def _summary(answers: Sequence["Generation"]) -> str:
+    from poss_export.evaluation.metrics import pooled_tau
+
+    tokens, seconds = sum(a.tokens for a in answers), sum(a.seconds for a in answers)
+    return (
+        f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s, tau {pooled_tau(answers):.2f}"
+    )

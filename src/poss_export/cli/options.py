@@ -1,0 +1,104 @@
+"""Options that commands share, and headings that group those of one command in its help."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from poss_export.engine_spec import FLAVOURS
+
+Add = Callable[[click.Command], click.Command]  # what `click.option` and `click.argument` return
+
+FILE = click.Path(path_type=Path)
+
+_COLUMN = 30  # characters of the first column in help: as wide as click makes it
+
+
+class HeadedCommand(click.Command):
+    """A command whose help shows its options under `headings`, then those that have none."""
+
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:
+        """Take what any command takes."""
+        super().__init__(*arguments, **attributes)
+        self.headings: dict[str, list[click.Parameter]] = {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section a heading, all in the same columns."""
+        headed = [option for options in self.headings.values() for option in options]
+        others = [option for option in self.get_params(ctx) if option not in headed]
+        for heading, options in {**self.headings, "Other": others}.items():
+            records = (option.get_help_record(ctx) for option in options if isinstance(option, click.Option))
+            with formatter.section(heading):
+                formatter.write_dl([_wide(*record) for record in records if record is not None])
+
+
+def _wide(names: str, text: str) -> tuple[str, str]:
+    return (names.ljust(_COLUMN) if text else names), text
+
+
+def headed(groups: Mapping[str, Sequence[Add]]) -> Callable[[HeadedCommand], HeadedCommand]:
+    """Return a decorator that adds options to a command, under these headings and in this order."""
+
+    def add(command: HeadedCommand) -> HeadedCommand:
+        for heading, options in groups.items():
+            known = len(command.params)
+            for option in options:
+                option(command)
+            command.headings[heading] = command.params[known:]
+        return command
+
+    return add
+
+
+def choice(name: str, kind: Any, text: str, default: str = "the preset's") -> Add:
+    """Return an option whose value, left out, is decided elsewhere."""
+    return click.option(f"--{name}", type=kind, show_default=default, help=text)
+
+
+BUNDLE = click.argument("bundle", type=FILE)
+
+POSITIONS = click.option(
+    "--positions-per-specialist",
+    type=click.IntRange(1),
+    show_default="what the drafter says",
+    help="Draft positions of each specialist of a PosS release (the 3 of PosS-3), whose files do not "
+    "state it.",
+)
+
+THREADS = click.option("--threads", type=int, show_default="ONNX Runtime's choice", help="CPU threads.")
+
+# What runs a bundle.
+ENGINE: tuple[Add, ...] = (
+    click.option(
+        "--backend",
+        type=click.Choice(["onnxruntime", *FLAVOURS]),
+        default="onnxruntime",
+        help="Run the graphs, or the engines that were built of them.",
+    ),
+    click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Of ONNX Runtime."),
+    THREADS,
+)
+
+FORCE = click.option("--force", is_flag=True, help="Replace files that are there.")
+
+
+def prompts(turns: str = "the first is asked", default: str | None = None) -> Add:
+    """Return the option that names a file of prompts; `default` says what is asked without it."""
+    return click.option(
+        "--prompts",
+        metavar="FILE",
+        type=FILE,
+        show_default=default or False,
+        help=f"JSON Lines of `prompt`, or of `turns` ({turns}).",
+    )
+
+
+def plot(text: str) -> Add:
+    """Return the option that draws a picture."""
+    return click.option("--plot", metavar="FILE.png", type=FILE, help=text)
+
+
+def json_flag(text: str = "Print a JSON object.") -> Add:
+    """Return the option that asks for JSON."""
+    return click.option("--json", "as_json", is_flag=True, help=text)

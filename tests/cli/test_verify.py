@@ -1,0 +1,61 @@
+"""`poss-export verify` on tiny bundles: what passes, what is skipped, what fails."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from poss_export.manifest import describe_files, read_manifest, write_manifest
+from tests.cli.command import run
+
+
+def checks(*arguments: object) -> dict[str, dict[str, Any]]:
+    lines = run("verify", *arguments, "--json", "--max-new-tokens", 12, "--draws", 1200).stdout.splitlines()
+    return {check["name"]: check for check in map(json.loads, lines)}
+
+
+NAMES = [
+    "files",
+    "parity: target features",
+    "parity: target logits",
+    "parity: draft scores",
+    "n tokens = n steps",
+    "tree = its paths",
+    "commit = fresh run",
+    "draft rows at once = in parts",
+    "greedy: speculative = target-only",
+    "sampling: distribution",
+]
+
+
+def test_verify_passes_what_was_built(bundle: Path, target: Path, drafter: Path) -> None:
+    made = checks(bundle, "--target", target, "--drafter", drafter)
+    assert sorted(made) == sorted(NAMES)
+    assert all(check["passed"] is True for check in made.values()), made
+    assert "8 prompts, 96 tokens, 0 mismatches" in made["greedy: speculative = target-only"]["detail"]
+
+
+def test_verify_skips_parity_without_the_checkpoints(bundle: Path, target: Path) -> None:
+    result = run("verify", bundle, "--num-prompts", 1, "--max-new-tokens", 2, "--draws", 8)
+    assert result.exit_code == 0
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert [row[3] for row in rows if row[:1] == ["parity:"]] == ["skipped"] * 3
+    without_drafter = checks(bundle, "--target", target, "--num-prompts", 1)
+    assert without_drafter["parity: target logits"]["passed"] is True
+    assert without_drafter["parity: draft scores"]["passed"] is None
+    assert "--drafter" in without_drafter["parity: draft scores"]["detail"]
+
+
+def test_verify_fails_a_bundle_of_other_weights(copy: Path, target: Path, drafter: Path) -> None:
+    """Its manifest is right and its engines agree with each other: only PyTorch knows better."""
+    manifest = read_manifest(copy)
+    data = copy / "target.onnx.data"
+    weights = bytearray(data.read_bytes())
+    weights[:4096] = bytes(4096)  # the first tokens' embeddings
+    data.write_bytes(weights)
+    write_manifest(copy, replace(manifest, files=describe_files(copy, manifest.files)))
+    options = ("--target", target, "--drafter", drafter, "--max-new-tokens", 2, "--draws", 8)
+    result = run("verify", copy, *options, "--num-prompts", 1)
+    assert result.exit_code == 1
+    failed = [line.split()[1:3] for line in result.stdout.splitlines() if "FAILED" in line]
+    assert ["target", "logits"] in failed

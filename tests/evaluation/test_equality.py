@@ -1,0 +1,71 @@
+"""The judge of lossless answers, as a table of cases, and where answers part."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from poss_export.evaluation.equality import Divergence, Verdict, find_divergence, first_difference, judge
+from poss_export.evaluation.laws import append
+from poss_export.exactness import FLOATING, Exactness
+from poss_export.runtime.bundle import Bundle, open_bundle
+
+NOTHING = Exactness(1, chains=False, trees=False, near_ties=False)
+CHAINS = Exactness(4, chains=True, trees=False, near_ties=False)
+TREES = Exactness(4, chains=True, trees=True, near_ties=False)
+CLOSE, FAR = Divergence(3, 9e-5), Divergence(3, 1.1e-4)
+
+
+@pytest.mark.parametrize(
+    ("exactness", "chain", "close", "far"),
+    [
+        (FLOATING, True, "near-tie", "mismatch"),
+        (FLOATING, False, "near-tie", "mismatch"),
+        # No near-tie excuses what was measured to be exact.
+        (TREES, True, "mismatch", "mismatch"),
+        (TREES, False, "mismatch", "mismatch"),
+        (CHAINS, True, "mismatch", "mismatch"),
+        (CHAINS, False, "not claimed", "not claimed"),
+        (NOTHING, True, "not claimed", "not claimed"),
+        (NOTHING, False, "not claimed", "not claimed"),
+    ],
+)
+def test_the_judge(exactness: Exactness, chain: bool, close: Verdict, far: Verdict) -> None:
+    assert judge(None, exactness, chain) == "equal"
+    assert judge(CLOSE, exactness, chain) == close
+    assert judge(FAR, exactness, chain) == far
+    assert judge(Divergence(0, float("nan")), exactness, chain) == far  # what is not a number is no tie
+
+
+@pytest.mark.parametrize(
+    ("ours", "plain", "position"),
+    [
+        ([1, 2], [1, 2], None),
+        ([], [], None),
+        ([1, 9, 3], [1, 2, 3], 1),
+        ([1, 2], [1, 2, 3], 2),
+        ([1, 2, 3], [1, 2], 2),
+    ],
+)
+def test_where_answers_part(ours: list[int], plain: list[int], position: int | None) -> None:
+    assert first_difference(ours, plain) == first_difference(tuple(ours), plain) == position
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
+    with open_bundle(tiny_bundle, threads=1) as engines:
+        yield engines
+
+
+def test_divergence_measures_the_gap(bundle: Bundle) -> None:
+    prompt = [5, 9]
+    bundle.target.reset()
+    logits = np.sort(append(bundle.target, [*prompt, 7]).logits[-1])
+    found = find_divergence(bundle.target, prompt, [7, 3, 4], [7, 3 + 1, 4])
+    assert found == Divergence(1, pytest.approx(logits[-1] - logits[-2], rel=1e-4))
+    assert judge(found, FLOATING, chain=False) == "mismatch"
+    assert find_divergence(bundle.target, prompt, [7, 3], [7, 3]) is None
+    shorter = find_divergence(bundle.target, prompt, [7], [7, 3])
+    assert shorter is not None
+    assert shorter.position == 1

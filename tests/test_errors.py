@@ -1,0 +1,47 @@
+"""Messages serve Python as well as the command line: they name no flag, and options that there are."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from poss_export.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ("runtime", "evaluation", "calibration", "quantisation", "exporters", "bundling", "drafters")
+LIBRARY += ("targets", "training")
+FLAG = re.compile(r"(?<![\w-])--[a-z]")
+PIP = re.compile(r"pip install [^:;,]*")  # whose flags are its own
+
+
+def trees() -> Iterator[tuple[Path, ast.AST]]:
+    spine = (ROOT / "src/poss_export").glob("*.py")
+    for file in sorted([*spine, *(file for folder in LIBRARY for file in (ROOT / folder).rglob("*.py"))]):
+        yield file.relative_to(ROOT), ast.parse(file.read_text(encoding="utf-8"))
+
+
+def test_no_string_names_a_flag() -> None:
+    constants = [
+        (file, node.value)
+        for file, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+    ]
+    texts = [(file, value) for file, value in constants if isinstance(value, str)]
+    assert not [(file, text) for file, text in texts if FLAG.search(PIP.sub("", text))]
+
+
+def test_options_of_errors_are_parameters_of_commands() -> None:
+    calls = [node for _, tree in trees() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    given = [keyword.value for call in calls for keyword in call.keywords if is_error(call, keyword)]
+    names = {ast.literal_eval(name) for value in given for name in value.elts}
+    options = [o.name for c in main.commands.values() for o in c.params if isinstance(o, click.Option)]
+    assert names
+    assert names <= {*options}
+
+
+def is_error(call: ast.Call, keyword: ast.keyword) -> bool:
+    name = getattr(call.func, "id", "")
+    return name.endswith("Error") and keyword.arg == "options" and isinstance(keyword.value, ast.Tuple)
