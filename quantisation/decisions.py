@@ -106,7 +106,7 @@ def decide(
 def _migrate(
     model: onnx.ModelProto, schemes: Mapping[str, Scheme], statistics: Mapping[str, Statistics]
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Move scales in the model; return s by the parameter that takes 1 / s, and by the weight that takes s."""
+    """Move scales; return s by the parameter that takes 1 / s, and by the weight that takes s."""
     _add_gains(model, schemes)
     migrations = find_migrations(model, sites := find_sites(model))
     errors = {weight: partial(output_error, scheme) for weight, scheme in schemes.items()}
