@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SPINE = ROOT / "src/poss_export"
 
-# Beside itself and the spine. `bundling` brings together what exports, what runs and what judges: `exporters` run
-# no graph, `runtime` knows no exporter.
+# Beside itself and the spine. `bundling` brings together what exports, what runs and what judges: `exporters`
+# run no graph, `runtime` knows no exporter.
 MAY_IMPORT: dict[str, set[str]] = {
     "targets": set(),
     "drafters": {"targets"},

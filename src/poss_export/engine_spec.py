@@ -55,11 +55,11 @@ class EngineOptions:
             "tensorrt-rtx",
             optimization_level="its engines are optimised on the device, when they are loaded",
             version_compatible="its engines belong to one version",
-            hardware_compatible="name every device with --compute-capability instead",
+            hardware_compatible="name the compute capability of every device instead",
         )
         known = ", ".join(RTX_COMPUTE_CAPABILITIES)
         if not self.compute_capabilities:
-            raise InputError(f"no compute capability; name one of {known} with --compute-capability")
+            raise InputError(f"no compute capability; name one of {known}", options=("compute_capabilities",))
         for capability in self.compute_capabilities:
             if capability not in RTX_COMPUTE_CAPABILITIES:
                 raise InputError(

@@ -115,7 +115,7 @@ def test_build_refuses_impossible_shapes(
 
 def test_build_keeps_what_is_there(target: Path, copy: Path, tmp_path: Path) -> None:
     before = (copy / "manifest.json").read_bytes()
-    assert "exists: choose another output folder, or replace it with --force" in refused(
+    assert "exists: choose another output folder, or replace it (it has" in refused(
         "build", target, "-o", copy
     )
     assert (copy / "manifest.json").read_bytes() == before
