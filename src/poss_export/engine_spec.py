@@ -70,7 +70,8 @@ class EngineOptions:
         for field in fields(self):
             if field.name in reasons and getattr(self, field.name) != field.default:
                 option = field.name.replace("_", " ").replace("capabilities", "capability")
-                raise InputError(f"{NAMES[flavour]} has no option {option}: {reasons[field.name]}")
+                message = f"{NAMES[flavour]} has no option {option}: {reasons[field.name]}"
+                raise InputError(message, options=(field.name,))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EngineOptions":
