@@ -37,7 +37,7 @@ def compare(
     found = find_divergence(bundle.target, question.ids, ours.token_ids, plain.token_ids, sampling)
     if found is None:
         return ours, {}
-    place = question.source if sampling.greedy else f"{question.source}, seed {sampling.seed}"
+    place = question.place if sampling.greedy else f"{question.place}, seed {sampling.seed}"
     return ours, {place: divergences.judged(found, bundle.manifest.exactness, ours.chains)}
 
 
@@ -85,7 +85,7 @@ def main(
         trials = [(question, sampling) for sampling in samplings for question in asked]
         for question, sampling in track(trials, "comparing", console=Console(stderr=True), transient=True):
             ours, found = compare(engines, question, max_new_tokens, sampling)
-            answers.setdefault(question.source.rpartition(":")[0], []).append(ours)
+            answers.setdefault(question.file, []).append(ours)
             parted |= found
     Console().print(depth_table(answers))
     for source, values in parted.items():

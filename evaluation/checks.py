@@ -19,17 +19,6 @@ from poss_export.runtime.sessions.base import DraftSession, TargetSession
 from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import verifier
 
-PROMPTS = (
-    "Why do leaves change their colour in autumn?",
-    "Write a short poem about a lighthouse.",
-    "Explain to a child what a computer program is.",
-    "List five things to pack for a day in the mountains.",
-    "A train leaves at 9:40 and arrives at 13:15. How long is the journey? Explain each step.",
-    "Write a Python function that returns the larger of two numbers.",
-    "What is the difference between weather and climate?",
-    "Translate into French: Good morning, how are you today?",
-)
-
 _SAMPLINGS = (Sampling(temperature=1.0), Sampling(temperature=0.8, top_k=40, top_p=0.95))
 _SAMPLED = Sampling(temperature=0.8, top_p=0.95, seed=0)  # whose tokens are compared
 _TREES = 2  # that the distribution is tested on
