@@ -18,13 +18,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": set(),
     "evaluation": {"runtime"},
     "calibration": {"runtime", "evaluation"},
-<<<<<<< HEAD
     "quantisation": {"runtime", "calibration", "evaluation"},
     "exporters": {"targets", "drafters"},
-=======
-    "quantisation": {"calibration", "evaluation", "runtime"},
-    "exporters": {"targets", "drafters", "runtime", "evaluation"},
->>>>>>> refs/heads/bench
     "bundling": {
         *("targets", "drafters", "runtime", "evaluation", "calibration", "quantisation", "exporters"),
     },
