@@ -82,8 +82,8 @@ def _unchanged(plan: Plan, folder: Path) -> Manifest:
     for name, have, want in facts:
         if have != want:
             raise InputError(
-                f"{str(folder)!r} exists: choose another output folder, or replace it "
-                f"(it has another {name})",
+                f"{str(folder)!r} exists, and it has another {name}: choose another output folder, "
+                "or replace it",
                 options=("force",),
             )
     return manifest

@@ -23,14 +23,16 @@ def invent_prompts(bundle: Bundle, count: int, seed: int, progress: Progress = s
     if bundle.manifest.text.chat_template is None:
         raise InputError(
             f"target {bundle.manifest.target.name!r} has no chat template to invent prompts with: "
-            "write prompts behind the bundle, or give a file with --prompts"
+            "give prompts, or a file of them",
+            options=("prompts",),
         )
     opening = bundle.text.encode_user_opening()
     frame = len(bundle.text.encode_chat([{"role": "user", "content": ""}]))
     if (room := (bundle.target.capacity - frame) // 2) < 1:
         raise InputError(
             f"the chat template takes {frame} tokens, the bundle's capacity is {bundle.target.capacity}: "
-            "build with a larger --capacity"
+            "build with a larger capacity",
+            options=("capacity",),
         )
     turns: dict[str, None] = {}
     for number in np.random.default_rng(seed).integers(2**31, size=2 * count).tolist():
@@ -51,6 +53,7 @@ def invent_prompts(bundle: Bundle, count: int, seed: int, progress: Progress = s
     if not turns:
         raise InputError(
             f"target {bundle.manifest.target.name!r} invents only empty prompts: "
-            "write prompts behind the bundle, or give a file with --prompts"
+            "give prompts, or a file of them",
+            options=("prompts",),
         )
     return list(turns)

@@ -173,8 +173,9 @@ def _released_positions(folder: Path, specialists: int) -> int:
         known = "no public release" if positions is None else f"a release of {expected} specialists"
         raise InputError(
             f"drafter {name!r} is PosS with {specialists} specialists, its files do not say how many draft "
-            f"positions each one serves, and that is the name of {known}: state it with "
-            "--positions-per-specialist (the 3 of PosS-3)"
+            f"positions each one serves, and that is the name of {known}: state it, "
+            "as 3 for PosS-3",
+            options=("positions_per_specialist",),
         )
     return positions
 

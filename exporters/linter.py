@@ -68,10 +68,9 @@ def lint(path: Path, devices: Sequence[str] = ()) -> list[Violation]:
 def require_clean(path: Path, devices: Sequence[str] = ()) -> None:
     """Raise BackendError that names the first violation in the ONNX file at `path`; as `lint`."""
     if violations := lint(path, devices):
-        more = (
-            f" (and {len(violations) - 1} more; see `poss-export inspect --lint`)" if violations[1:] else ""
-        )
-        raise BackendError(f"TensorRT would refuse {path.name}: {violations[0]}{more}")
+        more = f"; a lint names {len(violations) - 1} more" if violations[1:] else ""
+        message = f"TensorRT would refuse {path.name}: {violations[0]}{more}"
+        raise BackendError(message, options=("lint",) if more else ())
 
 
 def lint_model(model: onnx.ModelProto, devices: Sequence[str] = ()) -> list[Violation]:

@@ -48,7 +48,10 @@ def check_target(config: TargetConfig, cache_form: CacheForm, capacity: int, pre
             "choose a capacity in that range"
         )
     if precision == "bf16" and cache_form == "shared":
-        raise InputError("precision bf16 is for TensorRT: use it with --backend tensorrt-rtx or tensorrt")
+        raise InputError(
+            "precision bf16 is for TensorRT: use it with backend tensorrt-rtx or tensorrt",
+            options=("backend",),
+        )
     if cache_form == "shared" and config.head_dim % 16:
         raise InputError(
             f"heads of size {config.head_dim} do not suit cache form 'shared', whose operator takes "

@@ -55,11 +55,11 @@ class EngineOptions:
             "tensorrt-rtx",
             optimization_level="its engines are optimised on the device, when they are loaded",
             version_compatible="its engines belong to one version",
-            hardware_compatible="name every device with --compute-capability instead",
+            hardware_compatible="name the compute capability of every device instead",
         )
         known = ", ".join(RTX_COMPUTE_CAPABILITIES)
         if not self.compute_capabilities:
-            raise InputError(f"no compute capability; name one of {known} with --compute-capability")
+            raise InputError(f"no compute capability; name one of {known}", options=("compute_capabilities",))
         for capability in self.compute_capabilities:
             if capability not in RTX_COMPUTE_CAPABILITIES:
                 raise InputError(
@@ -70,7 +70,8 @@ class EngineOptions:
         for field in fields(self):
             if field.name in reasons and getattr(self, field.name) != field.default:
                 option = field.name.replace("_", " ").replace("capabilities", "capability")
-                raise InputError(f"{NAMES[flavour]} has no option {option}: {reasons[field.name]}")
+                message = f"{NAMES[flavour]} has no option {option}: {reasons[field.name]}"
+                raise InputError(message, options=(field.name,))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EngineOptions":

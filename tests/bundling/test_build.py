@@ -77,7 +77,7 @@ def test_force_replaces_a_bundle_and_only_a_bundle(
 ) -> None:
     out = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
     plan = make_plan(drafter=False)
-    with pytest.raises(InputError, match="exists: choose another output folder, or replace it"):
+    with pytest.raises(InputError, match="choose another output folder, or replace it"):
         run_build(plan, out)
     assert run_build(plan, out, force=True).drafter is None
     assert read_manifest(out).drafter is None

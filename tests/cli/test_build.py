@@ -115,9 +115,9 @@ def test_build_refuses_impossible_shapes(
 
 def test_build_keeps_what_is_there(target: Path, copy: Path, tmp_path: Path) -> None:
     before = (copy / "manifest.json").read_bytes()
-    assert "exists: choose another output folder, or replace it with --force" in refused(
-        "build", target, "-o", copy
-    )
+    message = refused("build", target, "-o", copy)
+    assert "exists, and it has another drafter: choose another output folder" in message
+    assert message.endswith(", or replace it (--force)")
     assert (copy / "manifest.json").read_bytes() == before
     notes = tmp_path / "notes"
     notes.mkdir()

@@ -47,7 +47,7 @@ def test_inspect_names_the_dialect_and_why(tmp_path: Path) -> None:
 
 def test_inspect_takes_positions(tmp_path: Path) -> None:
     folder = release(tmp_path / "mine", poss(SIZES))
-    assert "state it with --positions-per-specialist" in refused("inspect", folder)
+    assert "state it, as 3 for PosS-3 (--positions-per-specialist)" in refused("inspect", folder)
     facts = json.loads(done("inspect", folder, "--positions-per-specialist", 2, "--json").stdout)
     assert facts["config"]["positions_per_specialist"] == 2
     assert run("inspect", folder, "--positions-per-specialist", 0).exit_code == 2

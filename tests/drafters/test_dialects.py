@@ -391,8 +391,7 @@ def test_positions_that_nobody_states(name: str, known: str, tmp_path: Path) -> 
     message = refused(released(tmp_path / name, 4))
     assert message == (
         f"drafter {name!r} is PosS with 4 specialists, its files do not say how many draft positions each "
-        f"one serves, and that is the name of {known}: state it with --positions-per-specialist (the 3 of "
-        "PosS-3)"
+        f"one serves, and that is the name of {known}: state it, as 3 for PosS-3"
     )
 
 

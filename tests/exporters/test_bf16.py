@@ -96,5 +96,5 @@ def test_the_embedding_table_is_mapped_as_bits(graph: Path, tiny_folder: Any) ->
 
 def test_bfloat16_is_for_tensorrt(tiny_folder: Any) -> None:
     config = open_target(str(tiny_folder("llama"))).config
-    with pytest.raises(InputError, match="precision bf16 is for TensorRT: use it with --backend"):
+    with pytest.raises(InputError, match="precision bf16 is for TensorRT: use it with backend"):
         check_target(config, "shared", CAPACITY, "bf16")
