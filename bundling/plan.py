@@ -58,7 +58,7 @@ class Plan:
         if self.drafter is None:
             return {"target": target_profiles(chunk, None)}
         return {
-            "target": target_profiles(chunk, self.tree.nodes + 1),
+            "target": target_profiles(chunk, self.tree.width),
             "draft": draft_profiles(chunk, self.tree.depth + 1),
         }
 

@@ -85,29 +85,22 @@ def _reference(
         reason = "quantised graphs were compared when they were built; `inspect` tells what they lose"
         return None, [Check("parity", None, reason)]
     try:
-        from poss_export.exporters import reference  # noqa: F401  PyTorch may be missing
+        return _run_pytorch(manifest, target, drafter, report)
     except ImportError as error:
         return None, [Check("parity", None, f"{error}; pip install 'poss-export[export]'")]
-    report("running PyTorch")
-    return find_reference(manifest, target, drafter)
 
 
-def find_reference(
-    manifest: Manifest, target: str | None, drafter: str | None
+def _run_pytorch(
+    manifest: Manifest, target: str | None, drafter: str | None, report: Report
 ) -> tuple[Reference | None, list[Check]]:
-    """Return PyTorch's results for the checkpoints a bundle was made from, and the checks to be skipped.
-
-    Checkpoints are named as for a build; None takes the name in the manifest.
-
-    Raises:
-        PossExportError: a checkpoint that is named here cannot be opened, or is another one.
-    """
+    """Return the results for the checkpoints that a bundle was made from, and the checks to be skipped."""
     from poss_export.exporters.reference import make_reference, round_beside
 
     opened, reason = _find_target(manifest.target, target)
     if opened is None:
         return None, [Check(check_name(figure), None, reason) for figure in FIGURES]
     checkpoint, reason = _find_drafter(manifest.drafter, drafter)
+    report("running PyTorch")
     decoder = opened.load_decoder()
     if checkpoint is None or manifest.drafter is None:
         return make_reference(decoder, None), [Check(check_name(SCORES), None, reason)]

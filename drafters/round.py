@@ -136,12 +136,14 @@ def check_tree(drafter: Drafter, tree: TreeShape) -> None:
     if tree.top_k > config.draft_vocab_size:
         raise InputError(
             f"tree top-k is {tree.top_k}, but the drafter knows {config.draft_vocab_size} words: "
-            "ask for fewer"
+            "ask for fewer",
+            options=("top_k",),
         )
     if config.longest_draft is not None and tree.depth > config.longest_draft:
         raise InputError(
             f"tree depth is {tree.depth}, but the drafter drafts {config.longest_draft} positions in its one "
-            f"pass: ask for a depth of at most {config.longest_draft}"
+            f"pass: ask for a depth of at most {config.longest_draft}",
+            options=("tree_depth",),
         )
 
 

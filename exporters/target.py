@@ -45,7 +45,8 @@ def check_target(config: TargetConfig, cache_form: CacheForm, capacity: int, pre
     if not 1 <= capacity <= config.max_positions:
         raise InputError(
             f"capacity is {capacity} tokens; this target was made for 1 to {config.max_positions}: "
-            "choose a capacity in that range"
+            "choose a capacity in that range",
+            options=("capacity",),
         )
     if precision == "bf16" and cache_form == "shared":
         raise InputError(
@@ -55,7 +56,8 @@ def check_target(config: TargetConfig, cache_form: CacheForm, capacity: int, pre
     if cache_form == "shared" and config.head_dim % 16:
         raise InputError(
             f"heads of size {config.head_dim} do not suit cache form 'shared', whose operator takes "
-            "multiples of 16: use cache form 'static'"
+            "multiples of 16: use cache form 'static'",
+            options=("cache_form",),
         )
 
 

@@ -10,9 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SPINE = ROOT / "src/poss_export"
 
-# Beside itself and the spine. `exporters` run what they exported to check it, and quantise it; `calibration`
-# runs graphs to observe and to judge them; `runtime` knows no exporter; `training` judges a drafter by the
-# round that is exported.
+# Beside itself and the spine. `bundling` brings together what exports, what runs and what judges: `exporters`
+# run no graph, `runtime` knows no exporter.
 MAY_IMPORT: dict[str, set[str]] = {
     "targets": set(),
     "drafters": {"targets"},
@@ -20,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"runtime"},
     "calibration": {"runtime", "evaluation"},
     "quantisation": {"calibration", "evaluation"},
-    "exporters": {"targets", "drafters", "runtime", "evaluation"},
+    "exporters": {"targets", "drafters"},
     "bundling": {
         *("targets", "drafters", "runtime", "evaluation", "calibration", "quantisation", "exporters"),
     },

@@ -233,7 +233,8 @@ def _plan_drafter(target: TargetConfig, options: TrainOptions) -> tuple[DrafterC
         if size not in (None, len(trained.draft_ids)):
             raise InputError(
                 f"draft_vocab_size is {size}, but {options.start} proposes {len(trained.draft_ids)} ids and "
-                "a run keeps those of the drafter it starts from: leave it out"
+                "a run keeps those of the drafter it starts from: leave it out",
+                options=("draft_vocab",),
             )
         size = len(trained.draft_ids)
     size = size or min(DRAFT_VOCAB_SIZE, target.vocab_size)

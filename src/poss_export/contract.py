@@ -11,7 +11,7 @@ from poss_export.errors import BundleError
 Dim = int | str
 
 PAST, PRESENT = "past_key_values", "present"  # prefixes of the cache tensors' names
-WIDEST = 32  # tokens that a narrow call of the target may be filled up to (runtime/sessions/ort.py)
+WIDEST = 32  # tokens that runtime/sessions/ort.py may fill a narrow call up to: evaluation/ measures no more
 FLOAT: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 

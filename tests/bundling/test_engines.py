@@ -160,7 +160,7 @@ def test_what_is_there_is_not_built_again(
 def test_another_bundle_is_not_added_to(
     other: dict[str, Any], name: str, engine_bundle: Callable[..., Path], make_plan: Callable[..., Plan]
 ) -> None:
-    with pytest.raises(InputError, match=rf"exists: choose another output .*\(it has another {name}\)"):
+    with pytest.raises(InputError, match=rf"exists, and it has another {name}: choose another output"):
         run_build(replace(make_plan("8.9"), **other), engine_bundle("fp16"))
 
 
@@ -169,7 +169,7 @@ def test_graphs_of_another_pytorch_are_not_kept(
 ) -> None:
     versions = build.library_versions()
     monkeypatch.setattr(build, "library_versions", lambda: {**versions, "torch": "9.9"})
-    with pytest.raises(InputError, match=r"\(it has another version of torch\)"):
+    with pytest.raises(InputError, match="it has another version of torch"):
         run_build(make_plan("8.9"), engine_bundle("fp16"))
     monkeypatch.setattr(
         build, "library_versions", lambda: {**versions, "onnxruntime": "9.9"}

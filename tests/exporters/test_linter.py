@@ -238,8 +238,10 @@ def test_our_static_drafters_pass_the_linter_and_the_parser(
     specialists: int, positions: int | None, choices: dict[str, Any], tmp_path: Path
 ) -> None:
     path, rows = tmp_path / "draft.onnx", random_rows(1)
-    drafting = make_round(random_drafter(specialists, positions, **choices), TreeShape(4, 3, 8), rows, rows)
-    export_drafter(drafting, path, cache_form="static", precision="fp16", capacity=32)
+    draft_round = make_round(
+        random_drafter(specialists, positions, **choices), TreeShape(4, 3, 8), rows, rows
+    )
+    export_drafter(draft_round, path, cache_form="static", precision="fp16", capacity=32)
     require_clean(path)
     assert parser_errors(path) == []
 

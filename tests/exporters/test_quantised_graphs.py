@@ -45,8 +45,8 @@ def quantised(
     @cache
     def draft_graph() -> Path:
         path, rows = tmp_path_factory.mktemp("draft") / "draft.onnx", random_rows(1)
-        drafting = make_round(random_drafter(3, 2), TREE, rows, rows)
-        export_drafter(drafting, path, cache_form="static", precision="fp16", capacity=CAPACITY)
+        draft_round = make_round(random_drafter(3, 2), TREE, rows, rows)
+        export_drafter(draft_round, path, cache_form="static", precision="fp16", capacity=CAPACITY)
         return path
 
     @cache

@@ -72,8 +72,8 @@ def graph(
     def draft_graph(cache_form: Any, precision: Any) -> Path:
         path = tmp_path_factory.mktemp("draft") / "draft.onnx"
         rows = random_rows(1)
-        drafting = make_round(random_drafter(3, 2), TreeShape(4, 3, 8), rows, rows)
-        export_drafter(drafting, path, cache_form=cache_form, precision=precision, capacity=CAPACITY)
+        draft_round = make_round(random_drafter(3, 2), TreeShape(4, 3, 8), rows, rows)
+        export_drafter(draft_round, path, cache_form=cache_form, precision=precision, capacity=CAPACITY)
         return path
 
     def load(which: str, cache_form: str, precision: str = "fp32") -> onnx.ModelProto:

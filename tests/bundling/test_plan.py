@@ -1,0 +1,110 @@
+"""Plans of tiny builds: defaults, sizes, and what is refused before any work."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from poss_export.bundling.plan import Plan, plan_build
+from poss_export.bundling.quantise import QuantiseRequest
+from poss_export.bundling.sizes import engine_bytes
+from poss_export.config import TreeShape
+from poss_export.drafters.checkpoint import DrafterCheckpoint
+from poss_export.errors import InputError
+from poss_export.quantisation.decisions import GraphRequest
+from poss_export.targets.checkpoint import open_target
+
+TREE = TreeShape(3, 2, 5)
+
+
+@pytest.fixture
+def make_plan(tiny_folder: Any, random_drafter: Any) -> Callable[..., Plan]:
+    """Return make_plan(drafter=True, target_sha256=None, ...): of a tiny target of 128 positions."""
+
+    def make(drafter: bool = True, target_sha256: str | None = None, **changes: Any) -> Plan:
+        target = open_target(str(tiny_folder("llama")))
+        checkpoint = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), target_sha256)
+        values = {"tree": TREE, "capacity": 48, "precision": "fp32", "cache_form": "shared", **changes}
+        return plan_build(target, checkpoint if drafter else None, **values)
+
+    return make
+
+
+def test_a_capacity_left_out_is_the_targets_longest_context(make_plan: Callable[..., Plan]) -> None:
+    assert make_plan(capacity=None).capacity == 128
+
+
+def test_a_plan_tells_sizes(make_plan: Callable[..., Plan]) -> None:
+    full, half = (make_plan(precision=precision).to_dict() for precision in ("fp32", "fp16"))
+    parameters = full["target"]["parameters"]
+    assert full["files"]["target.onnx.data"] == 4 * parameters == 2 * half["files"]["target.onnx.data"]
+    assert full["files"]["draft.onnx.data"] == 4 * full["drafter"]["parameters"]
+    assert full["cache_bytes"] == {"target": 2 * 2 * 2 * 48 * 16 * 4, "drafter": 2 * 2 * 2 * 48 * 16 * 4}
+    assert make_plan(drafter=False).to_dict()["drafter"] is None
+
+
+def test_bfloat16_has_a_size(make_plan: Callable[..., Plan]) -> None:
+    half, brain = (make_plan(precision=kind, cache_form="static").to_dict() for kind in ("fp16", "bf16"))
+    assert {**brain, "precision": "fp16"} == half
+
+
+def test_quantised_weights_are_smaller_and_a_tied_head_is_a_copy(make_plan: Callable[..., Plan]) -> None:
+    quantise = QuantiseRequest({"target": GraphRequest("int8")})
+    plan = make_plan(drafter=False, quantise=quantise)
+    target, planned = plan.target, plan.to_dict()
+    table = target.config.vocab_size * target.config.hidden_size
+    small = planned["files"]["target.onnx.data"]
+    assert small < 4 * target.parameters
+    assert small > 4 * table + target.parameters  # the table, and a byte a weight, scales beside it
+    assert planned["quantisation"] == {"target": "int8"}
+
+
+def test_engines_take_more_the_more_profiles_they_have() -> None:
+    one, two = (engine_bytes("target", 1_000_000, profiles, "fp16") for profiles in (1, 2))
+    assert two["engine"] - one["engine"] == 3_500_000
+    assert two["peak_memory"] == one["peak_memory"]
+
+
+def test_a_drafter_of_another_target_is_told(make_plan: Callable[..., Plan]) -> None:
+    assert not make_plan().is_for_another_target  # it does not say whose it is
+    assert not make_plan(target_sha256=make_plan().target.sha256).is_for_another_target
+    assert make_plan(target_sha256="1" * 64).is_for_another_target
+    assert not make_plan(drafter=False).is_for_another_target
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "options"),
+    [
+        ({"capacity": 31}, "capacity is 31 tokens; a bundle needs at least 32", ("capacity",)),
+        ({"capacity": 129}, "this target was made for 1 to 128", ("capacity",)),
+        ({"tree": TreeShape(1, 61, 61)}, "tree top-k is 61, but the drafter knows 60 words", ("top_k",)),
+        (
+            {"drafter": False, "quantise": QuantiseRequest({"draft": GraphRequest("int8")})},
+            "a draft precision needs a drafter",
+            ("drafter", "draft_precision"),
+        ),
+        (
+            {"quantise": QuantiseRequest({"target": GraphRequest("w8a8")})},
+            "target precision w8a8 needs samples of real rounds",
+            ("samples",),
+        ),
+        (
+            {"quantise": QuantiseRequest({"target": GraphRequest("int8")}), "cache_form": "static"},
+            "target precision int8 (weights only) is for ONNX Runtime",
+            (),
+        ),
+        (
+            {"quantise": QuantiseRequest({"draft": GraphRequest("fp8")})},
+            "draft precision fp8 is for TensorRT",
+            ("backend",),
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_without_flags(
+    changes: dict[str, Any], message: str, options: tuple[str, ...], make_plan: Callable[..., Plan]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        make_plan(**changes)
+    assert message in str(caught.value)
+    assert "--" not in str(caught.value)
+    assert caught.value.options == options

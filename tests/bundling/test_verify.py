@@ -1,0 +1,68 @@
+"""`verify` from Python: its checks, and why some are skipped."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poss_export.bundling.verify import verify
+from poss_export.drafters.checkpoint import save_drafter
+from poss_export.errors import BundleError, InputError
+from poss_export.evaluation.checks import Check
+from poss_export.targets.checkpoint import open_target
+
+PROMPTS = ("<5> <9>", "<7> <8> <9>")
+LAWS = {"n tokens = n steps", "tree = its paths", "commit = fresh run", "draft rows at once = in parts"}
+PARITY = {"parity: target features", "parity: target logits", "parity: draft scores"}
+
+
+def found(folder: Path, **options: Any) -> dict[str, Check]:
+    checks = verify(folder, prompts=PROMPTS, max_new_tokens=8, draws=200, threads=1, **options)
+    return {check.name: check for check in checks}
+
+
+def test_every_check_is_made_or_says_why_not(tiny_bundle: Path, tiny_folder: Callable[[str], Path]) -> None:
+    told: list[str] = []
+    checks = found(tiny_bundle, target=str(tiny_folder("llama")), report=told.append)
+    rest = {"files", "greedy: speculative = target-only", "sampling: distribution"}
+    assert set(checks) >= rest | LAWS | PARITY
+    assert told[0] == "running PyTorch"
+    assert "as the drafter" in checks["parity: draft scores"].detail  # there is no drafter called random
+    assert {name for name, check in checks.items() if check.passed is not True} == {"parity: draft scores"}
+
+
+def test_without_a_checkpoint_parity_is_skipped(tiny_bundle: Path) -> None:
+    checks = found(tiny_bundle)
+    assert {name for name, check in checks.items() if check.passed is None} == PARITY
+
+
+def test_without_the_export_libraries_parity_is_skipped(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "poss_export.exporters.reference", None)
+    parity = found(tiny_bundle)["parity"]
+    assert parity.passed is None
+    assert parity.detail.endswith("pip install 'poss-export[export]'")
+
+
+def test_a_checkpoint_that_is_named_must_be_the_one(
+    tiny_bundle: Path, tiny_folder: Callable[[str], Path], random_drafter: Any, tmp_path: Path
+) -> None:
+    target = str(tiny_folder("llama"))
+    with pytest.raises(InputError, match="is not the checkpoint that this bundle was made from"):
+        found(tiny_bundle, target=str(tiny_folder("qwen2")))
+    import torch
+
+    opened = open_target(target)
+    save_drafter(tmp_path / "other", random_drafter(opened.config, 3), opened.sha256, torch.float32)
+    with pytest.raises(InputError, match="is not the checkpoint that this bundle was made from"):
+        found(tiny_bundle, target=target, drafter=str(tmp_path / "other"))
+
+
+def test_a_damaged_bundle_is_not_run(changed: Callable[..., Path]) -> None:
+    folder = changed()
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"tokenizer\.json"):
+        verify(folder)
