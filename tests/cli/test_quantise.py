@@ -214,7 +214,7 @@ def test_the_same_again_is_unchanged(build: Any, options: Any, drafter: Path, sa
     ):
         result = run(*options, "-o", folder, *LOOSE, *given, *other)
         assert result.exit_code == 2
-        assert "replace it with --force (it has another quantisation)" in result.stderr
+        assert "replace it (it has another quantisation) (--force)" in result.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
