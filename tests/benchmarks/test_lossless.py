@@ -1,8 +1,7 @@
 """The command that compares answers: what it counts, and what makes its exit code 1."""
 
 import json
-import shutil
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from click.testing import CliRunner, Result
 
 from benchmarks import lossless
 from poss_export.evaluation.equality import Divergence
-from poss_export.manifest import read_manifest, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +43,15 @@ def test_equal_answers(tiny_bundle: Path, prompts: Path, tmp_path: Path) -> None
     assert [len(answer["token_ids"]) for answer in values["answers"]["prompts.npz"]] == [8, 8]
 
 
+def test_sampled_answers_are_equal_for_every_seed(tiny_bundle: Path, prompts: Path) -> None:
+    sampled = ("--temperature", "1", "--top-p", "0.9", "--seed", "3", "--seed", "4")
+    result = run(tiny_bundle, prompts, *sampled)
+    assert result.exit_code == 0, result.output
+    *_, row, total = result.stdout.splitlines()
+    assert row.split()[:3] == ["prompts.npz", "4", "32"]
+    assert total == "2 prompts with 2 seeds: 4 equal, 0 near-ties, 0 mismatches"
+
+
 INEXACT = {"least_width": None, "tree_exact": False}
 EXACT = {"least_width": 3, "tree_exact": True}
 
@@ -72,14 +79,12 @@ def test_what_differs_is_judged_as_by_verify(
     code: int,
     tiny_bundle: Path,
     prompts: Path,
-    tmp_path: Path,
+    changed: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = tiny_bundle
     if widths is not None:
-        bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-        quantised: Any = {"quantisation": {"target": {"scheme": "w8a8"}}, "quality": {"widths": widths}}
-        write_manifest(bundle, replace(read_manifest(tiny_bundle), **quantised))
+        bundle = changed(quantisation={"target": {"scheme": "w8a8"}}, quality={"widths": widths})
     monkeypatch.setattr(lossless, "find_divergence", lambda *_: Divergence(3, gap))
     result = run(bundle, prompts)
     assert result.exit_code == code, result.output

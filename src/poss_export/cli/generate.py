@@ -103,8 +103,9 @@ def _show(stream: "Stream", as_json: bool) -> "Generation":
 
 
 def _summary(answers: Sequence["Generation"]) -> str:
-    from poss_export.evaluation.metrics import pooled_tau, tokens_per_second
+    from poss_export.evaluation.metrics import pooled_tau
 
     tokens, seconds = sum(a.tokens for a in answers), sum(a.seconds for a in answers)
-    speed, tau = tokens_per_second(answers), pooled_tau(answers)
-    return f"{tokens} tokens in {seconds:.2f} s, {speed:.1f} tokens/s, tau {tau:.2f}"
+    return (
+        f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s, tau {pooled_tau(answers):.2f}"
+    )

@@ -25,8 +25,8 @@ from poss_export.runtime.bundle import Bundle, contracts_of, open_bundle
 from poss_export.runtime.sessions import bfloat16, caches, cuda, tensorrt
 from poss_export.runtime.sessions import fit as engines
 from poss_export.runtime.sessions.fit import check_engine, choose_engines, load_library
+from poss_export.runtime.sessions.loaded_engine import choose_profile, plan_buffers
 from poss_export.runtime.sessions.ort import OrtOptions
-from poss_export.runtime.sessions.tensorrt import choose_profile, plan_buffers
 from poss_export.runtime.tree import DraftTree
 from poss_export.targets.checkpoint import open_target
 from tests.runtime.sessions.fake_tensorrt import FakeDevice, FakeEngine, FakeLibrary
