@@ -11,6 +11,7 @@ from rich.table import Table
 
 from benchmarks import divergences
 from benchmarks.contestants import BASELINE
+from poss_export.files import whole
 
 Row = dict[str, Any]  # of the table, as it stands in the JSON file
 
@@ -110,4 +111,5 @@ def plot_rows(path: Path, rows: Sequence[Row]) -> None:
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=len(shapes))
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100, format="png")
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=100, format="png")

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import divergences
+from poss_export.files import whole
 
 Figures = Mapping[str, Any]  # of a bundle, a peer or an answer's engine, as they stand in the JSON file
 Rows = Mapping[str, Sequence[Figures]]  # "bundles" and "peers"
@@ -123,7 +124,8 @@ def plot_rows(path: Path, rows: Rows) -> None:
     axes.grid(alpha=0.3)
     _write_names(figure, axes, names)
     _add_legend(axes)
-    figure.savefig(path, format="png")
+    with whole(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _add_legend(axes: Any) -> None:

@@ -106,7 +106,7 @@ def _check_output(path: Path, force: bool, others: Sequence[Path]) -> None:
     if path.is_dir():
         raise InputError(f"{str(path)!r} is a folder; name a file")
     if path.exists() and not force:
-        raise InputError(f"{str(path)!r} exists: choose another file, or replace it with --force")
+        raise InputError(f"{str(path)!r} exists: choose another file, or replace it", options=("force",))
 
 
 def _read_prompts(request: CalibrateRequest) -> list[Prompt]:

@@ -7,8 +7,11 @@ from poss_export.progress import Progress, silent
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.generation import Stream
 from poss_export.runtime.sampling import Sampling
+from poss_export.text import user_says
 
 LONGEST_TURN = 96  # tokens; longer turns are cut
+
+_GIVE = "write prompts behind the bundle, or give a file of them"
 
 
 def invent_prompts(bundle: Bundle, count: int, seed: int, progress: Progress = silent) -> list[str]:
@@ -18,20 +21,14 @@ def invent_prompts(bundle: Bundle, count: int, seed: int, progress: Progress = s
     most half of what the template leaves of the capacity, so that its answer has room too.
 
     Raises:
-        InputError: the target has no chat template, or its turns are all empty.
+        InputError: the target has no chat template, or one that leaves no room; its turns are all empty.
     """
-    if bundle.manifest.text.chat_template is None:
+    if not bundle.chats:
         raise InputError(
-            f"target {bundle.manifest.target.name!r} has no chat template to invent prompts with: "
-            "write prompts behind the bundle, or give a file with --prompts"
+            f"target {bundle.manifest.target.name!r} has no chat template to invent prompts with: {_GIVE}",
+            options=("prompts",),
         )
-    opening = bundle.text.encode_user_opening()
-    frame = len(bundle.text.encode_chat([{"role": "user", "content": ""}]))
-    if (room := (bundle.target.capacity - frame) // 2) < 1:
-        raise InputError(
-            f"the chat template takes {frame} tokens, the bundle's capacity is {bundle.target.capacity}: "
-            "build with a larger --capacity"
-        )
+    opening, longest = bundle.text.encode_user_opening(), _longest_turn(bundle)
     turns: dict[str, None] = {}
     for number in np.random.default_rng(seed).integers(2**31, size=2 * count).tolist():
         stream = Stream(
@@ -40,17 +37,29 @@ def invent_prompts(bundle: Bundle, count: int, seed: int, progress: Progress = s
             bundle.text,
             "",
             opening,
-            max_new_tokens=min(room, LONGEST_TURN),
+            max_new_tokens=longest,
             sampling=Sampling(temperature=1.0, top_p=0.95, seed=number),
         )
         turns[stream.run().text.strip()] = None
         turns.pop("", None)
         progress("inventing prompts", len(turns), count, "")
         if len(turns) == count:
-            return list(turns)
+            break
     if not turns:
         raise InputError(
-            f"target {bundle.manifest.target.name!r} invents only empty prompts: "
-            "write prompts behind the bundle, or give a file with --prompts"
+            f"target {bundle.manifest.target.name!r} invents only empty prompts: {_GIVE}",
+            options=("prompts",),
         )
     return list(turns)
+
+
+def _longest_turn(bundle: Bundle) -> int:
+    """Return how many tokens a user's turn may have."""
+    frame, capacity = len(bundle.text.encode_chat([user_says("")])), bundle.target.capacity
+    if (room := (capacity - frame) // 2) < 1:
+        raise InputError(
+            f"the chat template takes {frame} tokens, the bundle's capacity is {capacity}: "
+            "build with a larger capacity",
+            options=("capacity",),
+        )
+    return min(room, LONGEST_TURN)

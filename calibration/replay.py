@@ -36,7 +36,8 @@ def replay(
     if (rows := max((dialogue.rows for dialogue in dialogues), default=0)) > target.capacity:
         raise InputError(
             f"the samples need a capacity of {rows} tokens, the bundle's is {target.capacity}: "
-            "record them with this bundle, or build with a larger --capacity"
+            "record them with this bundle, or build with a larger capacity",
+            options=("capacity",),
         )
     for dialogue in dialogues:
         yield from _replay_dialogue(dialogue, target, drafter)

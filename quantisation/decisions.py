@@ -86,25 +86,14 @@ def decide(
     _untie_heads(model, schemes)
     if statistics is None:
         return Decisions(schemes, {}, {}, {}, ())
-    scales = dict[str, Floats]()
-    divided = dict[str, Floats]()  # weight: s of its input
-    if request.smoothing:
-        _add_gains(model, schemes)
-        migrations = find_migrations(model, sites := find_sites(model))
-        errors = {weight: partial(output_error, scheme) for weight, scheme in schemes.items()}
-        scales = choose_scales(model, migrations, by_weight(sites, statistics), errors)
-        move_scales(model, migrations, scales)
-        divided = _by_reader(migrations, scales)
+    scales, divided = _migrate(model, schemes, statistics) if request.smoothing else ({}, {})
     sites = find_sites(model)
     limits = {
         site.name: _limit(request.observer, statistics[site.name], divided.get(site.weight))
         for site in sites
         if schemes.get(site.weight) in LARGEST
     }
-    sensitivity = dict[str, float]()
-    if sweep is not None and limits:
-        by_input = sweep(model, {site.input: limits[site.name] for site in sites if site.name in limits})
-        sensitivity = {site.weight: by_input[site.input] for site in sites if site.name in limits}
+    sensitivity = {} if sweep is None else _sensitivity(model, sites, limits, sweep)
     asked_for = {site.weight for site in sites if _override(site, request) is not None}
     fallbacks = _too_sensitive(sensitivity, request.budget) - asked_for
     for weight in fallbacks:
@@ -112,6 +101,29 @@ def decide(
         if request.fallback is not None:
             schemes[weight] = request.fallback
     return Decisions(schemes, limits, scales, sensitivity, tuple(sorted(fallbacks)))
+
+
+def _migrate(
+    model: onnx.ModelProto, schemes: Mapping[str, Scheme], statistics: Mapping[str, Statistics]
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Move scales; return s by the parameter that takes 1 / s, and by the weight that takes s."""
+    _add_gains(model, schemes)
+    migrations = find_migrations(model, sites := find_sites(model))
+    errors = {weight: partial(output_error, scheme) for weight, scheme in schemes.items()}
+    scales = choose_scales(model, migrations, by_weight(sites, statistics), errors)
+    move_scales(model, migrations, scales)
+    return scales, _by_reader(migrations, scales)
+
+
+def _sensitivity(
+    model: onnx.ModelProto, sites: Sequence[Site], limits: Mapping[str, float], sweep: Sweep
+) -> dict[str, float]:
+    """Return what rounding its input costs, by weight."""
+    rounded = [site for site in sites if site.name in limits]
+    if not rounded:
+        return {}
+    by_input = sweep(model, {site.input: limits[site.name] for site in rounded})
+    return {site.weight: by_input[site.input] for site in rounded}
 
 
 def _too_sensitive(sensitivity: Mapping[str, float], budget: float) -> set[str]:

@@ -30,34 +30,11 @@ def check_library() -> None:
 
 def plot_profile(profile: Mapping[str, Any], path: Path) -> None:
     """Draw a report of `poss-export profile` to `path`: latency of target calls against their width."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(8, 5)
     axes = figure.add_subplot()
     contexts = sorted({row["context"] for row in profile["verify"]})
     for context, colour in zip(contexts, _COLOURS * len(contexts), strict=False):
-        rows = sorted(
-            (row for row in profile["verify"] if row["context"] == context), key=lambda row: row["width"]
-        )
-        widths = [row["width"] for row in rows]
-        axes.fill_between(
-            widths,
-            [row["p10_ms"] for row in rows],
-            [row["p90_ms"] for row in rows],
-            color=colour,
-            alpha=0.15,
-            linewidth=0,
-        )
-        medians = [row["median_ms"] for row in rows]
-        axes.plot(widths, medians, "o-", color=colour, label=f"target call, context {context}")
-        for row in [row for row in profile["draft"] if row["context"] == context][:1]:
-            label = f"draft round, context {context}"
-            axes.axhline(row["median_ms"], color=colour, linestyle=":", linewidth=1.2, label=label)
-        for row in [row for row in profile["round"] if row["context"] == context]:
-            label = f"whole round, context {context}"
-            axes.plot(row["width"], row["median_ms"], "D", color=colour, markerfacecolor="white", label=label)
+        _plot_context(axes, profile, context, colour)
     engine = profile["engine"]
     axes.set_title(
         f"{profile['target']['name']}, {profile['precision']}, {engine['backend']} {engine['version']}\n"
@@ -74,16 +51,31 @@ def plot_profile(profile: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+def _plot_context(axes: Any, profile: Mapping[str, Any], context: int, colour: str) -> None:
+    """Draw what was measured behind `context` tokens."""
+    verify, draft, whole = (
+        [row for row in profile[kind] if row["context"] == context] for kind in ("verify", "draft", "round")
+    )
+    verify.sort(key=lambda row: row["width"])
+    widths, low, medians, high = (
+        [row[name] for row in verify] for name in ("width", "p10_ms", "median_ms", "p90_ms")
+    )
+    axes.fill_between(widths, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(widths, medians, "o-", color=colour, label=f"target call, context {context}")
+    for row in draft[:1]:
+        label = f"draft round, context {context}"
+        axes.axhline(row["median_ms"], color=colour, linestyle=":", linewidth=1.2, label=label)
+    for row in whole:
+        label = f"whole round, context {context}"
+        axes.plot(row["width"], row["median_ms"], "D", color=colour, markerfacecolor="white", label=label)
+
+
 def plot_acceptance(acceptance: AcceptanceCurves, path: Path) -> None:
     """Draw an acceptance calibration to `path`: reliability by depth."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     depths = acceptance.depths
     columns = min(len(depths), 3)
     rows = -(-len(depths) // columns)
-    figure = Figure(figsize=(1 + 3 * columns, 1.3 + 2.8 * rows), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(1 + 3 * columns, 1.3 + 2.8 * rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, curve in zip(grid, depths, strict=False):
         _plot_depth(axes, curve)
@@ -100,6 +92,16 @@ def plot_acceptance(acceptance: AcceptanceCurves, path: Path) -> None:
     )
     grid[0].legend(loc="upper left", fontsize=7, frameon=False)
     _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    """Return an empty figure, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _save(figure: Any, path: Path) -> None:

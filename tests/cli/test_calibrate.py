@@ -92,9 +92,7 @@ def test_acceptance_and_its_plot(tiny_bundle: Path, prompts: Path, tmp_path: Pat
 def test_what_is_there_is_kept(tiny_bundle: Path, tmp_path: Path) -> None:
     path, other = tmp_path / "samples.npz", tmp_path / "acceptance.json"
     path.write_bytes(b"old")
-    assert "exists: choose another file, or replace it with --force" in refused(
-        tiny_bundle, "<5>", "-o", path
-    )
+    assert "exists: choose another file, or replace it (--force)" in refused(tiny_bundle, "<5>", "-o", path)
     other.write_bytes(b"old")
     new = tmp_path / "new.npz"
     assert "acceptance.json' exists" in refused(tiny_bundle, "<5>", "-o", new, "--acceptance", other)
