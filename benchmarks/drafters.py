@@ -161,7 +161,7 @@ def parted(
     for question, mine, other in zip(asked, ours, plain, strict=True):
         divergence = find_divergence(bundle.target, question.ids, mine.token_ids, other.token_ids)
         if divergence is not None:
-            place = f"{answers}, {question.source}"
+            place = f"{answers}, {question.place}"
             found[place] = judged(divergence, bundle.manifest.exactness, mine.chains)
     return found
 

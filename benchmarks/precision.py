@@ -31,8 +31,9 @@ from benchmarks.scorers import Scorer, bundle_logits, predictions, windows
 from benchmarks.workers import Setup, Worker
 from poss_export.errors import InputError
 from poss_export.evaluation.equality import Divergence, find_divergence
+from poss_export.evaluation.held_out import HELD_OUT
 from poss_export.evaluation.metrics import round_parts
-from poss_export.evaluation.text_quality import HELD_OUT, Floats, judge
+from poss_export.evaluation.text_quality import Floats, judge
 from poss_export.manifest import TOKENIZER
 from poss_export.plots import check_plot
 from poss_export.runtime.bundle import open_bundle
@@ -96,7 +97,7 @@ def divergences(ours: Ours, plain: Row, drafted: Row, asked: Sequence[Question])
             mine, other = (row.answers[0][prompt] for row in (drafted, plain))
             divergence = find(asked[prompt].ids, mine.token_ids, other.token_ids)
             assert divergence is not None
-            found[asked[prompt].source] = judged(divergence, ours.manifest.exactness, mine.chains)
+            found[asked[prompt].place] = judged(divergence, ours.manifest.exactness, mine.chains)
     return found
 
 

@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from poss_export.errors import InputError
-from poss_export.prompts import read_prompts
+from poss_export.prompts import Prompt, read_prompts
 from poss_export.text import Text, user_says
 
 DEMO = Path(__file__).parent / "prompts/demo.jsonl"
@@ -17,10 +17,16 @@ DEMO = Path(__file__).parent / "prompts/demo.jsonl"
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt: where it stands, and its ids, chat template included."""
+    """A prompt of a file, and the ids that its first turn is asked with, chat template included."""
 
-    source: str
+    file: str  # its name
+    prompt: Prompt
     ids: list[int]
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for people."""
+        return f"{self.file}:{self.prompt.id}"
 
 
 def options(command: Callable[..., None]) -> Callable[..., None]:
@@ -42,7 +48,7 @@ def load(text: Text, prompts: Sequence[Path], limit: int | None) -> list[Questio
     found = [
         question
         for path in prompts
-        for question in (_from_dialogues(path) if path.suffix == ".npz" else _from_lines(path, text))
+        for question in (_from_dialogues(path, text) if path.suffix == ".npz" else _from_lines(path, text))
     ]
     if not found:
         names = ", ".join(str(path) for path in prompts)
@@ -58,11 +64,11 @@ def spread(asked: list[Question], limit: int | None) -> list[Question]:
 
 
 def _from_lines(path: Path, text: Text) -> Iterator[Question]:
-    for number, prompt in enumerate(read_prompts(path), start=1):
-        yield Question(f"{path.name}:{number}", text.encode_chat([user_says(prompt.turns[0])]))
+    for prompt in read_prompts(path):
+        yield Question(path.name, prompt, text.encode_chat([user_says(prompt.turns[0])]))
 
 
-def _from_dialogues(path: Path) -> Iterator[Question]:
+def _from_dialogues(path: Path, text: Text) -> Iterator[Question]:
     """Yield the tokens before the first answer of each dialogue that training holds out.
 
     Arrays: ids `[tokens]`, answer_mask `[tokens]`, offsets `[dialogues + 1]`, validation `[dialogues]`.
@@ -75,5 +81,5 @@ def _from_dialogues(path: Path) -> Iterator[Question]:
         raise InputError(f"{str(path)!r} cannot be read ({error}); expected training dialogues") from error
     for index in held_out:
         start, end = offsets[index], offsets[index + 1]
-        prompt = ids[start : start + int(answer[start:end].argmax())]
-        yield Question(f"{path.name}:{index}", prompt.tolist())
+        opening = ids[start : start + int(answer[start:end].argmax())].tolist()
+        yield Question(path.name, Prompt(str(index), (text.decode(opening),)), opening)

@@ -16,10 +16,10 @@ from poss_export.calibration.record import Record
 from poss_export.calibration.recording import record_rounds
 from poss_export.config import Thresholds
 from poss_export.engine_spec import GraphName
-from poss_export.evaluation.checks import PROMPTS
 from poss_export.evaluation.gate import require_quality
+from poss_export.evaluation.held_out import HELD_OUT, PROMPTS
 from poss_export.evaluation.quality import Trial, measure_quality
-from poss_export.evaluation.text_quality import HELD_OUT, read_windows
+from poss_export.evaluation.text_quality import read_windows
 from poss_export.evaluation.widths import measure_widths
 from poss_export.exporters.embedding import find_embedding
 from poss_export.manifest import (

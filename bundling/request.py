@@ -140,7 +140,7 @@ def _quantise_request(request: BuildRequest) -> "QuantiseRequest | None":
         return None
     from poss_export.bundling.quantise import QuantiseRequest
     from poss_export.calibration.record import load_record
-    from poss_export.evaluation.text_quality import HELD_OUT
+    from poss_export.evaluation.held_out import HELD_OUT
 
     prompts = _prompts(options.held_out_prompts)  # first: it is the faster to refuse
     return QuantiseRequest(
@@ -208,7 +208,7 @@ def _layer(text: str) -> tuple[str, Scheme | None]:
 
 def _prompts(file: Path | None) -> tuple[str, ...]:
     """Return the held-out prompts of a file, or those that are built in."""
-    from poss_export.evaluation.checks import PROMPTS
+    from poss_export.evaluation.held_out import PROMPTS
     from poss_export.prompts import read_prompts
 
     prompts = PROMPTS if file is None else tuple(prompt.turns[0] for prompt in read_prompts(file))

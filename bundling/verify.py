@@ -9,12 +9,12 @@ from poss_export.engine_spec import Backend
 from poss_export.errors import InputError, PossExportError
 from poss_export.evaluation.checks import (
     NO_DRAFTER,
-    PROMPTS,
     Check,
     check_cache_laws,
     check_greedy,
     check_sampling,
 )
+from poss_export.evaluation.held_out import PROMPTS
 from poss_export.evaluation.parity import FIGURES, SCORES, check_name, check_parity
 from poss_export.manifest import DrafterEntry, Manifest, TargetEntry, read_manifest
 from poss_export.progress import Report, silent

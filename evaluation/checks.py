@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from poss_export.evaluation import laws
+from poss_export.evaluation.answers import take_turns
 from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE
 from poss_export.evaluation.distribution import node_chances
 from poss_export.evaluation.equality import Divergence, Verdict, find_divergence, judge
 from poss_export.progress import Report
-from poss_export.runtime.bundle import Bundle
+from poss_export.runtime.bundle import GREEDY, Bundle
 from poss_export.runtime.loop import prefill
 from poss_export.runtime.sampling import Logits, Sampling
 from poss_export.runtime.sequence import Sequence
@@ -18,18 +19,8 @@ from poss_export.runtime.sessions.base import DraftSession, TargetSession
 from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import verifier
 
-PROMPTS = (
-    "Why do leaves change their colour in autumn?",
-    "Write a short poem about a lighthouse.",
-    "Explain to a child what a computer program is.",
-    "List five things to pack for a day in the mountains.",
-    "A train leaves at 9:40 and arrives at 13:15. How long is the journey? Explain each step.",
-    "Write a Python function that returns the larger of two numbers.",
-    "What is the difference between weather and climate?",
-    "Translate into French: Good morning, how are you today?",
-)
-
 _SAMPLINGS = (Sampling(temperature=1.0), Sampling(temperature=0.8, top_k=40, top_p=0.95))
+_SAMPLED = Sampling(temperature=0.8, top_p=0.95, seed=0)  # whose tokens are compared
 _TREES = 2  # that the distribution is tested on
 _FALSE_ALARM = 1e-4  # chance that the distribution test refuses a right sampler
 
@@ -78,17 +69,34 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
 
 
 def check_greedy(bundle: Bundle, prompts: abc.Sequence[str], max_new_tokens: int, report: Report) -> Check:
-    """Check that speculative and target-only decoding give the same tokens, by `equality.judge`.
+    """Check that greedy speculative and target-only decoding give the same tokens, by `equality.judge`.
 
     Where nothing is claimed the check is skipped, and what differs is told.
     """
     name = "greedy: speculative = target-only"
+    return _check_equality(name, bundle, prompts, GREEDY, max_new_tokens, report)
+
+
+def check_sampled(bundle: Bundle, prompts: abc.Sequence[str], max_new_tokens: int, report: Report) -> Check:
+    """Check the same of sampled tokens: each has a random number of its own (docs/lossless-sampling.md)."""
+    name = "sampled: speculative = target-only"
+    return _check_equality(name, bundle, prompts, _SAMPLED, max_new_tokens, report)
+
+
+def _check_equality(
+    name: str,
+    bundle: Bundle,
+    prompts: abc.Sequence[str],
+    sampling: Sampling,
+    max_new_tokens: int,
+    report: Report,
+) -> Check:
     if bundle.drafter is None:
         return Check(name, None, NO_DRAFTER)
     cases = []
     for number, prompt in enumerate(prompts, start=1):
         report(f"{name}, prompt {number} of {len(prompts)}")
-        cases.append(_greedy_case(bundle, prompt, max_new_tokens))
+        cases.append(_answered(bundle, prompt, sampling, max_new_tokens))
     return _judged(name, cases)
 
 
@@ -109,14 +117,10 @@ class _Case:
         return f"{kind} at token {self.divergence.position}, gap {self.divergence.gap:.1e}: {self.prompt!r}"
 
 
-def _greedy_case(bundle: Bundle, prompt: str, max_new_tokens: int) -> _Case:
-    raw = bundle.manifest.text.chat_template is None
-    ours, plain = (
-        bundle.generate(prompt, max_new_tokens=max_new_tokens, raw=raw, target_only=only)
-        for only in (False, True)
-    )
-    ids = bundle.encode(prompt, raw=raw)
-    found = find_divergence(bundle.target, ids, ours.token_ids, plain.token_ids)
+def _answered(bundle: Bundle, prompt: str, sampling: Sampling, max_new_tokens: int) -> _Case:
+    ids = bundle.encode(prompt, raw=bundle.manifest.text.chat_template is None)
+    (ours,), (plain,) = take_turns(bundle, [ids], max_new_tokens, sampling)
+    found = find_divergence(bundle.target, ids, ours.token_ids, plain.token_ids, sampling)
     exactness = bundle.manifest.exactness
     verdict = judge(found, exactness, ours.chains)
     return _Case(prompt, plain.tokens, exactness.claims(ours.chains), found, verdict)

@@ -7,7 +7,9 @@ from typing import Literal
 import numpy as np
 
 from poss_export.exactness import NEAR_TIE, Exactness
+from poss_export.runtime.bundle import GREEDY
 from poss_export.runtime.loop import PREFILL_CHUNK
+from poss_export.runtime.sampling import Logits, Sampling, Uniforms, draw_margin
 from poss_export.runtime.sessions.base import TargetSession
 from poss_export.runtime.tree import DraftTree
 
@@ -18,8 +20,8 @@ Verdict = Literal["equal", "near-tie", "mismatch", "not claimed"]
 class Divergence:
     """The first position where two answers differ, counted in tokens of the answer.
 
-    `gap`: by how little the target chose its own token there, in what decided. Greedily, that is the
-    difference of its two highest logits.
+    `gap`: by how little the target chose its own token there, in what decided: greedily the difference of its
+    two highest logits, else how far the draw is from another one, in probability (docs/lossless-sampling.md).
     """
 
     position: int
@@ -44,19 +46,35 @@ def judge(divergence: Divergence | None, exactness: Exactness, chain: bool) -> V
 
 
 def find_divergence(
-    target: TargetSession, prompt_ids: Sequence[int], ours: Sequence[int], plain: Sequence[int]
+    target: TargetSession,
+    prompt_ids: Sequence[int],
+    ours: Sequence[int],
+    plain: Sequence[int],
+    sampling: Sampling = GREEDY,
 ) -> Divergence | None:
-    """Return where two greedy answers to a prompt part, if they do; asks the target for the gap there."""
+    """Return where two answers to a prompt part, if they do; asks the target for the gap there.
+
+    `sampling` is that of both answers, with its seed.
+    """
     if (position := first_difference(ours, plain)) is None:
         return None
-    target.reset()
     context = [*prompt_ids, *plain[:position]]
-    for start in range(0, len(context), PREFILL_CHUNK):
-        chunk = context[start : start + PREFILL_CHUNK]
+    logits = _last_logits(target, context)
+    if not sampling.greedy:
+        return Divergence(position, draw_margin(logits, sampling, Uniforms(sampling.seed)(len(context))))
+    second, first = np.partition(logits.astype(np.float64), -2)[-2:]
+    return Divergence(position, float(first - second))
+
+
+def _last_logits(target: TargetSession, ids: Sequence[int]) -> Logits:
+    """Return the logits [vocab] after ids, which are read as a prompt."""
+    target.reset()
+    for start in range(0, len(ids), PREFILL_CHUNK):
+        chunk = ids[start : start + PREFILL_CHUNK]
         output = target.forward(DraftTree.chain(chunk), rows=np.array([len(chunk) - 1]))
         target.commit(range(len(chunk)))
-    second, first = np.partition(output.logits[-1].astype(np.float64), -2)[-2:]
-    return Divergence(position, float(first - second))
+    logits: Logits = output.logits[-1]
+    return logits
 
 
 def first_difference(ours: Sequence[int], plain: Sequence[int]) -> int | None:

@@ -13,7 +13,6 @@ from poss_export.runtime.sessions.base import Ints, TargetSession
 from poss_export.runtime.tree import DraftTree
 
 WINDOW = 256  # tokens of text that are read at once
-HELD_OUT = Path(__file__).parent / "heldout.txt"  # written for this purpose; no drafter was trained on it
 
 Floats = NDArray[np.float32]
 

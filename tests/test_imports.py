@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": set(),
     "evaluation": {"runtime"},
     "calibration": {"runtime", "evaluation"},
-    "quantisation": {"calibration", "evaluation"},
+    "quantisation": {"calibration", "evaluation", "runtime"},
     "exporters": {"targets", "drafters"},
     "bundling": {
         *("targets", "drafters", "runtime", "evaluation", "calibration", "quantisation", "exporters"),

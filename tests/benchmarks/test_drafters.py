@@ -22,6 +22,7 @@ from benchmarks.questions import Question
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import load_drafter, save_drafter
 from poss_export.errors import CheckpointError, InputError
+from poss_export.prompts import Prompt
 from poss_export.runtime.bundle import open_bundle
 from tests.fixtures.answers import made
 
@@ -103,7 +104,7 @@ def test_target_only_has_the_medians_beside_the_drafters(capsys: pytest.CaptureF
 
 
 def test_an_answer_that_differs_is_named(tiny_bundle: Path) -> None:
-    asked = [Question("q:1", [5, 6, 7]), Question("q:2", [8, 9])]
+    asked = [Question("q", Prompt("1", ("?",)), [5, 6, 7]), Question("q", Prompt("2", ("?",)), [8, 9])]
     plain = [made(4), made(4)]
     ours = [plain[0], replace(plain[1], token_ids=(0, 1, 9, 3))]
     with open_bundle(tiny_bundle) as bundle:

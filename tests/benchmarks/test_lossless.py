@@ -45,6 +45,15 @@ def test_equal_answers(tiny_bundle: Path, prompts: Path, tmp_path: Path) -> None
     assert [len(answer["token_ids"]) for answer in values["answers"]["prompts.npz"]] == [8, 8]
 
 
+def test_sampled_answers_are_equal_for_every_seed(tiny_bundle: Path, prompts: Path) -> None:
+    sampled = ("--temperature", "1", "--top-p", "0.9", "--seed", "3", "--seed", "4")
+    result = run(tiny_bundle, prompts, *sampled)
+    assert result.exit_code == 0, result.output
+    *_, row, total = result.stdout.splitlines()
+    assert row.split()[:3] == ["prompts.npz", "4", "32"]
+    assert total == "2 prompts with 2 seeds: 4 equal, 0 near-ties, 0 mismatches"
+
+
 INEXACT = {"least_width": None, "tree_exact": False}
 EXACT = {"least_width": 3, "tree_exact": True}
 

@@ -27,8 +27,9 @@ from benchmarks.questions import Question
 from benchmarks.workers import Setup
 from poss_export.config import TreeShape
 from poss_export.errors import BundleError, InputError
-from poss_export.evaluation.text_quality import HELD_OUT
+from poss_export.evaluation.held_out import HELD_OUT
 from poss_export.manifest import read_manifest, write_manifest
+from poss_export.prompts import Prompt
 from tests.targets.test_gguf import write_gguf
 
 TREE = TreeShape(depth=4, top_k=3, nodes=8)
@@ -38,6 +39,10 @@ BUILD = Callable[..., Path]
 
 def answer(tokens: list[int], seconds: float, rounds: int, draft_seconds: float = 0.0) -> Answer:
     return Answer(tokens, 1.0, seconds, rounds, draft_seconds=draft_seconds)
+
+
+def asking(number: int, ids: list[int]) -> Question:
+    return Question("q", Prompt(str(number), ("?",)), ids)
 
 
 def plain_and_drafted() -> tuple[Row, Row]:
@@ -53,7 +58,7 @@ def test_figures_of_a_bundle(tiny_bundle: Path) -> None:
     plain, drafted = plain_and_drafted()
     twice_as_fast = Row("reference", [[answer([1, 2, 3, 4], 2.0, 3)] * 2])
     ours = Ours("tiny", read_manifest(tiny_bundle), Setup(tiny_bundle, (2,), CAPACITY, 1))
-    asked = [Question("q:1", [5]), Question("q:2", [6, 7])]
+    asked = [asking(1, [5]), asking(2, [6, 7])]
     found = bundle_figures(ours, plain, drafted, twice_as_fast, asked)
     assert found["draft_milliseconds"] == pytest.approx(200)  # the median repeat: 0.8 s in 4 rounds
     assert found["target_only"]["tokens_per_second"] == pytest.approx(1.0)
@@ -80,7 +85,7 @@ def test_figures_of_a_peer(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(bytes(500_000))
     (tmp_path / "tokenizer.json").write_bytes(bytes(9))
     setup = Setup(tmp_path, (2,), CAPACITY, 1)
-    found = peer_figures("onnxruntime-genai int8", setup, drafted, plain, [Question("q:1", [5])])
+    found = peer_figures("onnxruntime-genai int8", setup, drafted, plain, [asking(1, [5])])
     assert found["megabytes"] == pytest.approx(1.0)
     assert found["to_reference"] == pytest.approx(2.0)
     assert "-p int8 -e cpu" in found["made_by"]
@@ -247,7 +252,7 @@ def test_answers_that_part_are_found_with_their_gap(tiny_bundle: Path) -> None:
     plain, drafted = plain_and_drafted()
     drafted.answers[0][1] = answer([5, 6, 9, 8], 3.0, 3)
     ours = Ours("tiny", read_manifest(tiny_bundle), Setup(tiny_bundle, (2,), CAPACITY, 1))
-    asked = [Question("q:1", [5]), Question("q:2", [6, 7])]
+    asked = [asking(1, [5]), asking(2, [6, 7])]
     found = precision.divergences(ours, plain, drafted, asked)
     assert list(found) == ["q:2"]
     assert found["q:2"]["position"] == 2

@@ -30,7 +30,7 @@ def test_lines_with_a_prompt_and_lines_with_turns(tmp_path: Path) -> None:
     file.write_text('{"prompt": "a b"}\n{"turns": ["c", "a"], "category": "x"}\n')
     found = questions.load(TEXT, [file], None)
     assert [q.ids for q in found] == [[1, 2, 3], [1, 4]]
-    assert [q.source for q in found] == ["q.jsonl:1", "q.jsonl:2"]
+    assert [q.place for q in found] == ["q.jsonl:1", "q.jsonl:2"]
 
 
 def test_a_line_without_a_prompt_is_named(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_only_held_out_dialogues_are_asked(tmp_path: Path) -> None:
     )
     (question,) = questions.load(TEXT, [file], None)
     assert question.ids == [20, 21]
-    assert question.source == "d.npz:1"
+    assert question.place == "d.npz:1"
 
 
 def test_a_limit_spreads_evenly(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_limit_spreads_evenly(tmp_path: Path) -> None:
     for file in files:
         file.write_text('{"prompt": "a"}\n' * 10)
     found = questions.load(TEXT, files, 4)
-    assert [q.source for q in found] == ["first.jsonl:1", "first.jsonl:6", "second.jsonl:1", "second.jsonl:6"]
+    assert [q.place for q in found] == ["first.jsonl:1", "first.jsonl:6", "second.jsonl:1", "second.jsonl:6"]
 
 
 def test_the_demo_prompts_are_readable() -> None:

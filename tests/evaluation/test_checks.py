@@ -88,17 +88,20 @@ def test_a_drafter_that_loses_rows_breaks_its_law(bundle: Bundle, monkeypatch: p
     assert failed(checks.check_cache_laws(bundle)) == {"draft rows at once = in parts"}
 
 
-def test_greedy_mismatches_are_counted_and_listed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = ["<5> <9>", "<7>"]
+@pytest.mark.parametrize("check", [checks.check_greedy, checks.check_sampled])
+def test_mismatches_are_counted_and_listed(
+    check: Callable[..., checks.Check], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ["<5> <9>", *(f"<{number}>" for number in range(7, 13))]
     reported: list[str] = []
-    right = checks.check_greedy(bundle, prompts, 12, reported.append)
+    right = check(bundle, prompts, 12, reported.append)
     assert right.passed is True
     assert right.notes == ()
-    assert len(reported) == 2
+    assert len(reported) == len(prompts)
     kind = type(bundle.target)
     commit = kind.commit
     monkeypatch.setattr(kind, "commit", lambda session, path, slot=0: commit(session, range(len(path)), slot))
-    wrong = checks.check_greedy(bundle, prompts, 40, reported.append)
+    wrong = check(bundle, prompts, 40, reported.append)
     assert wrong.passed is False
     assert all(note.startswith("mismatch at token ") for note in wrong.notes)
 

@@ -58,7 +58,7 @@ def verify(
     checkpoints; without them they are skipped.
     """
     from poss_export.bundling.verify import verify as verify_bundle
-    from poss_export.evaluation.checks import PROMPTS
+    from poss_export.evaluation.held_out import PROMPTS
     from poss_export.prompts import read_prompts
 
     texts = [prompt.turns[0] for prompt in read_prompts(prompts)] if prompts else PROMPTS
