@@ -99,25 +99,34 @@ def profile_bundle(
     contexts = _contexts(contexts, max(widths), bundle.manifest.capacity)
     if (least := min((*widths, *contexts, repeats))) < 1:
         raise InputError(f"widths, contexts and repeats must be at least 1, not {least}")
-    vocab = bundle.manifest.target.config.vocab_size
     found: dict[str, list[dict[str, Any]]] = {"prefill": [], "verify": [], "draft": [], "round": []}
     for context in contexts:
         report(f"measuring behind {context} tokens")
-        ids = _tokens(vocab, context)
-        prefill = {"prefill": partial(_fill, bundle.target, None, ids)}
-        times = _take_turns(prefill, max(repeats // 4, 1))
-        found["prefill"].append(_rate(_row(context, times["prefill"], tokens=context), "tokens"))
-        by_width = target_times(bundle.target, vocab, context, widths, repeats)
-        found["verify"] += [
-            _rate(_row(context, times, width=width), "width") for width, times in by_width.items()
-        ]
-        if bundle.drafter is not None and bundle.manifest.drafter is not None:
-            depth = bundle.manifest.drafter.tree.depth
-            draft, whole = round_times(bundle.target, bundle.drafter, ids, depth, repeats)
-            found["draft"] += [_row(context, times, rows=rows) for rows, times in draft.items()]
-            width = bundle.manifest.drafter.tree.width
-            found["round"].append(_row(context, whole, width=width, rows=1))
+        for call, rows in _profile_behind(bundle, context, widths, repeats).items():
+            found[call] += rows
     return {"profile_version": VERSION, **_facts(bundle), **found, "memory": _memory(bundle)}
+
+
+def _profile_behind(
+    bundle: Bundle, context: int, widths: Sequence[int], repeats: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the report's rows of each kind of call behind `context` tokens."""
+    vocab, drafter = bundle.manifest.target.config.vocab_size, bundle.manifest.drafter
+    ids = _tokens(vocab, context)
+    reads = _take_turns({"prompt": partial(_fill, bundle.target, None, ids)}, max(repeats // 4, 1))
+    by_width = target_times(bundle.target, vocab, context, widths, repeats)
+    found = {
+        "prefill": [_rate(_row(context, reads["prompt"], tokens=context), "tokens")],
+        "verify": [_rate(_row(context, times, width=width), "width") for width, times in by_width.items()],
+    }
+    if bundle.drafter is None or drafter is None:
+        return found
+    draft, whole = round_times(bundle.target, bundle.drafter, ids, drafter.tree.depth, repeats)
+    return {
+        **found,
+        "draft": [_row(context, times, rows=rows) for rows, times in draft.items()],
+        "round": [_row(context, whole, width=drafter.tree.width, rows=1)],
+    }
 
 
 def engine_facts(backend: Backend, provider: Provider, threads: int | None) -> dict[str, Any]:

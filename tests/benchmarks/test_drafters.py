@@ -14,16 +14,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks import drafters
-from benchmarks.divergences import count
 from benchmarks.drafters import parted, speed_figures, tau_figures
-from benchmarks.drafters_file import training_of
-from benchmarks.drafters_report import print_rows
 from benchmarks.questions import Question
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import load_drafter, save_drafter
-from poss_export.errors import CheckpointError, InputError
+from poss_export.errors import InputError
 from poss_export.prompts import Prompt
 from poss_export.runtime.bundle import open_bundle
+from tests.benchmarks.test_drafters_file import write_record
 from tests.fixtures.answers import made
 
 TREE = TreeShape(depth=3, top_k=2, nodes=4)
@@ -50,59 +48,6 @@ def test_speed_is_that_of_the_same_prompts() -> None:
     )
 
 
-def row(name: str, **values: Any) -> dict[str, Any]:
-    alone = {"milliseconds": 20.0, "tokens_per_second": 50.0}
-    return {
-        "drafter": name,
-        "parameters": 4_000_000,
-        "training": {"seconds": 120, "row_steps": 3_000_000, "rows": 500_000, "started_from": "eagle"},
-        "acceptance": [0.5, 0.25],
-        "chain": {"tree": "2,1,2", "tau": 1.75},
-        "trees": [{"tree": "3,2,4", "tau": 2.0}],
-        "speed": {
-            "milliseconds": {"draft": 4.0, "target": 25.0},
-            "tokens_per_second": 75.0,
-            "ratio": 1.5,
-            "target-only": alone,
-        },
-        "answers": 5,
-        "divergences": {},
-        **values,
-    }
-
-
-def test_the_table_has_a_row_a_drafter_beside_target_only(capsys: pytest.CaptureFixture[str]) -> None:
-    parted = {
-        "tree 3,2,4, q:1": {"position": 7, "gap": 1e-6, "verdict": "near-tie"},
-        "tree 3,2,4, q:2": {"position": 8, "gap": 1.0, "verdict": "mismatch"},
-    }
-    rows = [row("long"), row("short", acceptance=[0.125], training=None, divergences=parted)]
-    print_rows(rows, 135_000_000)
-    heading, alone, long, short, *lines = capsys.readouterr().out.splitlines()
-    assert heading.split()[-8:] == ["3,2,4", "draft", "ms", "verify", "ms", "tokens/s", "ratio", "equal"]
-    figures = [*"------", "1.00", "1.00", "-", "20.0", "50.0", "1.00", "-"]
-    assert alone.split() == ["target-only", "135.00", "M", *figures[1:]]
-    trained = ["2", "min", "3.00", "M", "0.50", "M"]
-    speed = ["1.75", "2.00", "4.0", "25.0", "75.0", "1.50"]
-    assert long.split() == ["long", "4.00", "M", *trained, "0.500", "0.250", *speed, "5/5"]
-    assert short.split() == ["short", "4.00", "M", "-", "-", "-", "0.125", "-", *speed, "3/5"]
-    assert lines == [
-        "long started from eagle, whose training is not counted",
-        "near-tie: short, tree 3,2,4, q:1, token 7, gap 1.00e-06",
-        "MISMATCH: short, tree 3,2,4, q:2, token 8, gap 1.00e+00",
-        "10 answers: 8 equal to target-only, 1 near-ties, 1 mismatches",
-    ]
-    assert count((row["divergences"] for row in rows), "mismatch") == 1
-
-
-def test_target_only_has_the_medians_beside_the_drafters(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [row(str(value)) for value in range(3)]
-    for each, value in zip(rows, (10.0, 99.0, 30.0), strict=True):
-        each["speed"]["target-only"] = {"milliseconds": value, "tokens_per_second": 2 * value}
-    print_rows(rows, 1)
-    assert capsys.readouterr().out.splitlines()[1].split()[-4:] == ["30.0", "60.0", "1.00", "-"]
-
-
 def test_an_answer_that_differs_is_named(tiny_bundle: Path) -> None:
     asked = [Question("q", Prompt("1", ("?",)), [5, 6, 7]), Question("q", Prompt("2", ("?",)), [8, 9])]
     plain = [made(4), made(4)]
@@ -111,35 +56,6 @@ def test_an_answer_that_differs_is_named(tiny_bundle: Path) -> None:
         found = parted("tree 3,2,4", bundle, asked, ours, plain)
     assert list(found) == ["tree 3,2,4, q:2"]
     assert found["tree 3,2,4, q:2"]["position"] == 2
-
-
-def write_record(folder: Path, **values: Any) -> None:
-    record = {"training_seconds": 60, "options": {"budget": 1000, "start": "runs/eagle"}, **values}
-    (folder / "training.json").write_text(json.dumps(record))
-
-
-def test_rows_are_row_steps_by_the_steps_of_each_stage(tmp_path: Path) -> None:
-    write_record(tmp_path, stages=[{"share": 0.4, "steps": 1}, {"share": 0.6, "steps": 6}])
-    assert training_of(str(tmp_path)) == {
-        "seconds": 60,
-        "row_steps": 1000,
-        "rows": 500,
-        "started_from": "eagle",
-    }
-
-
-def test_a_record_without_stages_leaves_the_rows_unknown(tmp_path: Path) -> None:
-    write_record(tmp_path)
-    found = training_of(str(tmp_path))
-    assert found is not None
-    assert (found["row_steps"], found["rows"]) == (1000, None)
-
-
-def test_a_folder_without_a_record_and_one_with_a_damaged_one(tmp_path: Path) -> None:
-    assert training_of(str(tmp_path)) is None
-    (tmp_path / "training.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"training\.json: not a training record"):
-        training_of(str(tmp_path))
 
 
 @pytest.fixture(scope="module")

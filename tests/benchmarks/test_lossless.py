@@ -1,8 +1,7 @@
 """The command that compares answers: what it counts, and what makes its exit code 1."""
 
 import json
-import shutil
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from click.testing import CliRunner, Result
 
 from benchmarks import lossless
 from poss_export.evaluation.equality import Divergence
-from poss_export.manifest import read_manifest, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +79,12 @@ def test_what_differs_is_judged_as_by_verify(
     code: int,
     tiny_bundle: Path,
     prompts: Path,
-    tmp_path: Path,
+    changed: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = tiny_bundle
     if widths is not None:
-        bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-        quantised: Any = {"quantisation": {"target": {"scheme": "w8a8"}}, "quality": {"widths": widths}}
-        write_manifest(bundle, replace(read_manifest(tiny_bundle), **quantised))
+        bundle = changed(quantisation={"target": {"scheme": "w8a8"}}, quality={"widths": widths})
     monkeypatch.setattr(lossless, "find_divergence", lambda *_: Divergence(3, gap))
     result = run(bundle, prompts)
     assert result.exit_code == code, result.output

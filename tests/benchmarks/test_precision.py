@@ -16,20 +16,18 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks import precision
-from benchmarks.call_costs import measure_calls, plain_width
 from benchmarks.compare import Row
 from benchmarks.contestants import Answer
-from benchmarks.divergences import count
 from benchmarks.precision import bundle_figures, draft_milliseconds, peer_figures
-from benchmarks.precision_report import print_rows
 from benchmarks.precision_subjects import PEERS, Ours, open_bundles
 from benchmarks.questions import Question
 from benchmarks.workers import Setup
 from poss_export.config import TreeShape
 from poss_export.errors import BundleError, InputError
 from poss_export.evaluation.held_out import HELD_OUT
-from poss_export.manifest import read_manifest, write_manifest
+from poss_export.manifest import read_manifest
 from poss_export.prompts import Prompt
+from tests.benchmarks.test_precision_report import bundle_row
 from tests.targets.test_gguf import write_gguf
 
 TREE = TreeShape(depth=4, top_k=3, nodes=8)
@@ -89,22 +87,6 @@ def test_figures_of_a_peer(tmp_path: Path) -> None:
     assert found["megabytes"] == pytest.approx(1.0)
     assert found["to_reference"] == pytest.approx(2.0)
     assert "-p int8 -e cpu" in found["made_by"]
-
-
-def test_target_only_decoding_has_calls_of_one_token(tiny_bundle: Path) -> None:
-    assert plain_width(read_manifest(tiny_bundle)) == 1
-
-
-def test_a_wider_plain_step_is_the_unit(tiny_bundle: Path, tmp_path: Path) -> None:
-    widths = {"widths": {"least_width": 3, "tree_exact": False}}
-    wide = changed(
-        tiny_bundle, tmp_path / "wide", quantisation={"target": {"scheme": "w8a8"}}, quality=widths
-    )
-    setup = Setup(wide, (2,), CAPACITY, 1)
-    (found,) = measure_calls({"wide": (read_manifest(wide), setup)}, past=8, calls=2).values()
-    assert found["plain_width"] == 3
-    assert list(found["milliseconds_by_width"]) == [1, 2, 3, 4, 8, 12, 16, 32]
-    assert found["plain_steps_by_width"][3] == 1
 
 
 @pytest.fixture(scope="module")
@@ -199,55 +181,6 @@ def test_the_picture_is_a_png(measured: SimpleNamespace) -> None:
     assert measured.plot.read_bytes().startswith(b"\x89PNG")
 
 
-def bundle_row(**values: Any) -> dict[str, Any]:
-    speed = {"tokens_per_second": 50.0, "tokens_per_second_by_repeat": [40.0, 60.0], "to_reference": 1.0}
-    return {
-        "name": "int8 / w8a8",
-        "megabytes": {"target": 100.0, "draft": 20.0},
-        "plain_width": 2,
-        "milliseconds_by_width": {1: 5.0, 2: 10.0},
-        "plain_steps_by_width": {1: 0.5, 2: 1.0},
-        "draft_milliseconds": 3.0,
-        "quality": {"perplexity": 20.0, "divergence": 0.0123, "agreement": 0.95},
-        "target_only": {**speed, "engine": "int8 / w8a8, target-only"},
-        "speculative": {
-            **speed,
-            "engine": "int8 / w8a8, speculative",
-            "ratio": 1.5,
-            "tau": 2.25,
-            "equal_answers": 2,
-        },
-        "divergences": {},
-        **values,
-    }
-
-
-def test_every_figure_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    peer = bundle_row(name="llama.cpp Q8_0", megabytes=145.0, to_reference=0.75)
-    parted = {
-        "q:1": {"position": 7, "gap": 1e-6, "verdict": "near-tie"},
-        "q:2": {"position": 8, "gap": 1.0, "verdict": "mismatch"},
-        "q:3": {"position": 9, "gap": 1.0, "verdict": "not claimed"},
-    }
-    rows = {"bundles": [bundle_row(divergences=parted)], "peers": [peer]}
-    print_rows(rows, ["onnxruntime-genai int4"], 4)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[2][3:] == ["100", "20", "5.0", "10.0", "2", "0.50", "1.00", "3.0"]
-    quality, speed = ["20.00", "0.0123", "95.0%"], ["50.0", "40.0-60.0"]
-    assert lines[6][4:] == ["100", *quality, *speed, "1.00", "-", "-", "-"]
-    assert lines[7][4:] == ["120", *quality, *speed, "1.00", "1.50", "2.25", "2/4"]
-    assert lines[8] == ["llama.cpp", "Q8_0", "145", *quality, *speed, "0.75", "-", "-", "-"]
-    assert lines[9] == ["onnxruntime-genai", "int4", "not", "installed"]
-    assert [" ".join(line) for line in lines[10:]] == [
-        "near-tie: int8 / w8a8, q:1, token 7, gap 1.00e-06",
-        "MISMATCH: int8 / w8a8, q:2, token 8, gap 1.00e+00",
-        "not claimed: int8 / w8a8, q:3, token 9, gap 1.00e+00",
-        "4 speculative answers: 1 equal to target-only of their bundle, 1 near-ties, 1 mismatches, "
-        "1 differ where nothing is claimed",
-    ]
-    assert count([parted], "mismatch") == 1
-
-
 def test_answers_that_part_are_found_with_their_gap(tiny_bundle: Path) -> None:
     plain, drafted = plain_and_drafted()
     drafted.answers[0][1] = answer([5, 6, 9, 8], 3.0, 3)
@@ -281,24 +214,22 @@ def test_a_peer_that_is_not_installed_has_a_row(
     ] * len(PEERS)
 
 
-def changed(bundle: Path, folder: Path, **values: Any) -> Path:
-    """Return a copy of a bundle whose manifest has other values."""
-    shutil.copytree(bundle, folder)
-    write_manifest(folder, replace(read_manifest(bundle), **values))
-    return folder
-
-
 def refuse(*_: Any) -> Any:
     raise RuntimeError("measured")
 
 
 def test_bundles_that_cannot_be_compared(
-    given: SimpleNamespace, tiny_bundle: Path, half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: SimpleNamespace,
+    tiny_bundle: Path,
+    half: Path,
+    changed: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(precision, "measure_all", refuse)
     target = replace(read_manifest(tiny_bundle).target, name="other", sha256="1" * 64)
-    other = changed(tiny_bundle, tmp_path / "a", target=target)
-    alone = changed(tiny_bundle, tmp_path / "b", drafter=None)
+    other = changed(target=target).rename(tmp_path / "other")
+    alone = changed(drafter=None)
     for bundles, message in (
         ((tiny_bundle, other), "has the target 'other', which is another than that of .*tiny"),
         ((tiny_bundle, alone), "has no drafter to measure"),

@@ -1,0 +1,57 @@
+"""The tables of precisions, from rows made by hand."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks.divergences import count
+from benchmarks.precision_report import print_rows
+
+
+def bundle_row(**values: Any) -> dict[str, Any]:
+    speed = {"tokens_per_second": 50.0, "tokens_per_second_by_repeat": [40.0, 60.0], "to_reference": 1.0}
+    return {
+        "name": "int8 / w8a8",
+        "megabytes": {"target": 100.0, "draft": 20.0},
+        "plain_width": 2,
+        "milliseconds_by_width": {1: 5.0, 2: 10.0},
+        "plain_steps_by_width": {1: 0.5, 2: 1.0},
+        "draft_milliseconds": 3.0,
+        "quality": {"perplexity": 20.0, "divergence": 0.0123, "agreement": 0.95},
+        "target_only": {**speed, "engine": "int8 / w8a8, target-only"},
+        "speculative": {
+            **speed,
+            "engine": "int8 / w8a8, speculative",
+            "ratio": 1.5,
+            "tau": 2.25,
+            "equal_answers": 2,
+        },
+        "divergences": {},
+        **values,
+    }
+
+
+def test_every_figure_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    peer = bundle_row(name="llama.cpp Q8_0", megabytes=145.0, to_reference=0.75)
+    parted = {
+        "q:1": {"position": 7, "gap": 1e-6, "verdict": "near-tie"},
+        "q:2": {"position": 8, "gap": 1.0, "verdict": "mismatch"},
+        "q:3": {"position": 9, "gap": 1.0, "verdict": "not claimed"},
+    }
+    rows = {"bundles": [bundle_row(divergences=parted)], "peers": [peer]}
+    print_rows(rows, ["onnxruntime-genai int4"], 4)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[2][3:] == ["100", "20", "5.0", "10.0", "2", "0.50", "1.00", "3.0"]
+    quality, speed = ["20.00", "0.0123", "95.0%"], ["50.0", "40.0-60.0"]
+    assert lines[6][4:] == ["100", *quality, *speed, "1.00", "-", "-", "-"]
+    assert lines[7][4:] == ["120", *quality, *speed, "1.00", "1.50", "2.25", "2/4"]
+    assert lines[8] == ["llama.cpp", "Q8_0", "145", *quality, *speed, "0.75", "-", "-", "-"]
+    assert lines[9] == ["onnxruntime-genai", "int4", "not", "installed"]
+    assert [" ".join(line) for line in lines[10:]] == [
+        "near-tie: int8 / w8a8, q:1, token 7, gap 1.00e-06",
+        "MISMATCH: int8 / w8a8, q:2, token 8, gap 1.00e+00",
+        "not claimed: int8 / w8a8, q:3, token 9, gap 1.00e+00",
+        "4 speculative answers: 1 equal to target-only of their bundle, 1 near-ties, 1 mismatches, "
+        "1 differ where nothing is claimed",
+    ]
+    assert count([parted], "mismatch") == 1
