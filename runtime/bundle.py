@@ -239,7 +239,8 @@ def open_bundle(
     if provider == "cuda" and manifest.cache_form != "static":
         raise BackendError(
             f"{str(folder)!r} has {manifest.cache_form} caches, which only the CPU provider runs; "
-            "build it again with --cache-form static for CUDA"
+            "build it again with static caches for CUDA",
+            options=("cache_form",),
         )
     if backend == "onnxruntime" and manifest.precision == "bf16":
         raise BackendError(

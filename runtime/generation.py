@@ -178,5 +178,6 @@ def check_prompt(prompt_ids: abc.Sequence[int], capacity: int) -> None:
     if len(prompt_ids) > capacity:
         raise InputError(
             f"the prompt has {len(prompt_ids)} tokens, the bundle's capacity is {capacity}: "
-            "shorten the prompt, or build with a larger --capacity"
+            "shorten the prompt, or build with a larger capacity",
+            options=("capacity",),
         )

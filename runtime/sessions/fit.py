@@ -46,7 +46,7 @@ def choose_engines(
         if not fitting[graph]:
             raise BackendError(
                 f"{str(folder)!r} has no {NAMES[flavour]} engine of its {graph} graph: "
-                f"run its build again with --backend {flavour}"
+                f"run its build again for backend {flavour}"
             )
         for entry in fitting[graph]:
             check_engine(folder, manifest, contract, entry)
@@ -89,7 +89,7 @@ def _for_device(entries: Sequence[EngineEntry], device: str, capacity: int) -> l
         there = sorted({name for entry in entries for name in entry.spec.options.compute_capabilities})
         raise BackendError(
             f"the {spec.graph} engines are for compute capability {', '.join(there)}, this device has "
-            f"{device}: run the build again with --backend {spec.flavour} for this device"
+            f"{device}: run the build again for backend {spec.flavour} and this device"
         )
     return [entry for _, entry in sorted(found.items())]
 

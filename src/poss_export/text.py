@@ -67,7 +67,9 @@ class Text:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         if self.config.chat_template is None:
-            raise InputError("this target has no chat template; pass the prompt as plain text (--raw)")
+            raise InputError(
+                "this target has no chat template; pass the prompt as plain text", options=("raw",)
+            )
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _raise_template_error
         return environment.from_string(self.config.chat_template)

@@ -32,7 +32,11 @@ def test_tables_of_smaller_engines_are_not_refitted() -> None:
             EngineOptions(("8.9",), version_compatible=True),
             "no option version compatible: its",
         ),
-        ("tensorrt-rtx", EngineOptions(("8.9",), hardware_compatible=True), "name every device with --comp"),
+        (
+            "tensorrt-rtx",
+            EngineOptions(("8.9",), hardware_compatible=True),
+            "name the compute capability of every device instead",
+        ),
         ("tensorrt", EngineOptions(("8.9",)), "TensorRT has no option compute capability: it builds for the"),
         (
             "tensorrt",

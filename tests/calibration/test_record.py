@@ -393,7 +393,7 @@ def test_prompts_are_invented_in_the_user_s_place(chat_bundle: Path) -> None:
 def test_inventing_needs_a_chat_template(tiny_bundle: Path, changed: Callable[..., Path]) -> None:
     with (
         open_bundle(tiny_bundle, threads=1) as bundle,
-        pytest.raises(InputError, match="has no chat template to invent prompts with: write prompts"),
+        pytest.raises(InputError, match="has no chat template to invent prompts with: give prompts"),
     ):
         invent_prompts(bundle, 4, 0)
     text = replace(read_manifest(tiny_bundle).text, chat_template="<1> " * 47)

@@ -104,7 +104,7 @@ def test_what_is_there_is_kept(tiny_bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "has no chat template to invent prompts with: write prompts behind the bundle"),
+        ((), "has no chat template to invent prompts with: give prompts"),
         (("",), "the prompt is empty"),
         (("<5> " * 49,), "the prompt has 49 tokens, the bundle's capacity is 48"),
         (("--prompts", "nowhere.jsonl"), "'nowhere.jsonl' cannot be read"),

@@ -120,7 +120,7 @@ def test_engines_need_a_gpu_to_run(engine_bundle: Callable[..., Path]) -> None:
 
 def test_engines_of_another_backend_are_not_there(engine_bundle: Callable[..., Path]) -> None:
     message = refused("generate", engine_bundle("fp16"), "<5>", "--raw", "--backend", "tensorrt")
-    assert message.endswith("run its build again with --backend tensorrt")
+    assert message.endswith("run its build again for backend tensorrt")
 
 
 def test_inspect_names_the_engines(engine_bundle: Callable[..., Path]) -> None:
