@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": set(),
     "evaluation": {"runtime"},
     "calibration": {"runtime", "evaluation"},
-    "quantisation": {"calibration", "evaluation", "runtime"},
+    "quantisation": {"runtime", "calibration", "evaluation"},
     "exporters": {"targets", "drafters"},
     "bundling": {
         *("targets", "drafters", "runtime", "evaluation", "calibration", "quantisation", "exporters"),
