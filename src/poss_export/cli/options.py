@@ -83,14 +83,14 @@ ENGINE: tuple[Add, ...] = (
 FORCE = click.option("--force", is_flag=True, help="Replace files that are there.")
 
 
-def prompts(turns: str = "the first is asked", default: str | None = None) -> Add:
+def prompts(default: str | None = None) -> Add:
     """Return the option that names a file of prompts; `default` says what is asked without it."""
     return click.option(
         "--prompts",
         metavar="FILE",
         type=FILE,
         show_default=default or False,
-        help=f"JSON Lines of `prompt`, or of `turns` ({turns}).",
+        help="JSON Lines of `prompt`, or of `turns`, which are all asked.",
     )
 
 
