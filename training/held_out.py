@@ -12,7 +12,7 @@ TREES = tuple(TreeShape(depth=DEPTH, top_k=4, nodes=nodes) for nodes in (8, 16, 
 
 
 def judge(trainer: Trainer, report: Progress) -> dict[str, Any]:
-    """Return acceptance by depth and tau, of chains and of trees by their nodes; the drafter ends on the CPU."""
+    """Return acceptance by depth, and tau of chains and of trees by nodes; the drafter ends on the CPU."""
     acceptance = trainer.evaluate(DEPTH)
     report("trees on held-out dialogues", 0, 1, "")
     trees = tree_taus(trainer.drafter.cpu().eval(), trainer.corpus, TREES)
