@@ -104,8 +104,9 @@ def draw(q: Probabilities, u: float) -> int:
 def draw_margin(logits: Logits, sampling: Sampling, u: float) -> float:
     """Return how far the draw by `u` from logits [vocab] is from another one, in probability.
 
-    That is the distance of `u` to the ends of the drawn token's share, or of a filter's edge to what it cuts
-    off: closer than rounding, and other sums of the same logits may draw another token.
+    That is the distance of `u` to the ends of the drawn token's share, or the distance of a filter to keeping
+    other tokens, where that would move the ends beyond `u`: closer than rounding, and other sums of the same
+    logits may draw another token.
     """
     q = warp(logits, sampling)
     kept, cumulative = _cumulative(q)
@@ -113,23 +114,24 @@ def draw_margin(logits: Logits, sampling: Sampling, u: float) -> float:
     index = int(np.searchsorted(cumulative, min(u, np.nextafter(1.0, 0)), side="right"))
     start = float(cumulative[index - 1]) if index else -math.inf  # the very ends are no boundaries
     end = float(cumulative[index]) if index + 1 < len(kept) else math.inf
-    return min(u - start, end - u, *_edge_margins(logits, sampling, q))
+    distance, weights = min(u - start, end - u), q[kept]
+    edge = float(weights[weights == weights.min()].sum())  # so far can a filter's next choice move the ends
+    return min(distance, max(_filter_margin(logits, sampling, q), distance - edge))
 
 
-def _edge_margins(logits: Logits, sampling: Sampling, q: Probabilities) -> list[float]:
+def _filter_margin(logits: Logits, sampling: Sampling, q: Probabilities) -> float:
     """Return how far the kept tokens are from the others, and top-p and min-p from where they would cut."""
-    if len(q) == np.count_nonzero(q):
-        return []
     weights = warp(logits, Sampling(sampling.temperature))
-    least = float(weights[q > 0].min())
-    margins = [least - float(weights[q == 0].max())]
+    margins = [math.inf]
+    if not q.all():
+        margins.append(float(weights[q > 0].min() - weights[q == 0].max()))
     if sampling.min_p > 0:
         margins.append(float(np.abs(weights - sampling.min_p * weights.max()).min()))
     if sampling.top_p < 1:
         whole = warp(logits, Sampling(sampling.temperature, sampling.top_k)).astype(np.float64)
         reached = np.cumsum(np.sort(whole)[::-1])
         margins.append(float(np.abs(reached - sampling.top_p).min()))
-    return margins
+    return min(margins)
 
 
 def _cumulative(q: Probabilities) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -104,12 +104,24 @@ LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
         (Sampling(1.0), 0.999, 0.049),
         (Sampling(1.0, top_k=2), 0.62, 0.005),  # of what is left: 0.625 and 0.375
         (Sampling(1.0, top_k=2), 0.1, 0.15),  # the third token might have been kept in the second's place
-        (Sampling(1.0, top_p=0.79), 0.1, 0.01),  # two reach 0.8
-        (Sampling(1.0, min_p=0.31), 0.1, 0.005),  # the third has 0.3 of the likeliest
+        (Sampling(1.0, top_p=0.79), 0.5, 0.01),  # two reach 0.8
+        (Sampling(1.0, top_p=0.79), 0.1, 0.15),  # but one or three would draw the same by this
+        (Sampling(1.0, min_p=0.31), 0.5, 0.005),  # the third has 0.3 of the likeliest
+        (Sampling(1.0, min_p=0.0999), 0.52, 0.00005),  # it cuts nothing, but nearly does
     ],
 )
 def test_how_near_a_draw_is_to_another(sampling: Sampling, u: float, margin: float) -> None:
     assert draw_margin(LOGITS, sampling, u) == pytest.approx(margin, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(0.05), Sampling(1, top_k=400), Sampling(1, top_p=0.9), Sampling(1, min_p=0.01)]
+)
+def test_a_small_weight_at_an_edge_makes_no_near_tie(sampling: Sampling) -> None:
+    """Nor does one that underflows; or most draws were near-ties, and nothing could be a mismatch."""
+    logits = np.random.default_rng(0).normal(0, 3, 20000).astype(np.float32)
+    logits[7:9] = 14.0, 13.9
+    assert draw_margin(logits, sampling, 0.1) > 0.05
 
 
 @pytest.mark.parametrize(
