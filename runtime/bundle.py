@@ -168,20 +168,19 @@ class Bundle:
         Arguments and errors as in `stream`; with `raw` a prompt has one turn.
         """
         if request.get("raw", False):
-            (text,) = prompt.turns if len(prompt.turns) == 1 else (None,)
-            if text is None:
+            if len(prompt.turns) != 1:
                 raise InputError(
                     f"prompt {prompt.id!r} has {len(prompt.turns)} turns, which take a chat template; "
                     "give plain text as one turn"
                 )
-            yield self.stream(text, **request)
+            yield self.stream(prompt.turns[0], **request)
             return
         messages = list[Message]()
         for turn in prompt.turns:
             messages.append(user_says(turn))
             stream = self.stream(messages, **request)
             yield stream
-            messages.append({"role": "assistant", "content": stream.result.text})
+            messages.append({"role": "assistant", "content": stream.run().text})
 
     def converse(self, prompt: Prompt, **request: Unpack[Request]) -> list[Generation]:
         """Return the answer to each turn of a prompt; arguments and errors as in `conversation`."""

@@ -74,7 +74,7 @@ class Generation:
 
 
 class Stream:
-    """An answer in the making: iterate once for its text in pieces; then `result` and `rounds` are there.
+    """An answer in the making: iterate for its text in pieces; then `result` and `rounds` are there.
 
     `rounds`: the prompt's own first, each as it was verified, also what was not taken of the last.
     It empties both sessions when the iteration begins, so sessions serve one stream at a time.
@@ -109,9 +109,13 @@ class Stream:
         self._transcript = Transcript(text, max_new_tokens, (stop,) if isinstance(stop, str) else stop)
         ids = np.asarray(prompt_ids, dtype=np.int64)
         self._sequence = Sequence(ids, verifier(sampling), self._transcript)
+        self._pieces = self._answer()
 
     def __iter__(self) -> abc.Iterator[str]:
-        """Yield the text in pieces, at most one a round."""
+        """Yield the text in pieces, at most one a round; another iteration goes on where the last one left."""
+        return self._pieces
+
+    def _answer(self) -> abc.Iterator[str]:
         transcript, clock = self._transcript, time.perf_counter
         for session in self._sessions:
             session.reset()
@@ -148,7 +152,7 @@ class Stream:
         )
 
     def run(self) -> Generation:
-        """Make the whole answer."""
+        """Make what is left of the answer."""
         for _ in self:
             pass
         return self.result

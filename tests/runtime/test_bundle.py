@@ -69,6 +69,14 @@ def test_a_conversation_asks_each_turn_behind_the_answer_before_it(chat_bundle: 
         assert one.token_ids == bundle.generate("<5> <9>", max_new_tokens=6).token_ids
 
 
+def test_a_turn_that_nobody_read_to_its_end_is_answered_all_the_same(chat_bundle: Path) -> None:
+    prompt = Prompt("p", ("<5> <9>", "<7>"))
+    with open_bundle(chat_bundle, threads=1) as bundle:
+        whole = [answer.token_ids for answer in bundle.converse(prompt, max_new_tokens=6)]
+        one, two = bundle.conversation(prompt, max_new_tokens=6)
+        assert [one.result.token_ids, two.run().token_ids] == whole
+
+
 def test_plain_text_has_one_turn(tiny_bundle: Path) -> None:
     with open_bundle(tiny_bundle, threads=1) as bundle:
         (answer,) = bundle.converse(Prompt("p", ("<5>",)), raw=True, max_new_tokens=4)

@@ -85,6 +85,14 @@ def test_stream_is_the_answer_in_pieces(
     assert (stream.result.token_ids, stream.result.text) == (result.token_ids, text)
 
 
+def test_a_stream_goes_on_where_its_reader_left_it(ask: Ask) -> None:
+    stream = ask(sampling=Sampling(1e-3, seed=0))
+    assert next(iter(stream)) + "".join(stream) == ANSWER
+    assert stream.run() is stream.run() is stream.result
+    assert stream.result.token_ids == ask().run().token_ids
+    assert list(stream) == []
+
+
 def test_tau_counts_what_was_emitted(ask: Ask) -> None:
     result = ask(max_new_tokens=4).run()  # S, ay, and the next round is cut
     assert (result.rounds, result.accepted_by_depth, result.tau) == (2, (2,), 1.5)
