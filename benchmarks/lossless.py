@@ -77,6 +77,7 @@ def main(
 ) -> None:
     """Parse, measure, print."""
     machine = environment.record()
+    seeds = tuple(dict.fromkeys(seeds))
     samplings = [Sampling(temperature, top_p=top_p, seed=seed) for seed in seeds if temperature] or [GREEDY]
     answers: dict[str, list[Generation]] = {}
     parted: dict[str, dict[str, Any]] = {}

@@ -43,16 +43,19 @@ def load(text: Text, prompts: Sequence[Path], limit: int | None) -> list[Questio
     """Return the questions of all files, at most `limit` of them, spread evenly.
 
     Raises:
-        InputError: a file cannot be read, a line has no prompt, or there are no questions at all.
+        InputError: a file cannot be read, a line has no prompt, two files have one name, or there are no
+            questions at all.
     """
+    names = [path.name for path in prompts]
+    if doubled := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"two files are named {', '.join(doubled)}: rename one, or give it once")
     found = [
         question
         for path in prompts
         for question in (_from_dialogues(path, text) if path.suffix == ".npz" else _from_lines(path, text))
     ]
     if not found:
-        names = ", ".join(str(path) for path in prompts)
-        raise InputError(f"there are no prompts in {names}; give files that have some")
+        raise InputError(f"there are no prompts in {', '.join(map(str, prompts))}; give files that have some")
     return spread(found, limit)
 
 

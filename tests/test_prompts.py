@@ -45,6 +45,19 @@ def test_a_turn_that_is_no_text_is_named(line: Any, tmp_path: Path) -> None:
         read_prompts(write(tmp_path / "prompts.jsonl", line))
 
 
+def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
+    """JSON may hold the other line ends of Unicode as they are; an editor may begin a file with a mark."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes('\ufeff{"prompt": "a\u2028b\x85c"}\r\n{"prompt": "d"}\r\n'.encode())
+    assert read_prompts(path) == as_prompts(["a\u2028b\x85c", "d"])
+
+
+def test_an_id_that_stands_twice_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "prompts.jsonl", {"id": 2, "prompt": "a"}, {"prompt": "b"})
+    with pytest.raises(InputError, match=r"prompts.jsonl', line 2: id '2' stands there a second time"):
+        read_prompts(path)
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_prompts(tmp_path / "missing.jsonl")

@@ -68,6 +68,16 @@ def test_only_held_out_dialogues_are_asked(tmp_path: Path) -> None:
     assert question.place == "d.npz:1"
 
 
+def test_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    """What is found of a question is kept by its place: two at one place would hide each other."""
+    files = [tmp_path / folder / "q.jsonl" for folder in ("one", "two")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text('{"prompt": "a"}\n')
+    with pytest.raises(InputError, match=r"two files are named q\.jsonl"):
+        questions.load(TEXT, files, None)
+
+
 def test_a_limit_spreads_evenly(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("first.jsonl", "second.jsonl")]
     for file in files:
