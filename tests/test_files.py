@@ -39,6 +39,9 @@ def test_a_file_that_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> Non
     """The message names the file and what to do."""
     with pytest.raises(InputError, match=r"cannot write .*choose another output file"):
         write_whole(tmp_path / "missing" / "file.txt", "")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"):
+        write_whole(tmp_path / "file" / "file.txt", "")
 
 
 def test_versions_are_those_that_are_installed() -> None:

@@ -1,7 +1,7 @@
 """Files that are there whole or not at all."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from poss_export.errors import InputError
@@ -24,7 +24,8 @@ def whole(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"cannot write {str(path)!r} ({error}): choose another output file") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
