@@ -158,9 +158,10 @@ def check_sampling(bundle: Bundle, prompts: abc.Sequence[Prompt], draws: int, re
     if bundle.drafter is None:
         return Check(name, None, NO_DRAFTER)
     report(name)
-    each = max(draws // (_TREES * len(_SAMPLINGS)), 1)
+    prompts = prompts[:_TREES]
+    each = max(draws // (len(prompts) * len(_SAMPLINGS)), 1)
     chances = list[float]()
-    for prompt in prompts[:_TREES]:
+    for prompt in prompts:
         tree, logits = _first_round(
             bundle.target, bundle.drafter, bundle.encode(prompt.turns[0], raw=not bundle.chats)
         )

@@ -112,7 +112,7 @@ class Stream:
         self._pieces = self._answer()
 
     def __iter__(self) -> abc.Iterator[str]:
-        """Yield the text in pieces, at most one a round; another iteration goes on where the last one left."""
+        """Yield the text in pieces, at most one a round; a second iteration goes on where the first left."""
         return self._pieces
 
     def _answer(self) -> abc.Iterator[str]:

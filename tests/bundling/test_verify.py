@@ -63,6 +63,11 @@ def test_a_checkpoint_that_is_named_must_be_the_one(
         found(tiny_bundle, target=target, drafter=str(tmp_path / "other"))
 
 
+def test_without_prompts_nothing_is_shown(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match="there are no prompts"):
+        verify(tiny_bundle, prompts=())
+
+
 def test_a_damaged_bundle_is_not_run(changed: Callable[..., Path]) -> None:
     folder = changed()
     (folder / "tokenizer.json").write_text("{}")

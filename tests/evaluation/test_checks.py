@@ -206,6 +206,21 @@ def test_sampling_passes_on_a_real_bundle(bundle: Bundle) -> None:
     assert check.passed is True, check.detail
 
 
+@pytest.mark.parametrize("prompts", [["<5> <9>"], ["<5> <9>", "<7>", "<8>"]])
+def test_as_many_draws_as_asked_for(
+    prompts: list[str], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def counting(tree: Any, logits: Any, sampling: Any, draws: int, seed: int) -> dict[int, float]:
+        drawn.append(draws)
+        return {0: 1.0}
+
+    monkeypatch.setattr(checks, "node_chances", counting)
+    assert checks.check_sampling(bundle, as_prompts(prompts), 2000, lambda _: None).passed is True
+    assert sum(drawn) == 2000
+
+
 # Two children under the root and one below the first; logits of a random target over 12 tokens.
 TREE = DraftTree.with_root(0, np.array([3, 5, 7]), np.array([0, 0, 1]), np.array([-1, -2, -3], np.float32))
 LOGITS = np.random.default_rng(1).normal(size=(4, 12)).astype(np.float32)
