@@ -10,9 +10,8 @@ from poss_export.calibration.record import Dialogue, Record
 from poss_export.contract import PAST
 from poss_export.engine_spec import GraphName
 from poss_export.errors import InputError
-from poss_export.runtime.loop import PREFILL_CHUNK
+from poss_export.runtime.loop import PREFILL_CHUNK, read
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtTargetSession
-from poss_export.runtime.tree import DraftTree
 
 Feed = Mapping[str, NDArray[Any]]  # every input of a graph, by name
 
@@ -51,16 +50,14 @@ def _replay_dialogue(
         if session is not None:
             session.reset()
     prompt = dialogue.prompt
-    for start in range(0, len(prompt), PREFILL_CHUNK):
-        ids = prompt[start : start + PREFILL_CHUNK]
-        end = start + len(ids)
-        f = target.forward(DraftTree.chain(ids), np.array([len(ids) - 1])).features
+    for start, output in read(target, prompt, chunk=PREFILL_CHUNK):
         yield "target", target.last_feed()
-        target.commit(range(len(ids)))
+        f = output.features
+        end = start + len(f)
         if drafter is not None and end < len(prompt):
             drafter.propose(prompt[start + 1 : end + 1], f)
             yield "draft", drafter.last_feed()
-    t = ids[1:]  # without the root, which the round's tree begins with
+    t = prompt[start + 1 :]  # without the root, which the round's tree begins with
     for done in dialogue.rounds:
         if drafter is not None:
             drafter.propose(np.append(t, done.tree.tokens[0]), f)

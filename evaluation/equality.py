@@ -7,11 +7,9 @@ from typing import Literal
 import numpy as np
 
 from poss_export.exactness import NEAR_TIE, Exactness
-from poss_export.runtime.bundle import GREEDY
-from poss_export.runtime.loop import PREFILL_CHUNK
-from poss_export.runtime.sampling import Logits, Sampling, Uniforms, draw_margin
+from poss_export.runtime.loop import read
+from poss_export.runtime.sampling import GREEDY, Logits, Sampling, Uniforms, draw_margin
 from poss_export.runtime.sessions.base import TargetSession
-from poss_export.runtime.tree import DraftTree
 
 Verdict = Literal["equal", "near-tie", "mismatch", "not claimed"]
 
@@ -69,10 +67,7 @@ def find_divergence(
 def _last_logits(target: TargetSession, ids: Sequence[int]) -> Logits:
     """Return the logits [vocab] after ids, which are read as a prompt."""
     target.reset()
-    for start in range(0, len(ids), PREFILL_CHUNK):
-        chunk = ids[start : start + PREFILL_CHUNK]
-        output = target.forward(DraftTree.chain(chunk), rows=np.array([len(chunk) - 1]))
-        target.commit(range(len(chunk)))
+    *_, (_, output) = read(target, np.asarray(ids))
     logits: Logits = output.logits[-1]
     return logits
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from poss_export.runtime.round import Round
 from poss_export.runtime.sequence import Sequence
-from poss_export.runtime.sessions.base import DraftSession, TargetSession
+from poss_export.runtime.sessions.base import DraftSession, Ints, TargetOutput, TargetSession
 from poss_export.runtime.tree import DraftTree
 
 PREFILL_CHUNK = 256  # tokens: bounds the memory of a long prompt's mask and activations
@@ -45,13 +45,24 @@ def prefill(
 ) -> Round:
     """Read the prompt `chunk` tokens at a time; return the round that its last token makes, a plain step."""
     prompt, slot = sequence.prompt, sequence.slot
-    for start in range(0, len(prompt), chunk):
-        ids = prompt[start : start + chunk]
-        end = start + len(ids)
-        output = target.forward(DraftTree.chain(ids), np.array([len(ids) - 1]), slot)  # only the last logits
-        target.commit(range(len(ids)), slot)
+    for start, output in read(target, prompt, slot, chunk):
+        end = start + len(output.features)
         if drafter is not None and end < len(prompt):
             drafter.propose(prompt[start + 1 : end + 1], output.features, slot)  # for its cache only
-    first = sequence.verify(DraftTree.with_root(int(ids[-1])), output, sequence.position)
-    sequence.begin(ids[1:], output, first)
+    first = sequence.verify(DraftTree.with_root(int(prompt[-1])), output, sequence.position)
+    sequence.begin(prompt[start + 1 :], output, first)
     return first
+
+
+def read(
+    target: TargetSession, ids: Ints, slot: int = 0, chunk: int = PREFILL_CHUNK
+) -> Iterator[tuple[int, TargetOutput]]:
+    """Commit ids `chunk` tokens at a time; yield where each chunk starts, and what came of it.
+
+    Only the last logits of a chunk are asked for.
+    """
+    for start in range(0, len(ids), chunk):
+        tokens = ids[start : start + chunk]
+        output = target.forward(DraftTree.chain(tokens), np.array([len(tokens) - 1]), slot)
+        target.commit(range(len(tokens)), slot)
+        yield start, output
