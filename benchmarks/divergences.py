@@ -7,9 +7,8 @@ from typing import Any
 from poss_export.evaluation.equality import Divergence, Verdict, judge
 from poss_export.exactness import Exactness
 
-Parted = Mapping[
-    str, Mapping[str, Any]
-]  # by place: `position`, `gap`, `verdict`, as they stand in JSON files
+# By place: `position`, `gap`, `verdict`, as they stand in JSON files.
+Parted = Mapping[str, Mapping[str, Any]]
 
 
 def judged(divergence: Divergence, exactness: Exactness, chain: bool) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from benchmarks.questions import Question
 from poss_export.evaluation.answers import take_turns
 from poss_export.evaluation.equality import find_divergence
 from poss_export.evaluation.metrics import acceptance, pooled_tau
-from poss_export.runtime.bundle import GREEDY, Bundle, open_bundle
+from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.generation import Generation
-from poss_export.runtime.sampling import Sampling
+from poss_export.runtime.sampling import GREEDY, Sampling
 
 
 def compare(

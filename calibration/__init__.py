@@ -1,1 +1,1 @@
-"""Calibration: samples of real rounds, quantised graphs, and what they cost."""
+"""Calibration: samples of real rounds, their replay, and what a drafter's scores are worth."""

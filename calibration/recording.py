@@ -15,7 +15,7 @@ from poss_export.runtime.generation import Stream
 
 
 def open_to_record(folder: Path, threads: int | None = None, with_drafter: bool = False) -> Bundle:
-    """Open a bundle for `record_rounds`; enter the result.
+    """Open a bundle for `record_prompts`; enter the result.
 
     Raises:
         InputError: no drafter where one is needed.

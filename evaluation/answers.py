@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 from poss_export.errors import InputError
-from poss_export.runtime.bundle import GREEDY, Bundle
+from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.generation import Generation, Stream
-from poss_export.runtime.sampling import Sampling
+from poss_export.runtime.sampling import GREEDY, Sampling
 from poss_export.runtime.sessions.base import DraftSession
 
 

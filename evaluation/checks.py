@@ -12,9 +12,9 @@ from poss_export.evaluation.distribution import node_chances
 from poss_export.evaluation.equality import Divergence, Verdict, find_divergence, judge
 from poss_export.progress import Report
 from poss_export.prompts import Prompt
-from poss_export.runtime.bundle import GREEDY, Bundle, Request
+from poss_export.runtime.bundle import Bundle, Request
 from poss_export.runtime.loop import prefill
-from poss_export.runtime.sampling import Logits, Sampling
+from poss_export.runtime.sampling import GREEDY, Logits, Sampling
 from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.base import DraftSession, TargetSession
 from poss_export.runtime.tree import DraftTree
@@ -180,7 +180,7 @@ def _first_round(
     """Return the tree after a prompt and the target's logits after each of its nodes."""
     target.reset()
     drafter.reset()
-    sequence = Sequence(np.asarray(prompt_ids), verifier(Sampling()))
+    sequence = Sequence(np.asarray(prompt_ids), verifier(GREEDY))
     prefill(target, drafter, sequence)
     tree = drafter.propose(sequence.t, sequence.f).first(target.room())
     return tree, target.forward(tree).logits.copy()

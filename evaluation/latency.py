@@ -5,7 +5,8 @@ the machine hits all alike; a first turn, not counted, warms up.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import abc
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -20,8 +21,8 @@ from poss_export.machine import cores, peak_memory, processor
 from poss_export.progress import Report, silent
 from poss_export.runtime.bundle import Bundle, contracts_of
 from poss_export.runtime.loop import advance, prefill
-from poss_export.runtime.sampling import Sampling
-from poss_export.runtime.sequence import Sequence as Answer
+from poss_export.runtime.sampling import GREEDY
+from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.base import DraftSession, Ints, TargetSession
 from poss_export.runtime.sessions.cuda import device_name
 from poss_export.runtime.sessions.ort import Provider
@@ -78,8 +79,8 @@ def median_times(bundle: Bundle) -> dict[str, Any]:
 def profile_bundle(
     bundle: Bundle,
     *,
-    widths: Sequence[int] | None = None,
-    contexts: Sequence[int] | None = None,
+    widths: abc.Sequence[int] | None = None,
+    contexts: abc.Sequence[int] | None = None,
     repeats: int = 20,
     report: Report = silent,
 ) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def profile_bundle(
 
 
 def _profile_behind(
-    bundle: Bundle, context: int, widths: Sequence[int], repeats: int
+    bundle: Bundle, context: int, widths: abc.Sequence[int], repeats: int
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the report's rows of each kind of call behind `context` tokens."""
     vocab, drafter = bundle.manifest.target.config.vocab_size, bundle.manifest.drafter
@@ -145,8 +146,8 @@ def round_times(
     target: TargetSession, drafter: DraftSession, ids: Ints, depth: int, repeats: int
 ) -> tuple[dict[int, Milliseconds], Milliseconds]:
     """Return the times of drafting, by new rows, and of whole rounds whose drafter reads one new row."""
-    answer = _fill(target, drafter, ids)
-    t, f = answer.t[-1:], answer.f[-1:]  # one new row
+    sequence = _fill(target, drafter, ids)
+    t, f = sequence.t[-1:], sequence.f[-1:]  # one new row
     read = drafter.length()
 
     def propose(rows: int) -> None:
@@ -156,26 +157,26 @@ def round_times(
     def whole_round() -> None:
         target.trim(len(ids))
         drafter.trim(read)
-        answer.t, answer.f = t, f
-        advance(target, drafter, answer)
+        sequence.t, sequence.f = t, f
+        advance(target, drafter, sequence)
 
     calls: dict[Any, Callable[[], Any]] = {rows: partial(propose, rows) for rows in (1, depth + 1)}
     times = _take_turns({**calls, "round": whole_round}, repeats)
     return {rows: times[rows] for rows in calls}, times["round"]
 
 
-def _fill(target: TargetSession, drafter: DraftSession | None, ids: Ints) -> Answer:
+def _fill(target: TargetSession, drafter: DraftSession | None, ids: Ints) -> Sequence:
     """Empty the sessions, then read `ids` as a prompt, which the drafter has read but for the last row."""
     target.reset()
-    answer = Answer(ids, verifier(Sampling()))
+    sequence = Sequence(ids, verifier(GREEDY))
     if drafter is None:
-        prefill(target, None, answer)
-        return answer
+        prefill(target, None, sequence)
+        return sequence
     drafter.reset()
-    prefill(target, drafter, answer)
-    if len(answer.t) > 1:
-        drafter.propose(answer.t[:-1], answer.f[:-1])
-    return answer
+    prefill(target, drafter, sequence)
+    if len(sequence.t) > 1:
+        drafter.propose(sequence.t[:-1], sequence.f[:-1])
+    return sequence
 
 
 def _take_turns(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, Milliseconds]:
@@ -202,14 +203,14 @@ def _rate(row: dict[str, Any], size: str) -> dict[str, Any]:
     return {**row, "tokens_per_second": round(1000 * row[size] / row["median_ms"], 2)}
 
 
-def _widths(widths: Sequence[int] | None, bundle: Bundle) -> list[int]:
+def _widths(widths: abc.Sequence[int] | None, bundle: Bundle) -> list[int]:
     if widths is None:
         tree = [] if bundle.manifest.drafter is None else [bundle.manifest.drafter.tree.width]
         widths = [width for width in (*WIDTHS, *tree) if width < bundle.manifest.capacity]
     return sorted(set(widths))
 
 
-def _contexts(contexts: Sequence[int] | None, width: int, capacity: int) -> Sequence[int]:
+def _contexts(contexts: abc.Sequence[int] | None, width: int, capacity: int) -> abc.Sequence[int]:
     fitting = [context for context in contexts or CONTEXTS if context + width <= capacity]
     if contexts is None:
         return fitting or [max(capacity - width, 1)]

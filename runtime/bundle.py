@@ -15,15 +15,13 @@ from poss_export.errors import BackendError, BundleError, InputError
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
 from poss_export.prompts import Prompt
 from poss_export.runtime.generation import Generation, Stream
-from poss_export.runtime.sampling import Sampling
+from poss_export.runtime.sampling import GREEDY, Sampling
 from poss_export.runtime.sessions.base import DraftSession, TargetSession
 from poss_export.runtime.sessions.cuda import device_capability
 from poss_export.runtime.sessions.fit import choose_engines
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, OrtTargetSession, Provider
 from poss_export.runtime.sessions.tensorrt import TensorrtDraftSession, TensorrtTargetSession
 from poss_export.text import Message, Text, user_says
-
-GREEDY = Sampling()
 
 
 class Request(TypedDict, total=False):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from poss_export.errors import InputError
 from poss_export.runtime.loop import PREFILL_CHUNK, speculate
 from poss_export.runtime.round import Round
-from poss_export.runtime.sampling import Sampling
+from poss_export.runtime.sampling import GREEDY, Sampling
 from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.base import DraftSession, Session, TargetSession
 from poss_export.runtime.transcript import FinishReason, Transcript
@@ -92,7 +92,7 @@ class Stream:
         prompt_ids: abc.Sequence[int],
         *,
         max_new_tokens: int = 128,
-        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        sampling: Sampling = GREEDY,
         stop: abc.Sequence[str] = (),
         prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:

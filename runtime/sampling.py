@@ -52,6 +52,9 @@ class Sampling:
         return self.temperature == 0
 
 
+GREEDY = Sampling()
+
+
 def warp(logits: Logits, sampling: Sampling) -> Probabilities:
     """Return the distribution [vocab] that `sampling` makes of logits [vocab]."""
     z = logits.astype(np.float32)

@@ -42,9 +42,7 @@ def cores() -> int:
 
 def peak_memory() -> int | None:
     """Return the most bytes of memory that this process had, or None where the system does not say."""
-    status = Path(
-        "/proc/self/status"
-    )  # `getrusage` would count what the parent had before it became this one
+    status = Path("/proc/self/status")  # getrusage counts what the parent had before it became this one
     lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
     for line in lines:
         if line.startswith("VmHWM:"):
