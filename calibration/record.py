@@ -97,8 +97,6 @@ def check_record(
     target_sha256: str,
     drafter_sha256: str | None,
     vocab_size: int,
-    min_dialogues: int = MIN_DIALOGUES,
-    min_rounds: int = MIN_ROUNDS,
 ) -> None:
     """Raise InputError where samples do not serve these checkpoints.
 
@@ -118,10 +116,10 @@ def check_record(
             "record them with a bundle of this drafter"
         )
     dialogues, rounds = len(record.dialogues), len(record.rounds)
-    if dialogues < min_dialogues or rounds < min_rounds:
+    if dialogues < MIN_DIALOGUES or rounds < MIN_ROUNDS:
         raise InputError(
-            f"the samples have {dialogues} dialogues and {rounds} rounds, expected at least {min_dialogues} "
-            f"and {min_rounds}: record more prompts or longer answers"
+            f"the samples have {dialogues} dialogues and {rounds} rounds, expected at least {MIN_DIALOGUES} "
+            f"and {MIN_ROUNDS}: record more prompts or longer answers"
         )
     drafted = ([*r.tree.tokens, r.bonus] for r in record.rounds)
     ids = np.concatenate([*(d.prompt for d in record.dialogues), *drafted])

@@ -122,12 +122,13 @@ class Bundle:
         """
         if self.drafter is None and not target_only:
             raise InputError(f"{str(self.folder)!r} has no drafter; use target-only decoding")
+        ids = self.encode(prompt, raw=raw)
         return Stream(
             self.target,
             None if target_only else self.drafter,
             self.text,
             prompt if isinstance(prompt, str) else prompt[-1]["content"],
-            self.encode(prompt, raw=raw),
+            ids,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             stop=stop,

@@ -208,3 +208,5 @@ def test_bad_requests(tiny_bundle: Path) -> None:
         open_bundle(tiny_bundle, threads=0)
     with pytest.raises(InputError, match="the prompt is empty"):
         open_bundle(tiny_bundle).stream("")
+    with pytest.raises(InputError, match="the prompt is empty"):
+        open_bundle(tiny_bundle).stream([])
