@@ -66,9 +66,14 @@ def measure(workers: Mapping[str, Engine], prompts: list[list[int]], tokens: int
     return list(rows.values())
 
 
+def baseline_of(rows: list[Row]) -> Row:
+    """Return what ratios and equality are against: target-only, or the first where that is not measured."""
+    return next((row for row in rows if row.name == BASELINE), rows[0])
+
+
 def summary(rows: list[Row], prompt_tokens: int) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each row, medians over repeats; ratios and equality are against target-only."""
-    baseline = next((row for row in rows if row.name == BASELINE), rows[0])
+    """Yield the figures of each row, medians over repeats; ratios and equality are to `baseline_of` them."""
+    baseline = baseline_of(rows)
     for row in rows:
         speeds, differences = row.speeds(), row.differences(baseline)
         yield {
@@ -158,9 +163,10 @@ def main(
         rows = measure(workers, asked, max_new_tokens, repeats)
     figures = list(summary(rows, sum(map(len, asked))))
     Console().print(table(figures, missing, len(asked)))
+    other = baseline_of(rows).name
     for row in figures:
         for prompt, token in row["first_differences"]:
-            click.echo(f"{row['engine']} differs from {BASELINE} in prompt {prompt}, token {token}")
+            click.echo(f"{row['engine']} differs from {other} in prompt {prompt}, token {token}")
     click.echo(
         f"{len(asked)} prompts, at most {max_new_tokens} new tokens, {repeats} repeats, {threads} threads, "
         f"{machine['processor']}; load average before {machine['load_average']}"

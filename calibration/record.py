@@ -91,13 +91,7 @@ class Record:
         return _digest(_header(self), _flatten(self.dialogues))
 
 
-def check_record(
-    record: Record,
-    *,
-    target_sha256: str,
-    drafter_sha256: str | None,
-    vocab_size: int,
-) -> None:
+def check_record(record: Record, *, target_sha256: str, drafter_sha256: str | None, vocab_size: int) -> None:
     """Raise InputError where samples do not serve these checkpoints.
 
     `drafter_sha256` is that of the drafter to be calibrated, None where only the target is.

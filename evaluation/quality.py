@@ -62,7 +62,7 @@ def judge_rounds(reference: Bundle, bundle: Bundle, trial: Trial) -> dict[str, A
         for one, only in ((bundle, False), (bundle, True), (reference, False))
     )
     return {
-        "prompts": len(trial.prompts),
+        "prompts": len(ours),  # each turn is one
         "tokens": sum(answer.tokens for answer in ours),
         "tau": pooled_tau(ours),
         "reference_tau": pooled_tau(exact),

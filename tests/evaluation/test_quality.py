@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from poss_export.config import Thresholds
-from poss_export.evaluation.quality import Trial, measure_quality
+from poss_export.evaluation.quality import Trial, judge_rounds, measure_quality
 from poss_export.evaluation.text_quality import read_windows
 from poss_export.evaluation.thresholds import failures
 from poss_export.manifest import read_manifest
-from poss_export.prompts import as_prompts
+from poss_export.prompts import Prompt, as_prompts
 from poss_export.runtime.bundle import Bundle, open_bundle
 
 
@@ -51,6 +51,12 @@ def test_equal_bundles_lose_nothing(bundles: tuple[Bundle, Bundle], text: Path) 
     assert figures["bytes"]["quantised"]["draft"] == data.size
     assert failures(figures, Thresholds(1.0, 1.0, 1.0)) == []
     assert told == ["reading held-out text", "answering held-out prompts", "timing"]
+
+
+def test_every_turn_counts(chat_bundle: Path) -> None:
+    with open_bundle(chat_bundle, threads=1) as bundle:
+        rounds = judge_rounds(bundle, bundle, Trial((), [Prompt("p", ("<5>", "<7>"))], 4, timed=False))
+    assert (rounds["prompts"], rounds["equal_answers"], rounds["tokens"]) == (2, 2, 8)
 
 
 def test_what_was_not_asked_for_is_not_there(bundles: tuple[Bundle, Bundle], text: Path) -> None:
