@@ -244,6 +244,21 @@ def load_graph(
     if options.provider == "cuda":
         _require_cuda(ort.get_available_providers())
         providers.insert(0, "CUDAExecutionProvider")
+    try:
+        session = ort.InferenceSession(graph, _settings(options, weights), providers=providers)
+    except Exception as error:
+        what = "the graph" if isinstance(graph, bytes) else repr(str(graph))
+        raise BackendError(f"ONNX Runtime refuses {what}: {error}") from error
+    if options.provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise BackendError(
+            "ONNX Runtime could not start its CUDA provider; check the driver with nvidia-smi, or use the CPU"
+        )
+    return session
+
+
+def _settings(options: OrtOptions, weights: Path | None) -> "onnxruntime.SessionOptions":
+    import onnxruntime as ort
+
     settings = ort.SessionOptions()
     settings.log_severity_level = 3  # errors: they come as exceptions too
     settings.inter_op_num_threads = 1
@@ -253,16 +268,7 @@ def load_graph(
         settings.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(weights)
         )
-    try:
-        session = ort.InferenceSession(graph, settings, providers=providers)
-    except Exception as error:
-        what = "the graph" if isinstance(graph, bytes) else repr(str(graph))
-        raise BackendError(f"ONNX Runtime refuses {what}: {error}") from error
-    if options.provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-        raise BackendError(
-            "ONNX Runtime could not start its CUDA provider; check the driver with nvidia-smi, or use the CPU"
-        )
-    return session
+    return settings
 
 
 def _require_one_build() -> None:
