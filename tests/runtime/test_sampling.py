@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,5 +147,6 @@ def test_a_draw_with_a_margin_survives_rounding(sampling: Sampling) -> None:
     ],
 )
 def test_bad_values(field: str, value: float, expected: str) -> None:
+    values: dict[str, Any] = {field: value}
     with pytest.raises(InputError, match=expected):
-        Sampling(**{field: value})  # type: ignore[arg-type]
+        Sampling(**values)
