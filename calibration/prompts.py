@@ -11,7 +11,7 @@ from poss_export.text import user_says
 
 LONGEST_TURN = 96  # tokens; longer turns are cut
 
-_GIVE = "write prompts behind the bundle, or give a file of them"
+_GIVE = "give prompts, or a file of them"
 
 
 def invent_prompts(bundle: Bundle, count: int, seed: int, progress: Progress = silent) -> list[str]:
