@@ -19,9 +19,9 @@ def build_bundle(
     plan: Plan,
     folder: Path,
     *,
-    argv: Sequence[str],
-    force: bool,
-    report: Report,
+    argv: Sequence[str] = (),
+    force: bool = False,
+    report: Report = silent,
     progress: Progress = silent,
 ) -> Manifest:
     """Build the bundle and put it at `folder`, whole or not at all.

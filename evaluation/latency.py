@@ -17,7 +17,7 @@ import numpy as np
 from poss_export.engine_spec import MODULES, Backend
 from poss_export.errors import InputError
 from poss_export.machine import cores, peak_memory, processor
-from poss_export.progress import Report
+from poss_export.progress import Report, silent
 from poss_export.runtime.bundle import Bundle, contracts_of
 from poss_export.runtime.loop import advance, prefill
 from poss_export.runtime.sampling import Sampling
@@ -78,10 +78,10 @@ def median_times(bundle: Bundle) -> dict[str, Any]:
 def profile_bundle(
     bundle: Bundle,
     *,
-    widths: Sequence[int] | None,
-    contexts: Sequence[int] | None,
-    repeats: int,
-    report: Report,
+    widths: Sequence[int] | None = None,
+    contexts: Sequence[int] | None = None,
+    repeats: int = 20,
+    report: Report = silent,
 ) -> dict[str, Any]:
     """Measure the entered `bundle`; return the report but for `engine`, as plain JSON values.
 
