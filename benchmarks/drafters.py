@@ -43,7 +43,7 @@ from poss_export.evaluation.metrics import (
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.generation import Generation
 from poss_export.targets.checkpoint import Target, open_target
-from poss_export.training.run import EVALUATED_DEPTH, EVALUATED_TREES
+from poss_export.training.held_out import DEPTH, TREES
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Task:
 
 def chain_of(drafter: DrafterCheckpoint) -> TreeShape:
     """Return the chain that acceptance is measured with: as deep as the drafter drafts, at most 6."""
-    longest = drafter.drafter.config.longest_draft or EVALUATED_DEPTH
-    depth = min(EVALUATED_DEPTH, longest)
+    longest = drafter.drafter.config.longest_draft or DEPTH
+    depth = min(DEPTH, longest)
     return TreeShape(depth, top_k=1, nodes=depth)
 
 
@@ -219,7 +219,7 @@ def measure_all(
     "trees",
     metavar="DEPTH,TOP_K,NODES",
     multiple=True,
-    default=[tree_name(tree) for tree in EVALUATED_TREES],
+    default=[tree_name(tree) for tree in TREES],
     show_default=True,
     help="Measure tau with this tree; may be repeated.",
 )

@@ -11,15 +11,15 @@ import onnx
 
 from poss_export.bundling.export import Export
 from poss_export.bundling.observing import make_sweep, observe_graph
-from poss_export.calibration.acceptance import from_record
+from poss_export.calibration.acceptance_fit import from_record
 from poss_export.calibration.record import Record
 from poss_export.calibration.recording import record_rounds
 from poss_export.config import Thresholds
 from poss_export.engine_spec import GraphName
-from poss_export.evaluation.gate import require_quality
 from poss_export.evaluation.held_out import HELD_OUT, PROMPTS
 from poss_export.evaluation.quality import Trial, measure_quality
 from poss_export.evaluation.text_quality import read_windows
+from poss_export.evaluation.thresholds import require_quality
 from poss_export.evaluation.widths import measure_widths
 from poss_export.exporters.embedding import find_embedding
 from poss_export.manifest import (
@@ -29,6 +29,7 @@ from poss_export.manifest import (
     Manifest,
 )
 from poss_export.progress import Progress, Report, silent
+from poss_export.prompts import Prompt
 from poss_export.quantisation import insertion
 from poss_export.quantisation.decisions import Decisions, GraphRequest, decide
 from poss_export.quantisation.gains import COPY, GAIN, add_gains, untie
@@ -48,7 +49,7 @@ class QuantiseRequest:
     samples: Record | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
     text: Path = HELD_OUT
-    prompts: tuple[str, ...] = PROMPTS
+    prompts: tuple[Prompt, ...] = PROMPTS
 
     def to_dict(self) -> dict[GraphName, dict[str, Any]]:
         """Return what decides how each graph is quantised, as plain JSON values."""

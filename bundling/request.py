@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeGuard, cast, get_args
 from poss_export.config import CacheForm, Precision, Scheme, Thresholds, TreeShape
 from poss_export.engine_spec import Backend, EngineOptions, GraphName
 from poss_export.errors import InputError
+from poss_export.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
     from poss_export.bundling.engine_request import EngineRequest
@@ -206,12 +207,11 @@ def _layer(text: str) -> tuple[str, Scheme | None]:
     return pattern, precision
 
 
-def _prompts(file: Path | None) -> tuple[str, ...]:
+def _prompts(file: Path | None) -> tuple[Prompt, ...]:
     """Return the held-out prompts of a file, or those that are built in."""
     from poss_export.evaluation.held_out import PROMPTS
-    from poss_export.prompts import read_prompts
 
-    prompts = PROMPTS if file is None else tuple(prompt.turns[0] for prompt in read_prompts(file))
+    prompts = PROMPTS if file is None else tuple(read_prompts(file))
     if not prompts:
         raise InputError(
             f"{str(file)!r} is empty; write prompts into it, or leave it out", options=("held_out_prompts",)

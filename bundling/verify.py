@@ -12,12 +12,14 @@ from poss_export.evaluation.checks import (
     Check,
     check_cache_laws,
     check_greedy,
+    check_sampled,
     check_sampling,
 )
 from poss_export.evaluation.held_out import PROMPTS
 from poss_export.evaluation.parity import FIGURES, SCORES, check_name, check_parity
 from poss_export.manifest import DrafterEntry, Manifest, TargetEntry, read_manifest
 from poss_export.progress import Report, silent
+from poss_export.prompts import Prompt
 from poss_export.reference import Reference
 from poss_export.runtime.bundle import open_bundle
 from poss_export.runtime.sessions.ort import Provider
@@ -34,7 +36,7 @@ def verify(
     *,
     target: str | None = None,
     drafter: str | None = None,
-    prompts: Sequence[str] = PROMPTS,
+    prompts: Sequence[Prompt] = PROMPTS,
     max_new_tokens: int = 64,
     draws: int = 8000,
     backend: Backend = "onnxruntime",
@@ -48,7 +50,7 @@ def verify(
         folder: the bundle.
         target: where its target is, as for a build; None takes the name in the manifest.
         drafter: where its drafter is, likewise.
-        prompts: answered greedily with and without the drafter; the first of them are sampled, too.
+        prompts: answered with and without the drafter, all turns, greedily and sampled.
         max_new_tokens: longest answer, in tokens.
         draws: samples for the distribution test.
         backend: what runs the bundle.
@@ -73,6 +75,7 @@ def verify(
             checks += check_parity(bundle, reference)
         checks += check_cache_laws(bundle)
         checks.append(check_greedy(bundle, prompts, max_new_tokens, report))
+        checks.append(check_sampled(bundle, prompts, max_new_tokens, report))
         checks.append(check_sampling(bundle, prompts, draws, report))
     return checks
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from poss_export.acceptance import AcceptanceCurves
-from poss_export.calibration.acceptance import from_record
-from poss_export.calibration.prompts import invent_prompts
+from poss_export.calibration.acceptance_fit import from_record
+from poss_export.calibration.invented_prompts import invent_prompts
 from poss_export.calibration.record import Record, save_record
 from poss_export.calibration.recording import open_to_record, record_prompts
 from poss_export.errors import InputError

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from poss_export.evaluation import laws
-from poss_export.evaluation.answers import take_turns
+from poss_export.evaluation.answers import answer
 from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE
 from poss_export.evaluation.distribution import node_chances
 from poss_export.evaluation.equality import Divergence, Verdict, find_divergence, judge
 from poss_export.progress import Report
-from poss_export.runtime.bundle import GREEDY, Bundle
+from poss_export.prompts import Prompt
+from poss_export.runtime.bundle import GREEDY, Bundle, Request
 from poss_export.runtime.loop import prefill
 from poss_export.runtime.sampling import Logits, Sampling
 from poss_export.runtime.sequence import Sequence
@@ -68,7 +69,7 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
     ]
 
 
-def check_greedy(bundle: Bundle, prompts: abc.Sequence[str], max_new_tokens: int, report: Report) -> Check:
+def check_greedy(bundle: Bundle, prompts: abc.Sequence[Prompt], max_new_tokens: int, report: Report) -> Check:
     """Check that greedy speculative and target-only decoding give the same tokens, by `equality.judge`.
 
     Where nothing is claimed the check is skipped, and what differs is told.
@@ -77,7 +78,9 @@ def check_greedy(bundle: Bundle, prompts: abc.Sequence[str], max_new_tokens: int
     return _check_equality(name, bundle, prompts, GREEDY, max_new_tokens, report)
 
 
-def check_sampled(bundle: Bundle, prompts: abc.Sequence[str], max_new_tokens: int, report: Report) -> Check:
+def check_sampled(
+    bundle: Bundle, prompts: abc.Sequence[Prompt], max_new_tokens: int, report: Report
+) -> Check:
     """Check the same of sampled tokens: each has a random number of its own (docs/lossless-sampling.md)."""
     name = "sampled: speculative = target-only"
     return _check_equality(name, bundle, prompts, _SAMPLED, max_new_tokens, report)
@@ -86,17 +89,17 @@ def check_sampled(bundle: Bundle, prompts: abc.Sequence[str], max_new_tokens: in
 def _check_equality(
     name: str,
     bundle: Bundle,
-    prompts: abc.Sequence[str],
+    prompts: abc.Sequence[Prompt],
     sampling: Sampling,
     max_new_tokens: int,
     report: Report,
 ) -> Check:
     if bundle.drafter is None:
         return Check(name, None, NO_DRAFTER)
-    cases = []
+    cases = list[_Case]()
     for number, prompt in enumerate(prompts, start=1):
         report(f"{name}, prompt {number} of {len(prompts)}")
-        cases.append(_answered(bundle, prompt, sampling, max_new_tokens))
+        cases += _answered(bundle, prompt, sampling, max_new_tokens)
     return _judged(name, cases)
 
 
@@ -117,20 +120,25 @@ class _Case:
         return f"{kind} at token {self.divergence.position}, gap {self.divergence.gap:.1e}: {self.prompt!r}"
 
 
-def _answered(bundle: Bundle, prompt: str, sampling: Sampling, max_new_tokens: int) -> _Case:
-    ids = bundle.encode(prompt, raw=bundle.manifest.text.chat_template is None)
-    (ours,), (plain,) = take_turns(bundle, [ids], max_new_tokens, sampling)
-    found = find_divergence(bundle.target, ids, ours.token_ids, plain.token_ids, sampling)
+def _answered(bundle: Bundle, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> abc.Iterator[_Case]:
+    """Yield a case for each turn, asked behind what the target alone answered to those before."""
     exactness = bundle.manifest.exactness
-    verdict = judge(found, exactness, ours.chains)
-    return _Case(prompt, plain.tokens, exactness.claims(ours.chains), found, verdict)
+    request = Request(
+        max_new_tokens=max_new_tokens, sampling=sampling, target_only=True, raw=not bundle.chats
+    )
+    for stream in bundle.conversation(prompt, **request):
+        plain, ids = stream.run(), stream.prompt_ids.tolist()
+        ours = answer(bundle, ids, max_new_tokens, target_only=False, sampling=sampling)
+        found = find_divergence(bundle.target, ids, ours.token_ids, plain.token_ids, sampling)
+        verdict = judge(found, exactness, ours.chains)
+        yield _Case(plain.prompt, plain.tokens, exactness.claims(ours.chains), found, verdict)
 
 
 def _judged(name: str, cases: abc.Sequence[_Case]) -> Check:
     parted = [case for case in cases if case.divergence is not None]
     near_ties = sum(case.verdict == "near-tie" for case in parted)
     detail = (
-        f"{len(cases)} prompts, {sum(case.tokens for case in cases)} tokens, "
+        f"{len(cases)} answers, {sum(case.tokens for case in cases)} tokens, "
         f"{len(parted) - near_ties} mismatches, {near_ties} near-ties"
     )
     notes = tuple(case.note() for case in parted)
@@ -141,7 +149,7 @@ def _judged(name: str, cases: abc.Sequence[_Case]) -> Check:
     return Check(name, True, detail, notes)
 
 
-def check_sampling(bundle: Bundle, prompts: abc.Sequence[str], draws: int, report: Report) -> Check:
+def check_sampling(bundle: Bundle, prompts: abc.Sequence[Prompt], draws: int, report: Report) -> Check:
     """Check that tokens sampled through trees follow the target's distribution; `draws` walks in all.
 
     Engines give each prompt's first tree and its logits once; the walks cost no engine.
@@ -150,11 +158,12 @@ def check_sampling(bundle: Bundle, prompts: abc.Sequence[str], draws: int, repor
     if bundle.drafter is None:
         return Check(name, None, NO_DRAFTER)
     report(name)
-    raw = bundle.manifest.text.chat_template is None
     each = max(draws // (_TREES * len(_SAMPLINGS)), 1)
     chances = list[float]()
     for prompt in prompts[:_TREES]:
-        tree, logits = _first_round(bundle.target, bundle.drafter, bundle.encode(prompt, raw=raw))
+        tree, logits = _first_round(
+            bundle.target, bundle.drafter, bundle.encode(prompt.turns[0], raw=not bundle.chats)
+        )
         for seed, sampling in enumerate(_SAMPLINGS):
             chances += node_chances(tree, logits, sampling, each, seed).values()
     allowed = _FALSE_ALARM / len(chances)

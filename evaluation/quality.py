@@ -10,6 +10,7 @@ from poss_export.evaluation.metrics import acceptance, pooled_tau
 from poss_export.evaluation.text_quality import judge_text
 from poss_export.manifest import GRAPHS
 from poss_export.progress import Report
+from poss_export.prompts import Prompt
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.sessions.base import Ints
 
@@ -19,7 +20,7 @@ class Trial:
     """What is asked: windows of ids; prompts, each for so many new tokens; times, if `timed`."""
 
     windows: Sequence[Ints]
-    prompts: Sequence[str]
+    prompts: Sequence[Prompt]
     max_new_tokens: int
     timed: bool
 
@@ -51,11 +52,12 @@ def judge_rounds(reference: Bundle, bundle: Bundle, trial: Trial) -> dict[str, A
     """Return tau, acceptance by depth, and how many answers speculation leaves as target-only decoding's."""
     if bundle.drafter is None:
         return {}
-    raw = bundle.manifest.text.chat_template is None
+    tokens, raw = trial.max_new_tokens, not bundle.chats
     ours, plain, exact = (
         [
-            one.generate(prompt, max_new_tokens=trial.max_new_tokens, target_only=only, raw=raw)
+            made
             for prompt in trial.prompts
+            for made in one.converse(prompt, max_new_tokens=tokens, target_only=only, raw=raw)
         ]
         for one, only in ((bundle, False), (bundle, True), (reference, False))
     )

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from poss_export.config import DrafterConfig, TargetConfig, TreeShape
+from poss_export.config import DrafterConfig, TargetConfig
 from poss_export.drafters.checkpoint import check_pair, load_drafter, save_drafter
 from poss_export.drafters.model import Drafter
 from poss_export.errors import CheckpointError, InputError
@@ -26,18 +27,16 @@ from poss_export.targets.checkpoint import Target
 from poss_export.targets.decoder import Decoder
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.features import TargetView, view_dialogues
+from poss_export.training.held_out import DEPTH, judge
 from poss_export.training.initialise import initialise, start_from
 from poss_export.training.log import append_log, read_log
 from poss_export.training.plot import plot_training
 from poss_export.training.presets import DrafterChoices, Recipe, Stage, StageChoices, given, preset
 from poss_export.training.synthesis import answer_prompts, chat_prompts, invent_turns, join_dialogues
 from poss_export.training.trainer import Corpus, RunState, Trainer
-from poss_export.training.tree_tau import tree_taus
 from poss_export.training.vocabulary import choose_vocabulary, coverage
 
 DRAFT_VOCAB_SIZE = 8192
-EVALUATED_DEPTH = 6
-EVALUATED_TREES = tuple(TreeShape(depth=6, top_k=4, nodes=nodes) for nodes in (8, 16, 32))
 LOG = "training.jsonl"
 LOGGED = 10  # points of the learning curves, beside the first
 
@@ -108,10 +107,27 @@ def train(
     view = sum(views[1:], start=views[0])
     spread = float(decoder.embed_tokens.float().std())
     drafter = _new_drafter(config, trained, dialogues, view, options.seed, spread)
-    draft_ids = drafter.draft_ids.clone()
-    draft_index = torch.full((target.config.vocab_size,), -1)
+    corpus = _corpus(decoder, dialogues, view, drafter.draft_ids.clone(), spread)
+    trainer = Trainer(drafter, corpus, options.stages, options.budget, options.seed, work)
+    _run(trainer, options.budget, out / LOG, report)
+    held_out = judge(trainer, report)
+    drafter.scale_embeddings(1 / spread)
+    record = _record(target, options, trainer, held_out)
+    write_whole(out / "training.json", json.dumps(record, indent=2) + "\n")
+    plot_training(out / "training.png", record, list(read_log(out / LOG)))
+    save_drafter(out, drafter, target.sha256, torch.bfloat16)
+    shutil.rmtree(work)
+    return record
+
+
+def _corpus(
+    decoder: Decoder, dialogues: Dialogues, view: TargetView, draft_ids: Tensor, spread: float
+) -> Corpus:
+    """Return what training reads; embeddings are divided by their `spread`."""
+    device, vocab_size = decoder.embed_tokens.device, decoder.config.vocab_size
+    draft_index = torch.full((vocab_size,), -1)
     draft_index[draft_ids] = torch.arange(len(draft_ids))
-    corpus = Corpus(
+    return Corpus(
         dialogues=dialogues,
         view=view,
         embeddings=decoder.embed_tokens.float() / spread,
@@ -120,33 +136,24 @@ def train(
         device=device,
         dtype=matmul_dtype(device),
     )
-    trainer = Trainer(drafter, corpus, options.stages, options.budget, options.seed, work)
-    _run(trainer, options.budget, out / LOG, report)
-    acceptance = trainer.evaluate(EVALUATED_DEPTH)
-    report("trees on held-out dialogues", 0, 1, "")
-    trees = tree_taus(drafter.cpu().eval(), corpus, EVALUATED_TREES)
-    report("trees on held-out dialogues", 1, 1, "")
-    drafter.scale_embeddings(1 / spread)
-    record = {
+
+
+def _record(
+    target: Target, options: TrainOptions, trainer: Trainer, held_out: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the run's report as plain JSON values."""
+    dialogues, drafter = trainer.corpus.dialogues, trainer.drafter
+    return {
         "target": target.name,
         "options": options.to_dict(),
         "stages": [asdict(stage) for stage in options.stages],
         "dialogues": len(dialogues),
         "answer_tokens": int(dialogues.answer_mask.sum()),
-        "draft_vocabulary_coverage": round(coverage(dialogues, draft_ids.numpy()), 4),
+        "draft_vocabulary_coverage": round(coverage(dialogues, drafter.draft_ids.numpy()), 4),
         "parameters": sum(p.numel() for p in drafter.parameters()),
         "training_seconds": round(trainer.state.seconds),
-        "held_out": {
-            "alpha": [round(rate, 3) for rate in acceptance.alpha],
-            "chain_tau": round(acceptance.chain_tau, 3),
-            "tree_tau": {str(tree.nodes): round(tau, 3) for tree, tau in trees.items()},
-        },
+        "held_out": held_out,
     }
-    write_whole(out / "training.json", json.dumps(record, indent=2) + "\n")
-    plot_training(out / "training.png", record, list(read_log(out / LOG)))
-    save_drafter(out, drafter, target.sha256, torch.bfloat16)
-    shutil.rmtree(work)
-    return record
 
 
 def _claim(out: Path, target: Target, options: TrainOptions) -> Path:
@@ -211,14 +218,7 @@ def _view(
     path = cache / f"view-{digest}.safetensors"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        done = 0
-
-        def progress(tokens: int) -> None:
-            nonlocal done
-            done += tokens
-            report("features", done, len(dialogues.ids), "tokens")
-
-        view = view_dialogues(decoder, dialogues, progress=progress)
+        view = view_dialogues(decoder, dialogues, progress=report)
         with whole(path) as partial:
             save_file(vars(view), partial)
     return TargetView(**load_file(path))
@@ -281,7 +281,7 @@ def _run(trainer: Trainer, budget: int, log: Path, report: Progress) -> None:
         report("training", done, budget, f"loss {losses['token_loss']:.3f}")
         if done - logged >= budget / LOGGED:
             logged = done
-            acceptance = trainer.evaluate(EVALUATED_DEPTH, most=16)
+            acceptance = trainer.evaluate(DEPTH, most=16)
             means = {name: sum(batch[name] for batch in since) / len(since) for name in losses}
             since.clear()
             append_log(log, {"done": done, **asdict(state), **means, **asdict(acceptance)})

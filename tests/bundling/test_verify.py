@@ -11,9 +11,10 @@ from poss_export.bundling.verify import verify
 from poss_export.drafters.checkpoint import save_drafter
 from poss_export.errors import BundleError, InputError
 from poss_export.evaluation.checks import Check
+from poss_export.prompts import as_prompts
 from poss_export.targets.checkpoint import open_target
 
-PROMPTS = ("<5> <9>", "<7> <8> <9>")
+PROMPTS = as_prompts(["<5> <9>", "<7> <8> <9>"])
 LAWS = {"n tokens = n steps", "tree = its paths", "commit = fresh run", "draft rows at once = in parts"}
 PARITY = {"parity: target features", "parity: target logits", "parity: draft scores"}
 
@@ -26,7 +27,8 @@ def found(folder: Path, **options: Any) -> dict[str, Check]:
 def test_every_check_is_made_or_says_why_not(tiny_bundle: Path, tiny_folder: Callable[[str], Path]) -> None:
     told: list[str] = []
     checks = found(tiny_bundle, target=str(tiny_folder("llama")), report=told.append)
-    rest = {"files", "greedy: speculative = target-only", "sampling: distribution"}
+    equal = {f"{kind}: speculative = target-only" for kind in ("greedy", "sampled")}
+    rest = {"files", *equal, "sampling: distribution"}
     assert set(checks) >= rest | LAWS | PARITY
     assert told[0] == "running PyTorch"
     assert "as the drafter" in checks["parity: draft scores"].detail  # there is no drafter called random

@@ -16,7 +16,7 @@ import pytest
 from poss_export.calibration import record as module
 from poss_export.calibration import recording
 from poss_export.calibration import replay as replaying
-from poss_export.calibration.prompts import invent_prompts
+from poss_export.calibration.invented_prompts import invent_prompts
 from poss_export.calibration.record import Dialogue, Record, check_record, load_record, save_record
 from poss_export.calibration.recording import open_to_record, record_prompts, record_rounds
 from poss_export.calibration.replay import check_feeds, replay

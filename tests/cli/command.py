@@ -10,6 +10,8 @@ from poss_export.cli.main import main
 from poss_export.drafters.checkpoint import save_drafter
 from poss_export.targets.checkpoint import open_target
 
+CAPACITY = 96  # tokens, of quantised bundles: widths are measured behind 17
+
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
@@ -38,3 +40,8 @@ def write_drafter(folder: Path, target: Path, random_drafter: Any, **other: Any)
     opened = open_target(str(target))
     save_drafter(folder, random_drafter(replace(opened.config, **other), 3), opened.sha256, torch.float32)
     return folder
+
+
+def words(*ids: int) -> str:
+    """Return a prompt of these tokens."""
+    return " ".join(f"<{number}>" for number in ids)

@@ -24,6 +24,7 @@ NAMES = [
     "commit = fresh run",
     "draft rows at once = in parts",
     "greedy: speculative = target-only",
+    "sampled: speculative = target-only",
     "sampling: distribution",
 ]
 
@@ -32,7 +33,7 @@ def test_verify_passes_what_was_built(bundle: Path, target: Path, drafter: Path)
     made = checks(bundle, "--target", target, "--drafter", drafter)
     assert sorted(made) == sorted(NAMES)
     assert all(check["passed"] is True for check in made.values()), made
-    assert "8 prompts, 96 tokens, 0 mismatches" in made["greedy: speculative = target-only"]["detail"]
+    assert "8 answers, 96 tokens, 0 mismatches" in made["greedy: speculative = target-only"]["detail"]
 
 
 def test_verify_skips_parity_without_the_checkpoints(bundle: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from poss_export.evaluation import checks, distribution
 from poss_export.evaluation.differences import difference, tree_difference
 from poss_export.evaluation.equality import Divergence
+from poss_export.prompts import Prompt, as_prompts
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.round import Round
 from poss_export.runtime.sampling import Sampling, warp
@@ -93,7 +95,7 @@ def test_a_drafter_that_loses_rows_breaks_its_law(bundle: Bundle, monkeypatch: p
 def test_mismatches_are_counted_and_listed(
     check: Callable[..., checks.Check], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts = ["<5> <9>", *(f"<{number}>" for number in range(7, 13))]
+    prompts = as_prompts(["<5> <9>", *(f"<{number}>" for number in range(7, 13))])
     reported: list[str] = []
     right = check(bundle, prompts, 12, reported.append)
     assert right.passed is True
@@ -156,7 +158,7 @@ def test_a_quantised_drafter_claims_less(bundle: Bundle, quantised: Callable[...
     found = {check.name: check.passed for check in checks.check_cache_laws(bundle)}
     assert found.pop("draft rows at once = in parts") is None
     assert [*found.values()] == [True] * 3
-    assert checks.check_greedy(bundle, ["<5> <9>"], 12, lambda _: None).passed is True
+    assert checks.check_greedy(bundle, as_prompts(["<5> <9>"]), 12, lambda _: None).passed is True
 
 
 def as_chain(tree: DraftTree) -> DraftTree:
@@ -191,19 +193,19 @@ def test_greedy_is_claimed_as_measured(
         kind = type(bundle.drafter)
         propose = kind.propose
         monkeypatch.setattr(kind, "propose", lambda *call: as_chain(propose(*call)))
-    right = checks.check_greedy(bundle, ["<5> <9>"], 12, lambda _: None)
+    right = checks.check_greedy(bundle, as_prompts(["<5> <9>"]), 12, lambda _: None)
     assert right.passed is (True if claimed else None)
-    assert right.detail.startswith("not claimed of a quantised graph: 1 prompts") != claimed
+    assert right.detail.startswith("not claimed of a quantised graph: 1 answers") != claimed
     # No near-tie excuses what was measured to be exact.
     monkeypatch.setattr(checks, "find_divergence", lambda *_: Divergence(3, 1e-9))
-    wrong = checks.check_greedy(bundle, ["<5> <9>"], 12, lambda _: None)
+    wrong = checks.check_greedy(bundle, as_prompts(["<5> <9>"]), 12, lambda _: None)
     assert wrong.passed is (False if claimed else None)
     assert "1 mismatches, 0 near-ties" in wrong.detail
     assert [note.partition(",")[0] for note in wrong.notes] == ["mismatch at token 3"]
 
 
 def test_sampling_passes_on_a_real_bundle(bundle: Bundle) -> None:
-    check = checks.check_sampling(bundle, ["<5> <9>", "<7>"], 2000, lambda _: None)
+    check = checks.check_sampling(bundle, as_prompts(["<5> <9>", "<7>"]), 2000, lambda _: None)
     assert check.passed is True, check.detail
 
 
@@ -282,3 +284,11 @@ def test_trees_may_differ_in_what_nearly_ties() -> None:
     assert tree_difference(tree((4, 0, -1.0), (5, 0, -2.0), (7, 2, -4.0)), whole) == 0
     assert tree_difference(tree((4, 0, -1.0), (9, 0, -2.0), (6, 1, -4.0)), whole) == pytest.approx(0.5)
     assert tree_difference(tree((4, 0, -1.2), (5, 0, -2.0), (6, 1, -4.0)), whole) == pytest.approx(0.05)
+
+
+def test_every_turn_is_an_answer(chat_bundle: Path) -> None:
+    prompt = Prompt("p", ("<5> <9>", "<7>"))
+    with open_bundle(chat_bundle, threads=1) as bundle:
+        check = checks.check_greedy(bundle, [prompt], 6, lambda _: None)
+    assert check.passed is True
+    assert check.detail.startswith("2 answers, 12 tokens, 0 mismatches")

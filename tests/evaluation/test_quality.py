@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from poss_export.config import Thresholds
-from poss_export.evaluation.gate import failures
 from poss_export.evaluation.quality import Trial, measure_quality
 from poss_export.evaluation.text_quality import read_windows
+from poss_export.evaluation.thresholds import failures
 from poss_export.manifest import read_manifest
+from poss_export.prompts import as_prompts
 from poss_export.runtime.bundle import Bundle, open_bundle
 
 
@@ -31,7 +32,7 @@ def text(tmp_path: Path) -> Path:
 def test_equal_bundles_lose_nothing(bundles: tuple[Bundle, Bundle], text: Path) -> None:
     windows = read_windows(bundles[0], text)
     told: list[str] = []
-    trial = Trial(windows, ["<5> <9>", "<7>"], 24, timed=True)
+    trial = Trial(windows, as_prompts(["<5> <9>", "<7>"]), 24, timed=True)
     figures = measure_quality(*bundles, bundles[1], trial, told.append)
     assert figures["text"]["divergence"] == 0
     assert figures["text"]["agreement"] == 1
@@ -53,7 +54,7 @@ def test_equal_bundles_lose_nothing(bundles: tuple[Bundle, Bundle], text: Path) 
 
 
 def test_what_was_not_asked_for_is_not_there(bundles: tuple[Bundle, Bundle], text: Path) -> None:
-    trial = Trial(read_windows(bundles[0], text, 1), ["<5>"], 4, timed=False)
+    trial = Trial(read_windows(bundles[0], text, 1), as_prompts(["<5>"]), 4, timed=False)
     figures = measure_quality(*bundles, bundles[1], trial, lambda _: None)
     assert figures.keys() == {"text", "rounds", "bytes"}
     assert figures["text"]["tokens"] == 48

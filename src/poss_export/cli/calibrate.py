@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _FITS = ("before", "after")  # of an acceptance calibration
 
 _ANSWERS = (
-    options.prompts("all are asked", default="the target invents some"),
+    options.prompts(default="the target invents some"),
     click.option(
         "--num-prompts",
         type=click.IntRange(1),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from poss_export.runtime.sessions.ort import Provider
 
 _PROMPT = (
-    options.prompts("all are asked"),
+    options.prompts(),
     click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template."),
 )
 _ANSWER = (
@@ -39,7 +39,7 @@ _ANSWER = (
         "Prompt": _PROMPT,
         "Answer": _ANSWER,
         "Engine": options.ENGINE,
-        "Output": (options.json_flag("Print one JSON object a prompt."),),
+        "Output": (options.json_flag("Print one JSON object an answer."),),
     }
 )
 @click.command(cls=options.HeadedCommand, short_help="Answer prompts with a bundle.")

@@ -18,10 +18,7 @@ _COLUMN = 30  # characters of the first column in help: as wide as click makes i
 class HeadedCommand(click.Command):
     """A command whose help shows its options under `headings`, then those that have none."""
 
-    def __init__(self, *arguments: Any, **attributes: Any) -> None:
-        """Take what any command takes."""
-        super().__init__(*arguments, **attributes)
-        self.headings: dict[str, list[click.Parameter]] = {}
+    headings: Mapping[str, Sequence[click.Parameter]] = {}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a section a heading, all in the same columns."""
@@ -41,11 +38,13 @@ def headed(groups: Mapping[str, Sequence[Add]]) -> Callable[[HeadedCommand], Hea
     """Return a decorator that adds options to a command, under these headings and in this order."""
 
     def add(command: HeadedCommand) -> HeadedCommand:
+        headings = {}
         for heading, options in groups.items():
             known = len(command.params)
             for option in options:
                 option(command)
-            command.headings[heading] = command.params[known:]
+            headings[heading] = command.params[known:]
+        command.headings = headings
         return command
 
     return add
@@ -83,14 +82,14 @@ ENGINE: tuple[Add, ...] = (
 FORCE = click.option("--force", is_flag=True, help="Replace files that are there.")
 
 
-def prompts(turns: str = "the first is asked", default: str | None = None) -> Add:
+def prompts(default: str | None = None) -> Add:
     """Return the option that names a file of prompts; `default` says what is asked without it."""
     return click.option(
         "--prompts",
         metavar="FILE",
         type=FILE,
         show_default=default or False,
-        help=f"JSON Lines of `prompt`, or of `turns` ({turns}).",
+        help="JSON Lines of `prompt`, or of `turns`, which are all asked.",
     )
 
 

@@ -61,12 +61,12 @@ def verify(
     from poss_export.evaluation.held_out import PROMPTS
     from poss_export.prompts import read_prompts
 
-    texts = [prompt.turns[0] for prompt in read_prompts(prompts)] if prompts else PROMPTS
+    asked = read_prompts(prompts) if prompts else PROMPTS
     made = verify_bundle(
         bundle,
         target=target,
         drafter=drafter,
-        prompts=texts[:num_prompts],
+        prompts=asked[:num_prompts],
         max_new_tokens=max_new_tokens,
         draws=draws,
         backend=backend,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from poss_export.acceptance import AcceptanceCurves, DepthCurve, Errors
-from poss_export.calibration.acceptance import fit_isotonic, from_record, reliability, wilson
+from poss_export.calibration.acceptance_fit import fit_isotonic, from_record, reliability, wilson
 from poss_export.calibration.record import Dialogue, Record
 from poss_export.config import TreeShape
 from poss_export.errors import InputError

@@ -4,7 +4,7 @@ import pytest
 
 from poss_export.config import Thresholds
 from poss_export.errors import QualityError
-from poss_export.evaluation.gate import failures, require_quality
+from poss_export.evaluation.thresholds import failures, require_quality
 
 GOOD = {
     "text": {"perplexity": 10.4, "reference_perplexity": 10.0, "agreement": 0.9},
