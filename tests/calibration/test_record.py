@@ -49,7 +49,7 @@ def watched(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tu
     def watch_forward(tree: DraftTree, rows: Any = None, slot: int = 0) -> Any:
         output = forward(tree, rows, slot)
         fed = [target.length(), tree.tokens, tree.depths, tree.mask]
-        calls.append(("target", [*map(np.copy, fed), *map(np.copy, output_of(output))]))
+        calls.append(("target", [np.copy(x) for x in (*fed, *output_of(output))]))
         return output
 
     def watch_propose(next_tokens: Any, features: Any, slot: int = 0) -> Any:

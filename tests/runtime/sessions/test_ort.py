@@ -44,7 +44,8 @@ def read(session: OrtTargetSession, ids: list[int]) -> NDArray[np.float32]:
     session.commit(range(len(ids)))
     assert output.logits.shape == (1, 96)
     assert output.next_tokens[0] == output.logits[0].argmax()
-    return output.logits[0].copy()
+    logits: NDArray[np.float32] = output.logits[0].copy()
+    return logits
 
 
 def fresh(session: OrtTargetSession, ids: list[int]) -> NDArray[np.float32]:
@@ -257,8 +258,8 @@ def test_feeds_stay_on_a_device(session: OrtTargetSession, monkeypatch: pytest.M
 class Siblings(DraftTree):
     """Roots side by side, which no real tree has."""
 
-    mask = property(lambda self: np.eye(len(self), dtype=bool))  # type: ignore[assignment]
-    depths = property(lambda self: np.zeros(len(self), np.int64))  # type: ignore[assignment]
+    mask = property(lambda self: np.eye(len(self), dtype=bool))
+    depths = property(lambda self: np.zeros(len(self), np.int64))
 
 
 def call(session: OrtTargetSession, ids: list[int], wanted: list[int]) -> tuple[NDArray[Any], ...]:
