@@ -64,8 +64,11 @@ def verify(
     Raises:
         BundleError: the bundle is damaged, or lacks engines for the backend.
         BackendError: the backend does not run here.
+        InputError: there are no prompts.
         PossExportError: a checkpoint that is named cannot be opened, or is another one.
     """
+    if not prompts:
+        raise InputError("no prompts; give at least one to answer", options=("prompts",))
     manifest = read_manifest(folder, full=True)
     checks = [Check("files", True, f"{len(manifest.files)} files are as they were built")]
     reference, skipped = _reference(manifest, target, drafter, report)

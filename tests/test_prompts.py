@@ -45,6 +45,8 @@ def test_a_turn_that_is_no_text_is_named(line: Any, tmp_path: Path) -> None:
         read_prompts(write(tmp_path / "prompts.jsonl", line))
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is empty; write prompts into it, or leave it out"):
+        read_prompts(write(tmp_path / "empty.jsonl"))
     with pytest.raises(InputError, match="cannot be read"):
         read_prompts(tmp_path / "missing.jsonl")

@@ -34,12 +34,14 @@ def read_prompts(path: Path) -> list[Prompt]:
     A line without an id has its number.
 
     Raises:
-        InputError: the file cannot be read, or a line has no prompt.
+        InputError: the file cannot be read or is empty, or a line has no prompt.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}); expected a file of JSON Lines") from error
+    if not lines:
+        raise InputError(f"{str(path)!r} is empty; write prompts into it, or leave it out")
     return [
         _prompt(line, number, f"{str(path)!r}, line {number}") for number, line in enumerate(lines, start=1)
     ]

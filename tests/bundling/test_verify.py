@@ -63,6 +63,11 @@ def test_a_checkpoint_that_is_named_must_be_the_one(
         found(tiny_bundle, target=target, drafter=str(tmp_path / "other"))
 
 
+def test_something_must_be_asked(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match="no prompts; give at least one"):
+        verify(tiny_bundle, prompts=())
+
+
 def test_a_damaged_bundle_is_not_run(changed: Callable[..., Path]) -> None:
     folder = changed()
     (folder / "tokenizer.json").write_text("{}")
