@@ -86,7 +86,8 @@ def quantise_bundle(
         QualityError: the result misses a threshold.
     """
     same = source.folder == reference.folder
-    windows = read_windows(reference.open(), request.text, None if _timed(source) else _STATIC_WINDOWS)
+    bundle, limit = reference.open(), None if _timed(source) else _STATIC_WINDOWS
+    windows = read_windows(bundle.text, bundle.target.capacity, request.text, limit)
     with nullcontext(to) if same else _temporary(to) as folder:
         shared, decided = _quantise_shared(reference, folder, request, report, progress)
         result = shared if same else _quantise_other(source, to, decided, request)
