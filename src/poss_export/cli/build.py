@@ -14,7 +14,6 @@ from poss_export.config import CacheForm, Precision, Scheme, Thresholds, TreeSha
 from poss_export.engine_spec import FLAVOURS, Backend, EngineOptions
 
 if TYPE_CHECKING:
-    from poss_export.bundling.plan import Plan
     from poss_export.quantisation.observers import Observer
 
 _TARGET = (
@@ -248,7 +247,11 @@ def build(
         timing_cache=timing_cache,
     )
     planned = plan(request)
-    _warn_of_other_target(planned)
+    if planned.drafter is not None and planned.is_for_another_target:
+        log(
+            f"warning: drafter {planned.drafter.name!r} was trained for other weights than those of "
+            f"{planned.target.name!r}; output stays right, but fewer tokens may be accepted"
+        )
     if dry_run:
         print_facts(planned.to_dict())
         return
@@ -257,11 +260,3 @@ def build(
             planned, bundle, argv=ctx.meta["argv"], force=force, report=log, progress=progress
         )
     print_bundle(bundle, manifest)
-
-
-def _warn_of_other_target(plan: "Plan") -> None:
-    if plan.drafter is not None and plan.drafter.target_sha256 not in (None, plan.target.sha256):
-        log(
-            f"warning: drafter {plan.drafter.name!r} was trained for other weights than those of "
-            f"{plan.target.name!r}; output stays right, but fewer tokens may be accepted"
-        )
