@@ -1,1 +1,1 @@
-"""From checkpoints to a finished bundle: plan, sizes, build, staging, quantising, tuning."""
+"""From checkpoints to a finished bundle: plan, sizes, build, staging, quantising, tuning; and its checks."""

@@ -46,11 +46,7 @@ def _counted(feeds: Iterator[Feed], total: int, what: str, progress: Progress) -
 def make_sweep(reference: Export, samples: Record, progress: Progress) -> Sweep:
     """Return what measures how sensitive the target's activations are, on tokens of the samples."""
     feed = _target_feed(reference, _longest_context(samples)[:_SWEEP_TOKENS])
-
-    def advance(done: int, total: int) -> None:
-        progress("measuring sensitivity", done, total, "")
-
-    return lambda model, limits: sensitivities(model, limits, feed, advance=advance)
+    return lambda model, limits: sensitivities(model, limits, feed, progress=progress)
 
 
 def _longest_context(samples: Record) -> list[int]:

@@ -42,11 +42,14 @@ class Plan:
         return self.drafter is not None and self.quantise is not None and self.quantise.samples is not None
 
     @property
-    def is_for_another_target(self) -> bool:
-        """Whether the drafter was trained for other weights, so that fewer tokens may be accepted."""
-        if self.drafter is None or self.drafter.target_sha256 is None:
-            return False
-        return self.drafter.target_sha256 != self.target.sha256
+    def warnings(self) -> tuple[str, ...]:
+        """What may disappoint, though it is right."""
+        if self.drafter is None or self.drafter.target_sha256 in (None, self.target.sha256):
+            return ()
+        return (
+            f"drafter {self.drafter.name!r} was trained for other weights than those of "
+            f"{self.target.name!r}; output stays right, but fewer tokens may be accepted",
+        )
 
     @property
     def quantise_requests(self) -> dict[GraphName, dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""Targets and drafters to ONNX graphs, parity checks, and the bundle build."""
+"""Targets and drafters to ONNX graphs, what PyTorch computes in their place, and graphs to engines."""

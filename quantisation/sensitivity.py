@@ -1,6 +1,6 @@
 """Which activations a graph cannot bear to be rounded: each alone, measured at the logits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from poss_export.calibration.replay import Feed
 from poss_export.evaluation.text_quality import divergence, log_softmax
-from poss_export.progress import silent
+from poss_export.progress import Progress, silent
 from poss_export.quantisation.statistics import Floats
 from poss_export.runtime.sessions.ort import OrtOptions, load_graph
 
@@ -23,7 +23,7 @@ def sensitivities(
     limits: Mapping[str, float],
     feed: Feed,
     threads: int | None = None,
-    advance: Callable[[int, int], None] = silent,
+    progress: Progress = silent,
 ) -> dict[str, float]:
     """Return for each activation the Kullback-Leibler divergence in nats a token that rounding it costs.
 
@@ -32,7 +32,7 @@ def sensitivities(
         limits: how far the 8-bit range of each activation reaches, by the tensor's name.
         feed: a prompt chunk whose every row's logits are wanted.
         threads: of ONNX Runtime.
-        advance: told after each how many are done, of how many.
+        progress: told after each how many are done, of how many.
     """
     names = list(limits)
     with TemporaryDirectory() as folder:
@@ -50,7 +50,7 @@ def sensitivities(
         flags[:] = False
         flags[number] = True
         found[name] = divergence(exact, run())
-        advance(number + 1, len(names))
+        progress("measuring sensitivity", number + 1, len(names), "")
     return found
 
 

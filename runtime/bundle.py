@@ -158,7 +158,7 @@ class Bundle:
             )
         return ids
 
-    def generate(self, prompt: str, **request: Unpack[Request]) -> Generation:
+    def generate(self, prompt: str | Sequence[Message], **request: Unpack[Request]) -> Generation:
         """Return the whole answer; arguments and errors as in `stream`."""
         return self.stream(prompt, **request).run()
 

@@ -32,9 +32,9 @@ class DraftTree:
     def with_root(
         cls,
         root: int,
-        tokens: NDArray[np.int64] | tuple[()] = (),
-        parents: NDArray[np.int64] | tuple[()] = (),
-        scores: NDArray[np.float32] | tuple[()] = (),
+        tokens: Sequence[int] | NDArray[np.int64] = (),
+        parents: Sequence[int] | NDArray[np.int64] = (),
+        scores: Sequence[float] | NDArray[np.floating] = (),
     ) -> "DraftTree":
         """Put the root before what a draft graph returns; without that, a plain step."""
         return cls(

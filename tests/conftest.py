@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from poss_export.config import DrafterConfig, TargetConfig, TreeShape
+from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig, TreeShape
 
 # PyTorch reads it when it is first imported: tiny models are fastest on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -58,7 +58,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         from transformers import AutoConfig, AutoModelForCausalLM
 
         model_type, special = _TINY[name]
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**_SIZES, **special}))
+        auto: Any = AutoModelForCausalLM  # its methods are half annotated
+        model = auto.from_config(AutoConfig.for_model(model_type, **{**_SIZES, **special}))
         torch.manual_seed(0)
         for weight in model.parameters():  # large enough that every part of the decoder shows
             torch.nn.init.normal_(weight, mean=float(weight.dim() == 1), std=0.3)
@@ -80,7 +81,7 @@ def target_graph(
     """Return target_graph(name, cache_form, precision="fp32"): an exported tiny target of capacity 48."""
 
     @cache
-    def export(name: str, cache_form: str, precision: str = "fp32") -> Path:
+    def export(name: str, cache_form: CacheForm, precision: Precision = "fp32") -> Path:
         from poss_export.exporters.target import export_target
         from poss_export.targets.checkpoint import open_target
 

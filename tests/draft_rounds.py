@@ -44,7 +44,7 @@ def check_rounds(
             new[:, b, count:] *= 100  # padding must not show
         lengths = [old.shape[1] for old in history]
         outputs = run(*(x.numpy().astype(dtype) for x in new), np.array(counts), np.array(lengths), *caches)
-        tokens, parents, scores, *caches = outputs  # type: ignore[assignment]
+        tokens, parents, scores, *caches = outputs
         for b, count in enumerate(counts):
             history[b] = torch.cat((history[b], new[:, b, :count]), dim=1)
             expected = reference_round(drafter, tree, embed, head, *history[b])

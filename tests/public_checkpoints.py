@@ -1,7 +1,7 @@
 """Checkpoints in the layouts of public releases: exact names and shapes, tiny sizes, seeded weights."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,10 +168,11 @@ def write(
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     suffix, _, shards = form.partition("-")
-    name, save = {
+    forms: dict[str, tuple[str, Callable[[dict[str, Tensor], Path], None]]] = {
         "safetensors": ("model.safetensors", save_file),
         "bin": ("pytorch_model.bin", torch.save),
-    }[suffix]
+    }
+    name, save = forms[suffix]
     if not shards:
         save(tensors, folder / name)
         return folder

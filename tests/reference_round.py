@@ -136,4 +136,5 @@ def run_one_layer(config: DrafterConfig, specialist: Any, x: Tensor) -> tuple[Te
     key, value = specialist.key_value(x)
     q, k, v = heads(specialist.q(x), True), heads(key, True), heads(value, False)
     weights = torch.softmax(q[:, -1:] @ k.mT / config.head_dim**0.5, dim=-1)
-    return specialist.finish(x[-1], (weights @ v).flatten())
+    outputs: tuple[Tensor, Tensor] = specialist.finish(x[-1], (weights @ v).flatten())
+    return outputs

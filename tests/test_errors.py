@@ -10,8 +10,10 @@ import click
 from poss_export.cli.main import main
 
 ROOT = Path(__file__).parents[1]
-LIBRARY = ("runtime", "evaluation", "calibration", "quantisation", "exporters", "bundling", "drafters")
-LIBRARY += ("targets", "training")
+LIBRARY = (
+    *("runtime", "evaluation", "calibration", "quantisation", "exporters", "bundling", "drafters"),
+    *("targets", "training"),
+)
 FLAG = re.compile(r"(?<![\w-])--[a-z]")
 PIP = re.compile(r"pip install [^:;,]*")  # whose flags are its own
 

@@ -3,13 +3,14 @@
 Computed once, one teacher-forced pass over every dialogue, and kept in memory by the trainer.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from poss_export.progress import Progress, silent
 from poss_export.targets.decoder import Decoder, causal_attend
 from poss_export.training.dialogues import Dialogues
 
@@ -66,9 +67,9 @@ def view_dialogues(
     dialogues: Dialogues,
     *,
     batch_tokens: int = 4096,
-    progress: Callable[[int], None] = lambda tokens: None,
+    progress: Progress = silent,
 ) -> TargetView:
-    """Run the target over all dialogues; `progress` is told how many tokens were done."""
+    """Run the target over all dialogues; return what it says of each token."""
     count, config = len(dialogues.ids), decoder.config
     device, dtype = decoder.embed_tokens.device, decoder.embed_tokens.dtype
     top = min(TOP_TARGETS, config.vocab_size)
@@ -77,7 +78,7 @@ def view_dialogues(
         top_ids=torch.empty(count, top, dtype=torch.int32),
         top_probabilities=torch.empty(count, top, dtype=torch.bfloat16),
     )
-    ids = torch.from_numpy(dialogues.ids)
+    ids, done = torch.from_numpy(dialogues.ids), 0
     for batch in batches_by_length(dialogues, np.arange(len(dialogues)), batch_tokens):
         indices, valid = padded(dialogues, batch)
         attend = causal_attend(config, indices.shape[1], dtype, device)
@@ -90,5 +91,6 @@ def view_dialogues(
             probabilities = (best - logits.logsumexp(-1, keepdim=True)).exp()
             view.top_ids[rows] = top_ids.to("cpu", torch.int32)
             view.top_probabilities[rows] = probabilities.to("cpu", torch.bfloat16)
-        progress(len(flat))
+        done += len(flat)
+        progress("features", done, count, "tokens")
     return view

@@ -229,14 +229,7 @@ def _view(
     path = cache / f"view-{digest}.safetensors"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        done = 0
-
-        def progress(tokens: int) -> None:
-            nonlocal done
-            done += tokens
-            report("features", done, len(dialogues.ids), "tokens")
-
-        view = view_dialogues(decoder, dialogues, progress=progress)
+        view = view_dialogues(decoder, dialogues, progress=report)
         with whole(path) as partial:
             save_file(vars(view), partial)
     return TargetView(**load_file(path))

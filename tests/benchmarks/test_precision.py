@@ -102,7 +102,7 @@ def build(random_drafter: Callable[..., Any], tmp_path_factory: pytest.TempPathF
         target = open_target(str(path))
         drafter = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), None)
         plan = plan_build(target, drafter, tree=TREE, capacity=CAPACITY, precision=form, cache_form="shared")
-        folder = tmp_path_factory.mktemp("precision") / form
+        folder: Path = tmp_path_factory.mktemp("precision") / form
         build_bundle(plan, folder, argv=["test"], force=False, report=lambda _: None)
         return folder
 
@@ -124,7 +124,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(folder=folder, prompts=folder / "prompts.npz", text=folder / "text.txt")
 
 
-def run(given: SimpleNamespace, *arguments: Path | str) -> Result:
+def run(given: SimpleNamespace, *arguments: object) -> Result:
     options = ["--max-new-tokens", "6", "--repeats", "2", "--past", "8", "--calls", "2", "--threads", "1"]
     defaults = {"--prompts": given.prompts, "--text": given.text, "--window": "16"}
     for name, value in defaults.items():

@@ -20,6 +20,7 @@ from poss_export.bundling.plan import Plan, plan_build
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint
 from poss_export.errors import BundleError, InputError, ParityError
+from poss_export.exporters.target import export_target
 from poss_export.manifest import Manifest, read_manifest
 from poss_export.progress import Report, silent
 from poss_export.runtime.bundle import open_bundle
@@ -96,7 +97,7 @@ def test_a_wrong_graph_is_no_bundle(
     export = getattr(graphs, name)
 
     def wrong(model: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
-        weights = list(model.parameters()) if graph == "draft" else [model.norm.weight]
+        weights = list(model.parameters()) if graph == "draft" else [model.get_parameter("norm.weight")]
         for weight in weights:
             weight.mul_(1.01)
         result = export(model, *arguments, **options)
@@ -115,9 +116,9 @@ def test_a_wrong_graph_is_no_bundle(
 def test_an_export_keeps_no_weights(tiny_folder: Any, tmp_path: Path) -> None:
     """A build loads its engines while PyTorch's copy of the weights would still be there."""
     decoder = open_target(str(tiny_folder("llama"))).load_decoder()
-    weight = weakref.ref(decoder.layers[0].qkv.weight)
+    weight = weakref.ref(decoder.layers[0].get_parameter("qkv.weight"))
     shape: Any = {"cache_form": "shared", "precision": "fp32", "capacity": CAPACITY}
-    graphs.export_target(decoder, tmp_path / "target.onnx", **shape)
+    export_target(decoder, tmp_path / "target.onnx", **shape)
     del decoder
     gc.collect()
     assert weight() is None

@@ -10,6 +10,7 @@ from poss_export.bundling import engine_request
 from poss_export.bundling.engine_request import request_engines
 from poss_export.engine_spec import EngineOptions
 from poss_export.errors import BackendError, InputError
+from poss_export.runtime.sessions.cuda import has_driver
 
 
 def test_tables_of_smaller_engines_are_not_refitted() -> None:
@@ -72,7 +73,7 @@ def test_a_library_that_is_not_installed(package: str, monkeypatch: pytest.Monke
 
 def test_tensorrt_needs_the_device_it_builds_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_request, "library_version", lambda flavour: "11.0")
-    if engine_request.has_driver():
+    if has_driver():
         pytest.skip("there is a GPU driver")
     with pytest.raises(BackendError, match="no CUDA driver on this machine"):
         request_engines("tensorrt", EngineOptions())

@@ -15,11 +15,13 @@ import pytest
 from poss_export.bundling import build, engines
 from poss_export.bundling.build import build_bundle
 from poss_export.bundling.engine_request import request_engines
+from poss_export.bundling.graphs import library_versions
 from poss_export.bundling.plan import Plan, plan_build
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint
-from poss_export.engine_spec import EngineOptions, target_profiles
+from poss_export.engine_spec import EngineEntry, EngineOptions, target_profiles
 from poss_export.errors import InputError
+from poss_export.exporters.engine_build import build_engine
 from poss_export.manifest import Manifest, read_manifest
 from poss_export.targets.checkpoint import open_target
 
@@ -134,8 +136,12 @@ def test_what_is_there_is_not_built_again(
     before = read_manifest(out)
     kept = {name: (out / name).stat().st_mtime_ns for name in before.files}
     built: list[str] = []
-    real = engines.build_engine
-    monkeypatch.setattr(engines, "build_engine", lambda *a, **k: [built.append(a[3].name), real(*a, **k)][1])
+
+    def build_and_note(*arguments: Any, **options: Any) -> EngineEntry:
+        built.append(arguments[3].name)
+        return build_engine(*arguments, **options)
+
+    monkeypatch.setattr(engines, "build_engine", build_and_note)
     assert run_build(make_plan(*SEVERAL), out) == before
     assert built == []
     more = run_build(make_plan("8.9"), out)
@@ -167,7 +173,7 @@ def test_another_bundle_is_not_added_to(
 def test_graphs_of_another_pytorch_are_not_kept(
     engine_bundle: Callable[..., Path], make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = build.library_versions()
+    versions = library_versions()
     monkeypatch.setattr(build, "library_versions", lambda: {**versions, "torch": "9.9"})
     with pytest.raises(InputError, match="it has another version of torch"):
         run_build(make_plan("8.9"), engine_bundle("fp16"))

@@ -66,10 +66,11 @@ def test_engines_take_more_the_more_profiles_they_have() -> None:
 
 
 def test_a_drafter_of_another_target_is_told(make_plan: Callable[..., Plan]) -> None:
-    assert not make_plan().is_for_another_target  # it does not say whose it is
-    assert not make_plan(target_sha256=make_plan().target.sha256).is_for_another_target
-    assert make_plan(target_sha256="1" * 64).is_for_another_target
-    assert not make_plan(drafter=False).is_for_another_target
+    assert make_plan().warnings == ()  # it does not say whose it is
+    assert make_plan(target_sha256=make_plan().target.sha256).warnings == ()
+    assert make_plan(drafter=False).warnings == ()
+    (warning,) = make_plan(target_sha256="1" * 64).warnings
+    assert warning.startswith("drafter 'random' was trained for other weights than those of ")
 
 
 @pytest.mark.parametrize(

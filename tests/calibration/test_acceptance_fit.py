@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from poss_export.acceptance import AcceptanceCurves, Errors
+from poss_export.acceptance import AcceptanceCurves, DepthCurve, Errors
 from poss_export.calibration.acceptance_fit import fit_isotonic, from_record, reliability, wilson
 from poss_export.calibration.record import Dialogue, Record
 from poss_export.config import TreeShape
@@ -98,7 +98,8 @@ def test_the_truth_is_found(fitted: AcceptanceCurves) -> None:
         assert fitted.chance(1, np.log(p)) == pytest.approx(p / 2, abs=0.06)
     for p in (0.2, 0.5):
         assert fitted.chance(2, np.log(p)) == pytest.approx(p / 4, abs=0.06)
-    for figures in (fitted, *fitted.depths):
+    every: list[AcceptanceCurves | DepthCurve] = [fitted, *fitted.depths]
+    for figures in every:
         assert figures.after.ece < 0.03 < 0.1 < figures.before.ece
         assert figures.after.brier < figures.before.brier - 0.02
 

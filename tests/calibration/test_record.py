@@ -49,7 +49,7 @@ def watched(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tu
     def watch_forward(tree: DraftTree, rows: Any = None, slot: int = 0) -> Any:
         output = forward(tree, rows, slot)
         fed = [target.length(), tree.tokens, tree.depths, tree.mask]
-        calls.append(("target", [*map(np.copy, fed), *map(np.copy, output_of(output))]))
+        calls.append(("target", [np.copy(x) for x in (*fed, *output_of(output))]))
         return output
 
     def watch_propose(next_tokens: Any, features: Any, slot: int = 0) -> Any:
@@ -375,7 +375,7 @@ def test_targets_invent_prompts(chat_bundle: Path) -> None:
         assert bundle.text.encode_user_opening() == [1]
 
 
-def test_prompts_are_invented_in_the_user_s_place(chat_bundle: Path) -> None:
+def test_prompts_are_invented_in_the_user_s_place(chat_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind the opening of a user's turn, not of the assistant's answer."""
     with open_bundle(chat_bundle, threads=1) as bundle:
         target, _ = sessions(bundle)
@@ -385,7 +385,7 @@ def test_prompts_are_invented_in_the_user_s_place(chat_bundle: Path) -> None:
             seen.append(tree.tokens.tolist())
             return forward(tree, *others, **named)
 
-        target.forward = watch  # type: ignore[method-assign]
+        monkeypatch.setattr(target, "forward", watch)
         invent_prompts(bundle, 1, 0)
     assert seen[0] == [1]
 

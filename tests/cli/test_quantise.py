@@ -120,7 +120,8 @@ def test_target_and_drafter_in_eight_bits(build: Any, samples: Path, inputs: Pat
     assert acceptance.tree == manifest.drafter.tree
     assert acceptance.target_sha256 == record.target_sha256
     assert "perplexity" in result.stdout
-    assert f"{manifest.quality['text']['perplexity']:.3f}" in result.stdout  # type: ignore[index]
+    assert manifest.quality is not None
+    assert f"{manifest.quality['text']['perplexity']:.3f}" in result.stdout
     checks = verified(folder, inputs)
     assert checks["files"]["passed"] is True
     assert checks["parity"]["passed"] is None

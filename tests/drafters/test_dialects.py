@@ -338,8 +338,8 @@ class Payload:
 
 @pytest.mark.parametrize("what", ["code", "other things"])
 def test_a_bin_file_holds_tensors_only(what: str, tmp_path: Path) -> None:
-    held = {"code": Payload(tmp_path / "ran"), "other things": {"state_dict": {}}}[what]
-    folder = write(tmp_path / "drafter", eagle().config, {"fc.weight": held}, "bin")
+    values: dict[str, Any] = {"code": Payload(tmp_path / "ran"), "other things": {"state_dict": {}}}
+    folder = write(tmp_path / "drafter", eagle().config, {"fc.weight": values[what]}, "bin")
     assert "pytorch_model.bin: not a readable weight file" in refused(folder)
     assert not (tmp_path / "ran").exists()
 

@@ -15,7 +15,7 @@ from poss_export.evaluation.equality import Divergence
 from poss_export.prompts import Prompt, as_prompts
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.round import Round
-from poss_export.runtime.sampling import Sampling
+from poss_export.runtime.sampling import Sampling, warp
 from poss_export.runtime.sessions.base import TargetOutput
 from poss_export.runtime.tree import DraftTree
 
@@ -78,6 +78,7 @@ def test_a_faulty_session_breaks_a_law(
 
 
 def test_a_drafter_that_loses_rows_breaks_its_law(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bundle.drafter is not None
     kind = type(bundle.drafter)
     propose = kind.propose
 
@@ -188,8 +189,10 @@ def test_greedy_is_claimed_as_measured(
 ) -> None:
     quantised(widths, "target")
     if chains:
-        propose = type(bundle.drafter).propose
-        monkeypatch.setattr(type(bundle.drafter), "propose", lambda *call: as_chain(propose(*call)))
+        assert bundle.drafter is not None
+        kind = type(bundle.drafter)
+        propose = kind.propose
+        monkeypatch.setattr(kind, "propose", lambda *call: as_chain(propose(*call)))
     right = checks.check_greedy(bundle, as_prompts(["<5> <9>"]), 12, lambda _: None)
     assert right.passed is (True if claimed else None)
     assert right.detail.startswith("not claimed of a quantised graph: 1 answers") != claimed
@@ -225,13 +228,13 @@ RNG = np.random.default_rng(0)
 
 def always(tree: DraftTree, output: TargetOutput, position: int) -> Round:
     """Accept the first child without a draw."""
-    q = distribution.warp(output.logits[1], Sampling(1.0))
+    q = warp(output.logits[1], Sampling(1.0))
     return Round(tree, (0, 1), int(RNG.choice(12, p=q)))
 
 
 def unmoved(tree: DraftTree, output: TargetOutput, position: int) -> Round:
     """After a refusal draw from the whole distribution, which may give the refused token again."""
-    q = distribution.warp(output.logits[0], Sampling(1.0)).astype(np.float64)
+    q = warp(output.logits[0], Sampling(1.0)).astype(np.float64)
     accepted = RNG.random() < q[3]
     return Round(tree, (0, 1), 0) if accepted else Round(tree, (0,), int(RNG.choice(12, p=q / q.sum())))
 

@@ -1,5 +1,6 @@
 """Profiles of tiny bundles: what the report holds, whatever the clock says."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks.cost import by_width
-from poss_export import plots
 from poss_export.cli.main import main
 from poss_export.errors import InputError
 from poss_export.evaluation.latency import profile_bundle
@@ -90,7 +90,7 @@ def test_what_cannot_be_measured_is_refused(options: Any, message: str, tiny_bun
 
 
 def test_a_plot_needs_matplotlib(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = run(tiny_bundle, "--plot", tmp_path / "plot.png")
     assert result.exit_code == 2
     assert "pip install 'poss-export[plot]'" in result.stderr

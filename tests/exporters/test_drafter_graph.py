@@ -175,7 +175,7 @@ def test_graph_holds_the_rows_of_the_draft_vocabulary_once(
     # one matrix, rotary tables and small constants.
     drafter = random_drafter(3, 1)
     weights = sum(weight.numel() for weight in drafter.parameters())
-    stacked = sum(specialist.kv.weight.numel() for specialist in drafter.specialists)  # type: ignore[union-attr, operator, misc]
+    stacked = sum(specialist.get_parameter("kv.weight").numel() for specialist in drafter.specialists)
     rotary = (CAPACITY + SHALLOW.depth) * 16
     values = weights + stacked + rotary + tables * DRAFT_VOCAB * HIDDEN
     assert path.with_name("draft.onnx.data").stat().st_size < 4 * values * 1.05

@@ -13,6 +13,7 @@ from poss_export.engine_spec import RTX_COMPUTE_CAPABILITIES, EngineOptions, Eng
 from poss_export.errors import BackendError, BundleError
 from poss_export.exporters import engine_build as engines
 from poss_export.exporters.engine_build import build_engine
+from poss_export.exporters.engine_worker import Job
 from poss_export.targets.checkpoint import open_target
 
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
@@ -81,9 +82,12 @@ def test_the_builders_own_reason_is_told(
     one_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In fp32 there is no fused attention, and the builder is not allowed to go without."""
-    job = engines.Job
-    monkeypatch.setattr(engines, "Job", lambda **values: job(**{**values, "decomposable": False}))
-    engines.Job.__module__ = job.__module__
+
+    def strict(**values: Any) -> Job:
+        return Job(**{**values, "decomposable": False})
+
+    strict.__module__ = Job.__module__  # the program that the builder runs
+    monkeypatch.setattr(engines, "Job", strict)
     with pytest.raises(
         BackendError,
         match=r"TensorRT-RTX 1\.\S+ could not build target.onnx: .*not supported by a dedicated kernel",

@@ -1,5 +1,8 @@
 """The embedded target, exported: ONNX Runtime against transformers, which reads the GGUF file by itself."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from poss_export.targets.checkpoint import EMBEDDED_TARGET, open_target
 
 
 @pytest.mark.slow
-def test_smollm2_graph_equals_transformers(tmp_path, cached_target):
+def test_smollm2_graph_equals_transformers(tmp_path: Path, cached_target: Any) -> None:
     target = open_target(EMBEDDED_TARGET)
     (file,) = target.weight_files
     export_target(
@@ -22,8 +25,10 @@ def test_smollm2_graph_equals_transformers(tmp_path, cached_target):
     parts = [graph(part) for part in (ids[:20], ids[20:-1], ids[-1:])]
 
     # What from_pretrained(gguf_file=...) does, without the package it needs to spread weights over devices.
-    reference = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(file.parent, gguf_file=file.name))
-    weights = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=reference)["tensors"]
+    auto: Any = AutoModelForCausalLM  # its methods are half annotated
+    reference = auto.from_config(AutoConfig.from_pretrained(file.parent, gguf_file=file.name))
+    load: Any = load_gguf_checkpoint
+    weights = load(str(file), return_tensors=True, model_to_load=reference)["tensors"]
     assert reference.eval().load_state_dict(weights, strict=False).missing_keys == ["lm_head.weight"]  # tied
     with torch.no_grad():
         expected = reference(torch.tensor([ids]), output_hidden_states=True)

@@ -1,20 +1,27 @@
 """Target graphs in ONNX Runtime against transformers, and the laws of their caches."""
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from poss_export.config import TargetConfig
+from poss_export.config import CacheForm, Precision, TargetConfig
 from poss_export.contract import WIDEST, TensorSpec, target_contract
 from poss_export.errors import InputError
 from poss_export.exporters.target import TargetGraph, export_target
 from poss_export.targets.checkpoint import open_target
 from poss_export.targets.decoder import Decoder
 
+Outputs = dict[str, NDArray[Any]]
+
 ARCHITECTURES = ("llama", "llama3", "linear", "mistral", "qwen2", "qwen3")
-FORMS = ("shared", "static")
+FORMS: tuple[CacheForm, ...] = ("shared", "static")
 PROMPT = [5, 17, 60, 3, 44, 9, 71]
 # A root and seven nodes: three children, two of which go on.
 #         0
@@ -34,11 +41,11 @@ DEPTHS = [len(path_to(node)) - 1 for node in range(len(PARENTS))]
 MASK = np.array([[column in path_to(row) for column in range(len(PARENTS))] for row in range(len(PARENTS))])
 
 
-def relative_error(actual, expected) -> float:
+def relative_error(actual: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
-def assert_same(one: dict, other: dict, tolerance: float = 1e-5) -> None:
+def assert_same(one: Outputs, other: Outputs, tolerance: float = 1e-5) -> None:
     for name in ("logits", "features"):
         assert relative_error(one[name], other[name]) <= tolerance, name
 
@@ -46,11 +53,15 @@ def assert_same(one: dict, other: dict, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_graph_equals_transformers_cached_and_with_a_tree(
-    tiny_folder, target_graph, cached_target, name, form
-):
+    tiny_folder: Callable[[str], Path],
+    target_graph: Callable[..., Path],
+    cached_target: Any,
+    name: str,
+    form: CacheForm,
+) -> None:
     reference = AutoModelForCausalLM.from_pretrained(tiny_folder(name), dtype=torch.float32)
 
-    def expect(ids: list[int], last: int) -> dict[str, np.ndarray]:
+    def expect(ids: list[int], last: int) -> Outputs:
         with torch.no_grad():
             out = reference(torch.tensor([ids]), output_hidden_states=True)
         return {"logits": out.logits.numpy()[:, -last:], "features": out.hidden_states[-1].numpy()[:, -last:]}
@@ -68,7 +79,9 @@ def test_graph_equals_transformers_cached_and_with_a_tree(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_tokens_at_once_equal_single_steps(target_graph, cached_target, form):
+def test_tokens_at_once_equal_single_steps(
+    target_graph: Callable[..., Path], cached_target: Any, form: CacheForm
+) -> None:
     at_once, stepwise = (cached_target(target_graph("llama", form)) for _ in range(2))
     whole = at_once(PROMPT)
     for index, token in enumerate(PROMPT):
@@ -79,7 +92,9 @@ def test_tokens_at_once_equal_single_steps(target_graph, cached_target, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_tree_equals_its_paths_and_a_committed_path_equals_a_fresh_run(target_graph, cached_target, form):
+def test_tree_equals_its_paths_and_a_committed_path_equals_a_fresh_run(
+    target_graph: Callable[..., Path], cached_target: Any, form: CacheForm
+) -> None:
     graph = target_graph("qwen3", form)
     drafted = cached_target(graph)
     drafted(PROMPT)
@@ -98,7 +113,9 @@ def test_tree_equals_its_paths_and_a_committed_path_equals_a_fresh_run(target_gr
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_only_wanted_rows_get_logits(target_graph, cached_target, form):
+def test_only_wanted_rows_get_logits(
+    target_graph: Callable[..., Path], cached_target: Any, form: CacheForm
+) -> None:
     graph = target_graph("llama", form)
     every, some, none = (cached_target(graph) for _ in range(3))
     whole, picked = every(PROMPT), some(PROMPT, rows=[6, 2])
@@ -107,7 +124,9 @@ def test_only_wanted_rows_get_logits(target_graph, cached_target, form):
     assert none(PROMPT, rows=[])["logits"].shape == (1, 0, 96)
 
 
-def test_ties_go_to_the_lower_token(tiny_folder, tmp_path, cached_target):
+def test_ties_go_to_the_lower_token(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, cached_target: Any
+) -> None:
     decoder = open_target(str(tiny_folder("llama"))).load_decoder()
     decoder.embed_tokens[48:] = decoder.embed_tokens[:48].clone()  # every logit appears twice
     export_target(decoder, tmp_path / "t.onnx", cache_form="shared", precision="fp32", capacity=48)
@@ -117,7 +136,7 @@ def test_ties_go_to_the_lower_token(tiny_folder, tmp_path, cached_target):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_batches(target_graph, cached_target, form):
+def test_batches(target_graph: Callable[..., Path], cached_target: Any, form: CacheForm) -> None:
     """Prefill and plain steps of a batch; trees of a batch too in standard operators."""
     graph = target_graph("llama", form)
     one, two = cached_target(graph), cached_target(graph, batch=2)
@@ -129,7 +148,9 @@ def test_batches(target_graph, cached_target, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_half_precision_stays_close(target_graph, cached_target, form):
+def test_half_precision_stays_close(
+    target_graph: Callable[..., Path], cached_target: Any, form: CacheForm
+) -> None:
     half, full = (cached_target(target_graph("llama", form, precision)) for precision in ("fp16", "fp32"))
     for call in ((PROMPT,), ([20],), (TREE, DEPTHS, MASK)):
         ours, exact = half(*call), full(*call)
@@ -138,7 +159,9 @@ def test_half_precision_stays_close(target_graph, cached_target, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_graph_keeps_the_contract_and_one_copy_of_the_weights(tiny_folder, target_graph, form):
+def test_graph_keeps_the_contract_and_one_copy_of_the_weights(
+    tiny_folder: Callable[[str], Path], target_graph: Callable[..., Path], form: CacheForm
+) -> None:
     path = target_graph("llama", form)
     config = open_target(str(tiny_folder("llama"))).config
     model = onnx.load(path, load_external_data=False)
@@ -153,7 +176,7 @@ def test_graph_keeps_the_contract_and_one_copy_of_the_weights(tiny_folder, targe
     assert not any(node.op_type == "Transpose" and "lm_head" in node.input[0] for node in model.graph.node)
 
 
-def tensor_specs(values) -> list[TensorSpec]:
+def tensor_specs(values: Iterable[onnx.ValueInfoProto]) -> list[TensorSpec]:
     return [
         TensorSpec(
             value.name,
@@ -169,7 +192,7 @@ def decoder_size(config: TargetConfig) -> int:
         return sum(weight.numel() for weight in Decoder(config).parameters())
 
 
-def test_static_graph_is_standard_onnx(target_graph):
+def test_static_graph_is_standard_onnx(target_graph: Callable[..., Path]) -> None:
     model = onnx.load(target_graph("qwen3", "static"))
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 24)]
     onnx.checker.check_model(model, full_check=True)
@@ -182,7 +205,9 @@ def test_static_graph_is_standard_onnx(target_graph):
 
 
 @pytest.mark.parametrize(("name", "precision"), [("llama", "fp16"), ("mistral", "fp32")])  # tied, not tied
-def test_embedding_table_is_where_the_export_says(tiny_folder, tmp_path, name, precision):
+def test_embedding_table_is_where_the_export_says(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, name: str, precision: Precision
+) -> None:
     decoder = open_target(str(tiny_folder(name))).load_decoder()
     table = export_target(decoder, tmp_path / "t.onnx", cache_form="shared", precision=precision, capacity=48)
     assert table.file == "t.onnx.data"
@@ -193,14 +218,16 @@ def test_embedding_table_is_where_the_export_says(tiny_folder, tmp_path, name, p
 
 
 @pytest.mark.parametrize("capacity", [0, 65])
-def test_capacity_beyond_the_sliding_window_is_refused(tiny_folder, tmp_path, capacity):
+def test_capacity_beyond_the_sliding_window_is_refused(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, capacity: int
+) -> None:
     decoder = open_target(str(tiny_folder("mistral"))).load_decoder()
     with pytest.raises(InputError, match=f"capacity is {capacity} tokens.*1 to 64"):
         export_target(decoder, tmp_path / "t.onnx", cache_form="shared", precision="fp32", capacity=capacity)
     assert not list(tmp_path.iterdir())
 
 
-def test_heads_that_the_shared_form_cannot_serve_are_refused(tmp_path):
+def test_heads_that_the_shared_form_cannot_serve_are_refused(tmp_path: Path) -> None:
     config = TargetConfig("llama", 96, 32, 48, 1, 4, 2, 8, 1e-5, 128)
     with pytest.raises(InputError, match=r"heads of size 8.*use cache form 'static'"):
         export_target(
@@ -210,7 +237,9 @@ def test_heads_that_the_shared_form_cannot_serve_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_eager_module_equals_its_graph(tiny_folder, target_graph, cached_target, form):
+def test_eager_module_equals_its_graph(
+    tiny_folder: Callable[[str], Path], target_graph: Callable[..., Path], cached_target: Any, form: CacheForm
+) -> None:
     decoder = open_target(str(tiny_folder("qwen2"))).load_decoder()
     module = TargetGraph(decoder, form, 48)
     graph = cached_target(target_graph("qwen2", form))

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from poss_export.config import Scheme
 from poss_export.errors import InputError
 from poss_export.quantisation.decisions import Decisions, GraphRequest, decide
 from poss_export.quantisation.gains import COPY, untie
@@ -158,8 +159,8 @@ def test_what_the_user_chose_gets_no_fallback(
     pattern: str, target: onnx.ModelProto, statistics: dict[str, Statistics]
 ) -> None:
     name = table(target)
-    layer = (pattern.format(table=name), "w8a8")
-    request = GraphRequest("w8a8", (layer,), budget=0.1, fallback="int8")  # type: ignore[arg-type]
+    layer: tuple[str, Scheme] = (pattern.format(table=name), "w8a8")
+    request = GraphRequest("w8a8", (layer,), budget=0.1, fallback="int8")
     made = decide(target, request, statistics, costing({DOWN: 0.3, name: 0.3}))
     chosen, other = (DOWN, name + COPY) if "down" in pattern else (name + COPY, DOWN)
     assert made.schemes[chosen] == "w8a8"
@@ -216,6 +217,7 @@ def test_a_report_is_plain_values() -> None:
 def test_an_activation_that_is_always_zero_has_a_range(
     target: onnx.ModelProto, statistics: dict[str, Statistics]
 ) -> None:
-    silent = {**statistics, f"{DOWN}#0": statistics[f"{DOWN}#0"] / np.float32(np.inf)}
+    found = statistics[f"{DOWN}#0"]
+    silent = {**statistics, f"{DOWN}#0": found / np.full_like(found.channel_max, np.inf)}
     made = decide(target, GraphRequest("w8a8", observer="mse", smoothing=False), silent)
     assert made.limits[f"{DOWN}#0"] > 0

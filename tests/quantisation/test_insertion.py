@@ -293,7 +293,8 @@ def test_files_are_aligned_and_the_same_every_time(graph: Callable[..., Any], tm
 
 
 def initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    found: onnx.TensorProto = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    return found
 
 
 def test_nobody_elses_logging_changes() -> None:

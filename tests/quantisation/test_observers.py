@@ -7,6 +7,7 @@ from poss_export.quantisation.observers import (
     HEADROOM,
     OBSERVERS,
     PERCENTILE,
+    Observer,
     entropy,
     min_max,
     mse,
@@ -65,8 +66,8 @@ def test_mse_is_the_best_of_its_neighbours(normal: Statistics) -> None:
 
 
 @pytest.mark.parametrize("name", OBSERVERS)
-def test_what_is_uniform_is_covered(name: str) -> None:
+def test_what_is_uniform_is_covered(name: Observer) -> None:
     """Without an outlier nothing is won by cutting much off."""
     rows = np.random.default_rng(1).uniform(-1, 1, (512, 16)).astype(np.float32)
     most = HEADROOM if name == "min-max" else 1
-    assert 0.9 * most < OBSERVERS[name](statistics(rows)) <= most  # type: ignore[index]
+    assert 0.9 * most < OBSERVERS[name](statistics(rows)) <= most

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ def plain_warp(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.fl
     order = np.argsort(-p, kind="stable")
     if sampling.top_k:
         order = order[: sampling.top_k]
-    total, reached, kept = p[order].sum(), 0.0, []
+    kept: list[np.intp] = []
+    total, reached = p[order].sum(), 0.0
     for token in order:
         if kept and reached >= sampling.top_p * total * (1 - 1e-9):
             break
@@ -24,7 +26,8 @@ def plain_warp(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.fl
     kept = [token for token in kept if p[token] >= sampling.min_p * p.max()]
     q = np.zeros_like(p)
     q[kept] = p[kept]
-    return q / q.sum()
+    weights: NDArray[np.float64] = q / q.sum()
+    return weights
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
@@ -144,5 +147,6 @@ def test_a_draw_with_a_margin_survives_rounding(sampling: Sampling) -> None:
     ],
 )
 def test_bad_values(field: str, value: float, expected: str) -> None:
+    values: dict[str, Any] = {field: value}
     with pytest.raises(InputError, match=expected):
-        Sampling(**{field: value})  # type: ignore[arg-type]
+        Sampling(**values)

@@ -1,6 +1,8 @@
 """GGUF files of every supported kind, written here from the tiny folders' tensors."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -12,7 +14,7 @@ from poss_export.targets.checkpoint import open_target
 from poss_export.targets.gguf import _HUGGING_FACE_NAMES
 
 
-def write_gguf(path: Path, folder: Path, architecture: str, tokenizer: str = "gpt2", **facts) -> Path:
+def write_gguf(path: Path, folder: Path, architecture: str, tokenizer: str = "gpt2", **facts: Any) -> Path:
     """Write the folder's target as llama.cpp's converter would."""
     config = open_target(str(folder)).config
     writer = gguf.GGUFWriter(path, architecture)
@@ -52,7 +54,9 @@ def write_gguf(path: Path, folder: Path, architecture: str, tokenizer: str = "gp
     ("name", "architecture"),
     [("llama", "llama"), ("mistral", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")],
 )
-def test_gguf_equals_the_folder(tiny_folder, tmp_path, name, architecture):
+def test_gguf_equals_the_folder(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, name: str, architecture: str
+) -> None:
     folder = open_target(str(tiny_folder(name)))
     target = open_target(str(write_gguf(tmp_path / f"{name}.gguf", tiny_folder(name), architecture)))
     assert target.name == name
@@ -72,9 +76,9 @@ def test_gguf_equals_the_folder(tiny_folder, tmp_path, name, architecture):
     assert target.text.encode("cabb") == [3, 0, 2]
 
 
-def test_unsupported_gguf_files(tiny_folder, tmp_path):
+def test_unsupported_gguf_files(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = tiny_folder("llama")
-    yarn = {"rope_scaling_type": gguf.RopeScalingType.YARN}
+    yarn: dict[str, Any] = {"rope_scaling_type": gguf.RopeScalingType.YARN}
     for file, message in (
         (write_gguf(tmp_path / "a.gguf", folder, "gemma"), r"'gemma' is not supported.*llama, qwen2, qwen3"),
         (write_gguf(tmp_path / "b.gguf", folder, "llama", **yarn), "rope scaling"),

@@ -1,5 +1,8 @@
 """The decoder computes what transformers computes, for every supported architecture."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -11,7 +14,7 @@ ARCHITECTURES = ("llama", "llama3", "linear", "mistral", "qwen2", "qwen3")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_decoder_equals_transformers(tiny_folder, name):
+def test_decoder_equals_transformers(tiny_folder: Callable[[str], Path], name: str) -> None:
     ids = torch.randint(0, 96, (2, 40), generator=torch.Generator().manual_seed(1))
     decoder = open_target(str(tiny_folder(name))).load_decoder()
     reference = AutoModelForCausalLM.from_pretrained(tiny_folder(name), dtype=torch.float32)

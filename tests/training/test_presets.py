@@ -73,8 +73,8 @@ def test_steps_count_less_the_deeper_they_are() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_drafter_to_start_from_replaces_the_first_of_several_stages(name: str) -> None:
     for recipe in ("small", "paper"):
-        whole = PRESETS[name].stages(recipe, started=False)  # type: ignore[arg-type]
-        started = PRESETS[name].stages(recipe, started=True)  # type: ignore[arg-type]
+        whole = PRESETS[name].stages(recipe, started=False)
+        started = PRESETS[name].stages(recipe, started=True)
         assert sum(stage.share for stage in whole) == pytest.approx(1)
         assert sum(stage.share for stage in started) == pytest.approx(1)
         assert len(started) == max(1, len(whole) - 1)

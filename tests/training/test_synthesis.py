@@ -17,6 +17,7 @@ from poss_export.training.decoding import BatchDecoder
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.run import TrainOptions, train
 from poss_export.training.synthesis import (
+    answer_prompts,
     chat_prompts,
     greedy,
     invent_turns,
@@ -102,18 +103,17 @@ def test_a_killed_synthesis_keeps_its_answers(
     first = (work / "answers.jsonl").read_text().splitlines()[:5]
     turns = json.loads((work / "turns.json").read_text())
     asked: list[int] = []
-    answer = run.answer_prompts
 
     def count(decoder: Decoder, prompts: list[list[int]], stops: tuple[int, ...]) -> Iterator[object]:
         asked.append(len(prompts))
-        return answer(decoder, prompts, stops)
+        return answer_prompts(decoder, prompts, stops)
 
     monkeypatch.setattr(run, "answer_prompts", count)
     train(talkative, options, tmp_path / "killed", lambda *_: None)
     assert asked == [len(turns) - len(first)]
     assert not work.exists()  # only a finished run lets go of it
-    for file in ("dialogues.npz", "model.safetensors"):
-        whole, resumed = ((tmp_path / name / file).read_bytes() for name in ("whole", "killed"))
+    for made in ("dialogues.npz", "model.safetensors"):
+        whole, resumed = ((tmp_path / name / made).read_bytes() for name in ("whole", "killed"))
         assert whole == resumed
 
 

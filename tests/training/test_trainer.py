@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from poss_export.errors import InputError
 from poss_export.targets.checkpoint import Target, open_target
 from poss_export.training.decoding import BatchDecoder
 from poss_export.training.dialogues import Dialogues
+from poss_export.training.presets import Stage
 from poss_export.training.run import TrainOptions, train
 from poss_export.training.synthesis import greedy
 from poss_export.training.trainer import Trainer
@@ -35,9 +37,14 @@ def dialogues(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def options(dialogues: Path, **changes: object) -> TrainOptions:
-    values = {"preset": "poss-2", "dialogues": (dialogues,), "budget": 150_000, "draft_vocab_size": 64}
-    return TrainOptions(**{**values, **changes})  # type: ignore[arg-type]
+def options(dialogues: Path, **changes: Any) -> TrainOptions:
+    values: dict[str, Any] = {
+        "preset": "poss-2",
+        "dialogues": (dialogues,),
+        "budget": 150_000,
+        "draft_vocab_size": 64,
+    }
+    return TrainOptions(**{**values, **changes})
 
 
 def silent(activity: str, done: int, total: int, note: str) -> None:
@@ -105,9 +112,9 @@ def test_held_out_dialogues_are_never_trained_on(
     seen: set[int] = set()
     step = Trainer._step
 
-    def watch(self: Trainer, stage: object, indices: np.ndarray) -> dict[str, float]:
+    def watch(self: Trainer, stage: Stage, indices: np.ndarray) -> dict[str, float]:
         seen.update(indices.tolist())
-        return step(self, stage, indices)  # type: ignore[arg-type]
+        return step(self, stage, indices)
 
     monkeypatch.setattr(Trainer, "_step", watch)
     train(target, options(dialogues, budget=20_000), tmp_path / "out", silent)

@@ -247,11 +247,8 @@ def build(
         timing_cache=timing_cache,
     )
     planned = plan(request)
-    if planned.drafter is not None and planned.is_for_another_target:
-        log(
-            f"warning: drafter {planned.drafter.name!r} was trained for other weights than those of "
-            f"{planned.target.name!r}; output stays right, but fewer tokens may be accepted"
-        )
+    for warning in planned.warnings:
+        log(f"warning: {warning}")
     if dry_run:
         print_facts(planned.to_dict())
         return

@@ -30,7 +30,8 @@ HOST = {"FLOAT": "float32", "HALF": "float16", "BF16": "uint16", "INT64": "int64
 def at(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Return the array that lies at an address."""
     size = prod(shape) * np.dtype(dtype).itemsize
-    return np.frombuffer((ctypes.c_byte * size).from_address(address), dtype).reshape(shape)
+    memory = memoryview((ctypes.c_byte * size).from_address(address))
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 class FakeDevice:

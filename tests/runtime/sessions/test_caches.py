@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 
 from poss_export.errors import BackendError
-from poss_export.runtime.sessions import caches
+from poss_export.runtime.sessions import caches, cuda
 from poss_export.runtime.sessions.caches import CudaCaches, HostCaches
 
 SHAPE = (4, 2, 3, 10, 2)  # tensors, slots, heads, capacity, head size
@@ -46,7 +46,7 @@ def cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tu
     monkeypatch.setattr(caches, "_call_driver", driver)
     device = CudaCaches(SHAPE, "float16")
     size = int(np.prod(SHAPE)) * 2
-    memory = (ctypes.c_byte * size).from_address(device._address)
+    memory = memoryview((ctypes.c_byte * size).from_address(device._address))
     return device, np.frombuffer(memory, np.float16).reshape(SHAPE), driver
 
 
@@ -91,7 +91,7 @@ def test_driver_failure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
     with pytest.raises(BackendError, match="cuCtxSynchronize failed with status 700"):
-        caches._call_driver("cuCtxSynchronize")
+        cuda.call("cuCtxSynchronize")
 
 
 @pytest.mark.parametrize("slots", [1, 3])

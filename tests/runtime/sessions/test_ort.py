@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from poss_export.contract import target_contract
 from poss_export.errors import BackendError, BundleError, InputError
 from poss_export.runtime.sessions import ort
+from poss_export.runtime.sessions.caches import HostCaches
 from poss_export.runtime.sessions.ort import OrtOptions, OrtTargetSession
 from poss_export.runtime.tree import DraftTree
 from poss_export.targets.checkpoint import open_target
@@ -44,7 +45,13 @@ def read(session: OrtTargetSession, ids: list[int]) -> NDArray[np.float32]:
     session.commit(range(len(ids)))
     assert output.logits.shape == (1, 96)
     assert output.next_tokens[0] == output.logits[0].argmax()
-    return output.logits[0].copy()
+    logits: NDArray[np.float32] = output.logits[0].copy()
+    return logits
+
+
+def block_of(session: OrtTargetSession) -> NDArray[Any]:
+    assert isinstance(session._caches, HostCaches)
+    return session._caches.block
 
 
 def fresh(session: OrtTargetSession, ids: list[int]) -> NDArray[np.float32]:
@@ -90,13 +97,13 @@ def test_rows_beyond_the_committed_ones_do_not_matter(session: OrtTargetSession)
 
 def test_nan_in_an_answer_does_not_outlive_it(session: OrtTargetSession) -> None:
     expected = fresh(session, PROMPT)
-    session._caches.block[..., : len(PROMPT), :] = np.nan  # type: ignore[attr-defined]
+    block_of(session)[..., : len(PROMPT), :] = np.nan
     np.testing.assert_array_equal(fresh(session, PROMPT), expected)
 
 
 def test_caches_are_one_block_written_in_place(session: OrtTargetSession) -> None:
     fresh(session, PROMPT)
-    block = session._caches.block  # type: ignore[attr-defined]
+    block = block_of(session)
     assert block.flags.c_contiguous
     assert (block[..., : len(PROMPT), :] != 0).all()
     assert (block[..., len(PROMPT) :, :] == 0).all()
@@ -257,8 +264,8 @@ def test_feeds_stay_on_a_device(session: OrtTargetSession, monkeypatch: pytest.M
 class Siblings(DraftTree):
     """Roots side by side, which no real tree has."""
 
-    mask = property(lambda self: np.eye(len(self), dtype=bool))  # type: ignore[assignment]
-    depths = property(lambda self: np.zeros(len(self), np.int64))  # type: ignore[assignment]
+    mask = property(lambda self: np.eye(len(self), dtype=bool))
+    depths = property(lambda self: np.zeros(len(self), np.int64))
 
 
 def call(session: OrtTargetSession, ids: list[int], wanted: list[int]) -> tuple[NDArray[Any], ...]:
@@ -289,7 +296,7 @@ def test_narrow_calls_are_filled_up(make_session: MakeSession) -> None:
                 filled.commit([1])
                 assert filled.length() == length + 1
         filled.reset()
-        assert not filled._caches.block.any()  # type: ignore[attr-defined]
+        assert not block_of(filled).any()
         fresh(filled, ids)
         with pytest.raises(InputError, match=f"2 tokens after {CAPACITY - 1} do not fit the capacity"):
             call(filled, [9, 8], [0])

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from poss_export.manifest import GRAPHS, Manifest, read_manifest, write_manifest
 from poss_export.runtime import bundle
 from poss_export.runtime.bundle import Bundle, contracts_of, open_bundle
 from poss_export.runtime.sessions import bfloat16, caches, cuda, tensorrt
-from poss_export.runtime.sessions import fit as engines
 from poss_export.runtime.sessions.fit import check_engine, choose_engines, load_library
 from poss_export.runtime.sessions.loaded_engine import choose_profile, plan_buffers
 from poss_export.runtime.sessions.ort import OrtOptions
@@ -265,7 +265,7 @@ def test_another_version_is_refused(engine_bundle: Make) -> None:
     compatible = replace(old.spec.options, version_compatible=True)
     assert load_library(replace(old, spec=replace(old.spec, options=compatible)))
     missing = replace(entry, spec=replace(entry.spec, flavour="tensorrt"))
-    if engines.importlib.util.find_spec("tensorrt") is None:
+    if find_spec("tensorrt") is None:
         with pytest.raises(BackendError, match=r"cannot be imported .*pip install 'poss-export\[tensorrt\]'"):
             load_library(missing)
 
@@ -277,14 +277,14 @@ def test_an_engine_says_what_it_is(engine_bundle: Make) -> None:
 
 
 # Every field of a specification and of its options, with a value that it does not have.
-SPEC = {
+SPEC: dict[str, Any] = {
     "version": "1.6.0",
     "precision": "bf16",
     "capacity": 64,
     "profiles": (Profile({"seq": (1, 1, 1), "rows": (1, 1, 1)}),),
     "graph_sha256": "0" * 64,
 }
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "optimization_level": 5,
     "version_compatible": True,
     "hardware_compatible": True,
