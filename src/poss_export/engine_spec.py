@@ -96,7 +96,7 @@ class Profile:
 
 
 def target_profiles(chunk: int, width: int | None) -> tuple[Profile, ...]:
-    """Return the target's: any call of up to `chunk` tokens, and trees of exactly `width` nodes."""
+    """Return the target's: any call of up to `chunk` tokens, and trees of exactly that `width`."""
     prefill = Profile({"seq": (1, chunk, chunk), "rows": (1, 1, chunk)})
     return (prefill,) if width is None else (prefill, _fixed(seq=width, rows=width))
 
