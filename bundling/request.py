@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard, cast, get_args
 
-from poss_export.config import CacheForm, Precision, Scheme, Thresholds, TreeShape
-from poss_export.engine_spec import Backend, EngineOptions, GraphName
+from poss_export.config import CacheForm, Observer, Precision, Scheme, Thresholds, TreeShape
+from poss_export.engine_spec import BACKENDS, Backend, EngineOptions, GraphName
 from poss_export.errors import InputError
 from poss_export.prompts import read_prompts
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from poss_export.bundling.plan import Plan
     from poss_export.bundling.quantise import QuantiseRequest
     from poss_export.quantisation.decisions import GraphRequest
-    from poss_export.quantisation.observers import Observer
 
 
 # Which option of `QuantisationOptions` is of the layers of which graph.
@@ -37,7 +36,7 @@ class QuantisationOptions:
     layers: tuple[str, ...] = ()
     draft_layers: tuple[str, ...] = ()
     samples: Path | None = None
-    observer: "Observer" = "min-max"
+    observer: Observer = "min-max"
     smoothing: bool = True
     budget: float = 0.01  # nats a token that rounded activations may cost
     held_out: Path | None = None  # plain text that quality is measured on
@@ -97,6 +96,7 @@ def plan(request: BuildRequest) -> "Plan":
         CheckpointError: a checkpoint cannot be used, or target and drafter do not belong together.
         BackendError: the library that builds engines is not installed, or its GPU is not there.
     """
+    _check_values(request)
     if request.drafter is None and request.positions_per_specialist is not None:
         raise InputError(
             "positions per specialist are a drafter's; name the drafter, or leave them out",
@@ -121,6 +121,25 @@ def plan(request: BuildRequest) -> "Plan":
         engines=engines,
         quantise=quantise,
     )
+
+
+def _check_values(request: BuildRequest) -> None:
+    """Raise InputError where a value is none of those that there are."""
+    options = request.quantisation
+    values: dict[str, tuple[str | None, tuple[str, ...]]] = {
+        "precision": (request.precision, (*get_args(Precision), *get_args(Scheme))),
+        "draft_precision": (request.draft_precision, get_args(Scheme)),
+        "cache_form": (request.cache_form, get_args(CacheForm)),
+        "backend": (request.backend, BACKENDS),
+        "observer": (options.observer, get_args(Observer)),
+    }
+    for name, (value, known) in values.items():
+        if value is not None and value not in known:
+            raise InputError(
+                f"{name.replace('_', ' ')} is {value!r}; expected one of {', '.join(known)}", options=(name,)
+            )
+    if not options.budget >= 0:
+        raise InputError(f"budget is {options.budget} nats; it must be 0 or more", options=("budget",))
 
 
 def _engine_request(request: BuildRequest) -> "EngineRequest | None":

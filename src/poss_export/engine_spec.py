@@ -18,6 +18,7 @@ Backend = Literal["onnxruntime"] | Flavour
 GraphName = Literal["target", "draft"]
 
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+BACKENDS: tuple[Backend, ...] = ("onnxruntime", *FLAVOURS)
 MODULES: dict[Flavour, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 NAMES: dict[Flavour, str] = {"tensorrt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # of TensorRT-RTX 1.7

@@ -52,7 +52,7 @@ _DATA = (
         "--prompts",
         metavar="FILE",
         type=options.FILE,
-        help="JSON Lines of user turns to answer, in place of invented ones.",
+        help="JSON Lines of user turns to answer, of several the first, in place of invented ones.",
     ),
     click.option("--invent", default=3000, help="User turns that the target invents."),
 )
