@@ -1,5 +1,6 @@
 """Prompts of a benchmark, as ids, from files that no drafter was trained on."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +44,9 @@ def load(text: Text, prompts: Sequence[Path], limit: int | None) -> list[Questio
     """Return the questions of all files, at most `limit` of them, spread evenly.
 
     Raises:
-        InputError: a file cannot be read, a line has no prompt, two files have one name, or there are no
-            questions at all.
+        InputError: a file cannot be read, a line has no prompt, two questions have one place (the name of
+            the file and the prompt's id), by which figures are kept, or there are no questions at all.
     """
-    names = [path.name for path in prompts]
-    if doubled := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"two files are named {', '.join(doubled)}: rename one, or give it once")
     found = [
         question
         for path in prompts
@@ -56,6 +54,12 @@ def load(text: Text, prompts: Sequence[Path], limit: int | None) -> list[Questio
     ]
     if not found:
         raise InputError(f"there are no prompts in {', '.join(map(str, prompts))}; give files that have some")
+    places = Counter(question.place for question in found)
+    if doubled := [place for place, count in places.items() if count > 1]:
+        raise InputError(
+            f"{len(doubled)} questions stand at one place with another, the first at {doubled[0]}: give each "
+            "an id of its own, each file another name, and each file once"
+        )
     return spread(found, limit)
 
 

@@ -13,6 +13,7 @@ from poss_export.drafters.checkpoint import DrafterCheckpoint, check_pair
 from poss_export.drafters.round import check_tree
 from poss_export.engine_spec import GraphName, Profile, draft_profiles, target_profiles
 from poss_export.errors import InputError
+from poss_export.evaluation.text_quality import read_windows
 from poss_export.exporters.target import check_target
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER
 from poss_export.reference import ROWS
@@ -142,7 +143,7 @@ def plan_build(
 
     Raises:
         CheckpointError: target and drafter do not belong together.
-        InputError: the capacity, the cache form or the tree does not suit them.
+        InputError: capacity, cache form, tree, samples or held-out text do not suit them.
     """
     if capacity is None:
         capacity = min(_COMMON_CAPACITY, target.config.max_positions)
@@ -159,6 +160,7 @@ def plan_build(
         _check_engines(engines, capacity, cache_form)
     if quantise is not None:
         _check_quantise(quantise, target, drafter, cache_form)
+        read_windows(target.text, capacity, quantise.text)
     return Plan(target, drafter, tree, capacity, precision, cache_form, engines, quantise)
 
 

@@ -1,7 +1,6 @@
 """From a bundle in floating point to a quantised one: observe, decide, rewrite, measure."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,12 +21,7 @@ from poss_export.evaluation.text_quality import read_windows
 from poss_export.evaluation.thresholds import require_quality
 from poss_export.evaluation.widths import measure_widths
 from poss_export.exporters.embedding import find_embedding
-from poss_export.manifest import (
-    ACCEPTANCE,
-    GRAPHS,
-    TARGET_GRAPH,
-    Manifest,
-)
+from poss_export.manifest import ACCEPTANCE, GRAPHS, TARGET_GRAPH, Manifest
 from poss_export.progress import Progress, Report, silent
 from poss_export.prompts import Prompt
 from poss_export.quantisation import insertion
@@ -86,8 +80,10 @@ def quantise_bundle(
         QualityError: the result misses a threshold.
     """
     same = source.folder == reference.folder
-    windows = read_windows(reference.open(), request.text, None if _timed(source) else _STATIC_WINDOWS)
-    with nullcontext(to) if same else _temporary(to) as folder:
+    bundle, limit = reference.open(), None if _timed(source) else _STATIC_WINDOWS
+    windows = read_windows(bundle.text, bundle.target.capacity, request.text, limit)
+    with TemporaryDirectory(dir=to) as temporary:
+        folder = to if same else Path(temporary)
         shared, decided = _quantise_shared(reference, folder, request, report, progress)
         result = shared if same else _quantise_other(source, to, decided, request)
         quality = _measure(result, shared, reference, request, windows, report) if decided else None
@@ -205,9 +201,3 @@ def _measure(
                 figures |= measure_quality(exact, bundle, pair, trial, report)
     require_quality(figures, request.thresholds)
     return figures
-
-
-@contextmanager
-def _temporary(beside: Path) -> Iterator[Path]:
-    with TemporaryDirectory(dir=beside) as folder:
-        yield Path(folder)

@@ -7,17 +7,20 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard, cast, get_args
 
-from poss_export.config import CacheForm, Precision, Scheme, Thresholds, TreeShape
-from poss_export.engine_spec import Backend, EngineOptions, GraphName
+from poss_export.config import CacheForm, Observer, Precision, Scheme, Thresholds, TreeShape
+from poss_export.engine_spec import BACKENDS, Backend, EngineOptions, GraphName
 from poss_export.errors import InputError
-from poss_export.prompts import Prompt, read_prompts
+from poss_export.prompts import read_prompts
 
 if TYPE_CHECKING:
     from poss_export.bundling.engine_request import EngineRequest
     from poss_export.bundling.plan import Plan
     from poss_export.bundling.quantise import QuantiseRequest
     from poss_export.quantisation.decisions import GraphRequest
-    from poss_export.quantisation.observers import Observer
+
+
+# Which option of `QuantisationOptions` is of the layers of which graph.
+_LAYERS: dict[GraphName, str] = {"target": "layers", "draft": "draft_layers"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class QuantisationOptions:
     layers: tuple[str, ...] = ()
     draft_layers: tuple[str, ...] = ()
     samples: Path | None = None
-    observer: "Observer" = "min-max"
+    observer: Observer = "min-max"
     smoothing: bool = True
     budget: float = 0.01  # nats a token that rounded activations may cost
     held_out: Path | None = None  # plain text that quality is measured on
@@ -93,6 +96,7 @@ def plan(request: BuildRequest) -> "Plan":
         CheckpointError: a checkpoint cannot be used, or target and drafter do not belong together.
         BackendError: the library that builds engines is not installed, or its GPU is not there.
     """
+    _check_values(request)
     if request.drafter is None and request.positions_per_specialist is not None:
         raise InputError(
             "positions per specialist are a drafter's; name the drafter, or leave them out",
@@ -119,6 +123,25 @@ def plan(request: BuildRequest) -> "Plan":
     )
 
 
+def _check_values(request: BuildRequest) -> None:
+    """Raise InputError where a value is none of those that there are."""
+    options = request.quantisation
+    values: dict[str, tuple[str | None, tuple[str, ...]]] = {
+        "precision": (request.precision, (*get_args(Precision), *get_args(Scheme))),
+        "draft_precision": (request.draft_precision, get_args(Scheme)),
+        "cache_form": (request.cache_form, get_args(CacheForm)),
+        "backend": (request.backend, BACKENDS),
+        "observer": (options.observer, get_args(Observer)),
+    }
+    for name, (value, known) in values.items():
+        if value is not None and value not in known:
+            raise InputError(
+                f"{name.replace('_', ' ')} is {value!r}; expected one of {', '.join(known)}", options=(name,)
+            )
+    if not options.budget >= 0:
+        raise InputError(f"budget is {options.budget} nats; it must be 0 or more", options=("budget",))
+
+
 def _engine_request(request: BuildRequest) -> "EngineRequest | None":
     """Return which engines are asked for, or None."""
     if request.backend == "onnxruntime":
@@ -141,9 +164,10 @@ def _quantise_request(request: BuildRequest) -> "QuantiseRequest | None":
         return None
     from poss_export.bundling.quantise import QuantiseRequest
     from poss_export.calibration.record import load_record
-    from poss_export.evaluation.held_out import HELD_OUT
+    from poss_export.evaluation.held_out import HELD_OUT, PROMPTS
 
-    prompts = _prompts(options.held_out_prompts)  # first: it is the faster to refuse
+    file = options.held_out_prompts
+    prompts = PROMPTS if file is None else tuple(read_prompts(file))  # first: it is the faster to refuse
     return QuantiseRequest(
         graphs={graph: _graph_request(request, graph) for graph in request.schemes},
         samples=None if options.samples is None else load_record(options.samples),
@@ -156,9 +180,8 @@ def _quantise_request(request: BuildRequest) -> "QuantiseRequest | None":
 def _check_options(request: BuildRequest) -> None:
     """Raise InputError where an option says something of graphs that are not quantised."""
     options = request.quantisation
-    layers: dict[GraphName, tuple[str, ...]] = {"target": options.layers, "draft": options.draft_layers}
-    for graph, patterns in layers.items():
-        if patterns and graph not in request.schemes:
+    for graph, layers in _LAYERS.items():
+        if getattr(options, layers) and graph not in request.schemes:
             raise InputError(
                 f"precisions of layers are of a quantised {graph}: name its precision too",
                 options=("precision" if graph == "target" else "draft_precision",),
@@ -180,12 +203,10 @@ def _graph_request(request: BuildRequest, graph: GraphName) -> "GraphRequest":
     options, scheme = request.quantisation, request.schemes[graph]
     # Weights only, which ONNX Runtime alone has kernels for.
     fallback: Scheme | None = "int8" if request.form == "shared" else None
-    layers = tuple(_layer(text) for text in (options.layers if graph == "target" else options.draft_layers))
+    layers = tuple(_layer(text, _LAYERS[graph]) for text in getattr(options, _LAYERS[graph]))
     return GraphRequest(
         scheme,
-        layers=(
-            (("head", fallback), *layers) if scheme == "int4" else layers
-        ),  # few models bear a 4-bit head
+        layers=(("head", fallback), *layers) if scheme == "int4" else layers,  # few bear a 4-bit head
         observer=options.observer,
         smoothing=options.smoothing,
         budget=options.budget,
@@ -193,8 +214,8 @@ def _graph_request(request: BuildRequest, graph: GraphName) -> "GraphRequest":
     )
 
 
-def _layer(text: str) -> tuple[str, Scheme | None]:
-    """Read "head=int8"."""
+def _layer(text: str, option: str) -> tuple[str, Scheme | None]:
+    """Read "head=int8", which `option` holds."""
     pattern, _, precision = text.rpartition("=")
     if pattern and precision == "float":
         return pattern, None
@@ -202,21 +223,9 @@ def _layer(text: str) -> tuple[str, Scheme | None]:
         raise InputError(
             f"layer precision {text!r}: expected LAYER=PRECISION, such as head=int8, with one of "
             f"{', '.join(get_args(Scheme))} or float",
-            options=("layers", "draft_layers"),
+            options=(option,),
         )
     return pattern, precision
-
-
-def _prompts(file: Path | None) -> tuple[Prompt, ...]:
-    """Return the held-out prompts of a file, or those that are built in."""
-    from poss_export.evaluation.held_out import PROMPTS
-
-    prompts = PROMPTS if file is None else tuple(read_prompts(file))
-    if not prompts:
-        raise InputError(
-            f"{str(file)!r} is empty; write prompts into it, or leave it out", options=("held_out_prompts",)
-        )
-    return prompts
 
 
 def _is_scheme(precision: str | None) -> TypeGuard[Scheme]:

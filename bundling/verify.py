@@ -68,7 +68,7 @@ def verify(
         PossExportError: a checkpoint that is named cannot be opened, or is another one.
     """
     if not prompts:
-        raise InputError("there are no prompts to answer; give at least one", options=("prompts",))
+        raise InputError("no prompts; give at least one to answer", options=("prompts",))
     manifest = read_manifest(folder, full=True)
     checks = [Check("files", True, f"{len(manifest.files)} files are as they were built")]
     reference, skipped = _reference(manifest, target, drafter, report)

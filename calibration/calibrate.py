@@ -111,7 +111,4 @@ def _check_output(path: Path, force: bool, others: Sequence[Path]) -> None:
 
 def _read_prompts(request: CalibrateRequest) -> list[Prompt]:
     file = request.prompts_file
-    asked = [*request.prompts, *(() if file is None else read_prompts(file))][: request.num_prompts]
-    if file is not None and not asked:
-        raise InputError(f"{str(file)!r} is empty; write prompts into it, or leave it out to invent some")
-    return asked
+    return [*request.prompts, *(() if file is None else read_prompts(file))][: request.num_prompts]

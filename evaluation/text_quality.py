@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poss_export.errors import InputError
-from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.sessions.base import Ints, TargetSession
 from poss_export.runtime.tree import DraftTree
+from poss_export.text import Text
 
 WINDOW = 256  # tokens of text that are read at once
 
@@ -69,17 +69,17 @@ def read_logits(target: TargetSession, ids: Sequence[int] | Ints) -> Floats:
     return logits
 
 
-def read_windows(bundle: Bundle, path: Path, limit: int | None = None) -> list[Ints]:
-    """Return the ids of a text file in windows of `WINDOW` tokens; a shorter rest is left out.
+def read_windows(text: Text, capacity: int, path: Path, limit: int | None = None) -> list[Ints]:
+    """Return the ids of a text file in windows of at most `WINDOW` tokens, which fit `capacity`; no rest.
 
     Raises InputError where the file cannot be read or is shorter than one window.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}); expected a plain text file") from error
-    ids = np.asarray(bundle.encode(text, raw=True))
-    window = min(WINDOW, bundle.target.capacity)
+    ids = np.asarray(text.encode(content))
+    window = min(WINDOW, capacity)
     windows = [ids[start : start + window] for start in range(0, len(ids) - window + 1, window)]
     if not windows:
         raise InputError(f"{str(path)!r} has {len(ids)} tokens; quality is measured on at least {window}")

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from poss_export.config import Scheme
+from poss_export.config import Observer, Scheme
 from poss_export.errors import InputError
 from poss_export.quantisation.gains import COPY, add_gains, untie
-from poss_export.quantisation.observers import OBSERVERS, Observer
+from poss_export.quantisation.observers import OBSERVERS
 from poss_export.quantisation.rounding import LARGEST, output_error
 from poss_export.quantisation.sites import Site, find_sites
 from poss_export.quantisation.smoothing import Migration, choose_scales, find_migrations, move_scales

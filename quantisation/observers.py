@@ -1,13 +1,11 @@
 """How far a symmetric 8-bit range reaches: what lies beyond is cut off, what lies within is coarser."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 
+from poss_export.config import Observer
 from poss_export.quantisation.statistics import Floats, Statistics
-
-Observer = Literal["min-max", "percentile", "entropy", "mse"]
 
 HEADROOM = 1.5  # samples are few, and a value beyond the range is worse than coarser steps within
 PERCENTILE = 99.99

@@ -52,12 +52,8 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
     assert read_prompts(path) == as_prompts(["a\u2028b\x85c", "d"])
 
 
-def test_an_id_that_stands_twice_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "prompts.jsonl", {"id": 2, "prompt": "a"}, {"prompt": "b"})
-    with pytest.raises(InputError, match=r"prompts.jsonl', line 2: id '2' stands there a second time"):
-        read_prompts(path)
-
-
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is empty; write prompts into it, or leave it out"):
+        read_prompts(write(tmp_path / "empty.jsonl"))
     with pytest.raises(InputError, match="cannot be read"):
         read_prompts(tmp_path / "missing.jsonl")

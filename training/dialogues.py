@@ -50,14 +50,14 @@ class Dialogues:
     def load(cls, path: Path) -> "Dialogues":
         """Read an .npz file; raises InputError where it is not one of ours."""
         try:
-            with np.load(path) as data:
+            with path.open("rb") as file, np.load(file) as data:
                 return cls(
                     ids=data["ids"].astype(np.int64),
                     answer_mask=data["answer_mask"].astype(bool),
                     offsets=data["offsets"].astype(np.int64),
                     validation=data["validation"].astype(bool),
                 )
-        except (OSError, KeyError, ValueError) as error:
+        except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds on what is spoilt
             raise InputError(
                 f"{path}: not a dialogues file ({error}); expected an .npz with ids, answer_mask, offsets "
                 "and validation, as `poss-export train` writes it"

@@ -34,7 +34,7 @@ from poss_export.training.plot import plot_training
 from poss_export.training.presets import DrafterChoices, Recipe, Stage, StageChoices, given, preset
 from poss_export.training.synthesis import answer_prompts, chat_prompts, invent_turns, join_dialogues
 from poss_export.training.trainer import Corpus, RunState, Trainer
-from poss_export.training.vocabulary import choose_vocabulary, coverage
+from poss_export.training.vocabulary import check_size, choose_vocabulary, coverage
 
 DRAFT_VOCAB_SIZE = 8192
 LOG = "training.jsonl"
@@ -62,7 +62,11 @@ class TrainOptions:
         preset(self.preset)
         for name in ("invent", "budget", "draft_vocab_size"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 1")
+                raise InputError(f"{name} is {value}; it must be at least 1", options=(name,))
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; it must be 0 or a positive number", options=("seed",))
+        if self.losses.steps is not None and self.losses.steps < 1:
+            raise InputError(f"steps is {self.losses.steps}; it must be at least 1", options=("steps",))
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -94,10 +98,15 @@ def train(
     """Train a drafter into folder `out`, or go on with a run that was killed there; return its record.
 
     `cache` keeps the target's view of dialogues for other runs on them; None: it goes with the run.
-    Raises InputError where `out` holds a finished drafter or a run with other options.
+    Raises InputError where `out` holds something else than this run, or the target cannot write dialogues.
     """
     check_library()  # its report has a picture
     config, trained = _plan_drafter(target.config, options)
+    if not options.dialogues and target.text.config.chat_template is None:
+        raise InputError(
+            f"target {target.name!r} has no chat template to write dialogues with: give dialogues",
+            options=("dialogues",),
+        )
     work = _claim(out, target, options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoder = target.load_decoder().to(device, matmul_dtype(device))
@@ -163,11 +172,13 @@ def _claim(out: Path, target: Target, options: TrainOptions) -> Path:
             f"{str(out)!r} already holds a drafter; give another folder, or remove it to train anew"
         )
     work = out / ".training"
+    run = json.dumps({"target": target.sha256, "options": options.digest()})
+    if out.is_dir() and not work.exists() and any(out.iterdir()):
+        raise InputError(f"{str(out)!r} holds other files; give a new folder")
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{str(out)!r} cannot be written ({error}); give another folder") from error
-    run = json.dumps({"target": target.sha256, "options": options.digest()})
     claim = work / "run.json"
     if claim.exists() and claim.read_text(encoding="utf-8") != run:
         raise InputError(
@@ -234,10 +245,11 @@ def _plan_drafter(target: TargetConfig, options: TrainOptions) -> tuple[DrafterC
             raise InputError(
                 f"draft_vocab_size is {size}, but {options.start} proposes {len(trained.draft_ids)} ids and "
                 "a run keeps those of the drafter it starts from: leave it out",
-                options=("draft_vocab",),
+                options=("draft_vocab_size",),
             )
         size = len(trained.draft_ids)
     size = size or min(DRAFT_VOCAB_SIZE, target.vocab_size)
+    check_size(size, target.vocab_size)
     try:
         config = preset(options.preset).drafter_config(target, size, options.choices)
     except CheckpointError as error:  # its facts do not come from a checkpoint here

@@ -9,6 +9,15 @@ from poss_export.training.dialogues import Dialogues
 PRIOR_TOKENS = 0.3  # weight of the prior, as a share of the counted tokens
 
 
+def check_size(size: int, vocab_size: int) -> None:
+    """Raise InputError where the target has no `size` ids to choose."""
+    if not 1 <= size <= vocab_size:
+        raise InputError(
+            f"draft vocabulary of {size} ids: expected 1 to {vocab_size}, the target's vocabulary",
+            options=("draft_vocab_size",),
+        )
+
+
 def choose_vocabulary(dialogues: Dialogues, vocab_size: int, size: int) -> NDArray[np.int64]:
     """Return `size` ascending ids for the draft vocabulary.
 
@@ -16,10 +25,6 @@ def choose_vocabulary(dialogues: Dialogues, vocab_size: int, size: int) -> NDArr
     vocabularies number their tokens by how early they were merged, so a low id is frequent in text at
     large. Counts alone over-fit a few hundred thousand tokens.
     """
-    if not 1 <= size <= vocab_size:
-        raise InputError(
-            f"draft vocabulary of {size} ids: expected 1 to {vocab_size}, the target's vocabulary"
-        )
     training = np.repeat(~dialogues.validation, dialogues.lengths)
     counts = np.bincount(dialogues.ids[training], minlength=vocab_size).astype(np.float64)
     prior = 1.0 / (np.arange(vocab_size) + 256.0)

@@ -18,6 +18,7 @@ Backend = Literal["onnxruntime"] | Flavour
 GraphName = Literal["target", "draft"]
 
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+BACKENDS: tuple[Backend, ...] = ("onnxruntime", *FLAVOURS)
 MODULES: dict[Flavour, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 NAMES: dict[Flavour, str] = {"tensorrt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # of TensorRT-RTX 1.7
@@ -96,7 +97,7 @@ class Profile:
 
 
 def target_profiles(chunk: int, width: int | None) -> tuple[Profile, ...]:
-    """Return the target's: any call of up to `chunk` tokens, and trees of exactly `width` nodes."""
+    """Return the target's: any call of up to `chunk` tokens, and trees of exactly that `width`."""
     prefill = Profile({"seq": (1, chunk, chunk), "rows": (1, 1, chunk)})
     return (prefill,) if width is None else (prefill, _fixed(seq=width, rows=width))
 

@@ -34,21 +34,18 @@ def read_prompts(path: Path) -> list[Prompt]:
     A line without an id has its number.
 
     Raises:
-        InputError: the file cannot be read, a line has no prompt, or an id stands twice.
+        InputError: the file cannot be read or is empty, or a line has no prompt.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
             lines = list(file)
     except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}); expected a file of JSON Lines") from error
-    found: dict[str, Prompt] = {}
-    for number, line in enumerate(lines, start=1):
-        where = f"{str(path)!r}, line {number}"
-        prompt = _prompt(line, number, where)
-        if prompt.id in found:
-            raise InputError(f"{where}: id {prompt.id!r} stands there a second time; give it another")
-        found[prompt.id] = prompt
-    return list(found.values())
+    if not lines:
+        raise InputError(f"{str(path)!r} is empty; write prompts into it, or leave it out")
+    return [
+        _prompt(line, number, f"{str(path)!r}, line {number}") for number, line in enumerate(lines, start=1)
+    ]
 
 
 def _prompt(line: str, number: int, where: str) -> Prompt:

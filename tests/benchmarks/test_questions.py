@@ -43,7 +43,7 @@ def test_a_line_without_a_prompt_is_named(tmp_path: Path) -> None:
 def test_files_without_prompts_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text("")
-    with pytest.raises(InputError, match=r"no prompts in .*q\.jsonl"):
+    with pytest.raises(InputError, match=r"q\.jsonl' is empty"):
         questions.load(TEXT, [file], None)
 
 
@@ -68,14 +68,19 @@ def test_only_held_out_dialogues_are_asked(tmp_path: Path) -> None:
     assert question.place == "d.npz:1"
 
 
-def test_files_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_questions_at_one_place_are_refused(tmp_path: Path) -> None:
     """What is found of a question is kept by its place: two at one place would hide each other."""
     files = [tmp_path / folder / "q.jsonl" for folder in ("one", "two")]
     for file in files:
         file.parent.mkdir()
-        file.write_text('{"prompt": "a"}\n')
-    with pytest.raises(InputError, match=r"two files are named q\.jsonl"):
+        file.write_text('{"id": 2, "prompt": "a"}\n')
+    with pytest.raises(
+        InputError, match=r"1 questions stand at one place with another, the first at q.jsonl:2"
+    ):
         questions.load(TEXT, files, None)
+    files[0].write_text('{"id": 2, "prompt": "a"}\n{"prompt": "b"}\n')  # the second has its number
+    with pytest.raises(InputError, match="the first at q.jsonl:2"):
+        questions.load(TEXT, files[:1], None)
 
 
 def test_a_limit_spreads_evenly(tmp_path: Path) -> None:

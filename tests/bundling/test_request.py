@@ -39,6 +39,20 @@ def test_schemes_are_of_quantised_graphs_only() -> None:
     ("asked", "message", "options"),
     [
         ({"positions_per_specialist": 2}, "positions per specialist are a drafter's", {"drafter"}),
+        ({"precision": "fp99"}, "precision is 'fp99'; expected one of fp32, fp16", {"precision"}),
+        ({"draft_precision": "int3"}, "draft precision is 'int3'; expected one of w8a8", {"draft_precision"}),
+        ({"cache_form": "paged"}, "cache form is 'paged'; expected one of shared, static", {"cache_form"}),
+        ({"backend": "gpu"}, "backend is 'gpu'; expected one of onnxruntime, tensorrt", {"backend"}),
+        (
+            {"precision": "int8", "quantisation": QuantisationOptions(observer="most")},  # type: ignore[arg-type]
+            "observer is 'most'; expected one of min-max",
+            {"observer"},
+        ),
+        (
+            {"precision": "int8", "quantisation": QuantisationOptions(budget=float("nan"))},
+            "budget is nan nats; it must be 0 or more",
+            {"budget"},
+        ),
         ({"engine_capacities": (64,)}, "options of engines need a backend that builds some", {"backend"}),
         ({"engines": EngineOptions(("8.9",))}, "options of engines need a backend", {"backend"}),
         ({"timing_cache": Path("t")}, "options of engines need a backend", {"backend"}),

@@ -63,8 +63,8 @@ def test_a_checkpoint_that_is_named_must_be_the_one(
         found(tiny_bundle, target=target, drafter=str(tmp_path / "other"))
 
 
-def test_without_prompts_nothing_is_shown(tiny_bundle: Path) -> None:
-    with pytest.raises(InputError, match="there are no prompts"):
+def test_something_must_be_asked(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match="no prompts; give at least one"):
         verify(tiny_bundle, prompts=())
 
 

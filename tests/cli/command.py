@@ -10,6 +10,7 @@ from poss_export.cli.main import main
 from poss_export.drafters.checkpoint import save_drafter
 from poss_export.targets.checkpoint import open_target
 
+PROGRESS = ("loading ", "inventing ", "recording ")  # what lines begin with that tell what is done
 CAPACITY = 96  # tokens, of quantised bundles: widths are measured behind 17
 
 
@@ -28,7 +29,7 @@ def refused(*arguments: object) -> str:
     result = run(*arguments)
     assert result.exit_code in (1, 2)
     assert result.stdout == ""
-    (line,) = [line for line in result.stderr.splitlines() if not line.startswith("loading ")]
+    (line,) = [line for line in result.stderr.splitlines() if not line.startswith(PROGRESS)]
     assert line.startswith("error: ")
     return line.removeprefix("error: ")
 

@@ -13,24 +13,12 @@ from poss_export.calibration.record import load_record
 from tests.cli import command
 
 
-def run(*arguments: object) -> Result:
-    return command.run("calibrate", *arguments, "--threads", 1)
-
-
 def done(*arguments: object) -> Result:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
+    return command.done("calibrate", *arguments, "--threads", 1)
 
 
 def refused(*arguments: object) -> str:
-    """Return the message of a command that must fail."""
-    result = run(*arguments)
-    assert result.exit_code in (1, 2)
-    assert result.stdout == ""
-    (line,) = [line for line in result.stderr.splitlines() if not line.startswith(("invent", "recording"))]
-    assert line.startswith("error: ")
-    return line
+    return command.refused("calibrate", *arguments, "--threads", 1)
 
 
 @pytest.fixture

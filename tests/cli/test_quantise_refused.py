@@ -76,3 +76,8 @@ def test_bad_input_is_one_message_and_leaves_nothing(
     assert len([line for line in lines if line.lower().startswith("error: ")]) == 1
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_text_is_refused_before_the_work(options: Any, spoilt: Path, tmp_path: Path) -> None:
+    result = run(*options, "-o", tmp_path / "out", "--precision", "int8", "--held-out", spoilt / "short.txt")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)

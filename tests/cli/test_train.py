@@ -110,6 +110,8 @@ def test_it_never_overwrites_a_drafter_or_joins_another_run(
         (("--preset", "eagle", "--draft-vocab", "97"), "draft vocabulary of 97 ids: expected 1 to 96"),
         (("--preset", "eagle", "--dialogues", "missing.npz"), "missing.npz: not a dialogues file"),
         (("--preset", "eagle", "--prompts", "missing.jsonl"), "'missing.jsonl' cannot be read"),
+        (("--preset", "eagle", "--seed", "-1"), "seed is -1; it must be 0 or a positive number (--seed)"),
+        (("--preset", "eagle", "--steps", "0"), "steps is 0; it must be at least 1 (--steps)"),
         (("--preset", "eagle", "--threads", "0"), "threads is 0; it must be at least 1"),
         (("--preset", "eagle", "--num-layers", "2"), "only drafting 'parallel' takes more than 1 layer"),
         (("--preset", "eagle", "--start", "no-drafter"), "'no-drafter' is neither a folder nor"),
@@ -122,4 +124,27 @@ def test_bad_input_is_one_message(
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (tmp_path / "drafter" / "config.json").exists()
+    assert not (tmp_path / "drafter").exists()
+
+
+def test_dialogues_that_are_spoilt_or_cannot_be_written_leave_nothing(
+    train: Callable[..., Result], tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out, spoilt = tmp_path / "drafter", tmp_path / "spoilt.npz"
+    spoilt.write_bytes(b"PK\x03\x04junk")
+    result = train("--preset", "eagle", "--dialogues", str(spoilt), "-o", str(out))
+    assert (result.exit_code, out.exists()) == (2, False)
+    assert "spoilt.npz: not a dialogues file" in result.stderr
+    arguments = ["train", str(tiny_folder("llama")), "--preset", "eagle", "-o", str(out)]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, out.exists()) == (2, False)
+    assert "has no chat template to write dialogues with: give dialogues (--dialogues)" in result.stderr
+
+
+def test_a_folder_of_something_else_is_left_alone(train: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    result = train("--preset", "eagle", "-o", str(tmp_path / "bundle"))
+    assert result.exit_code == 2
+    assert "holds other files; give a new folder" in result.stderr
+    assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["manifest.json"]

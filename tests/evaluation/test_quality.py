@@ -30,7 +30,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_equal_bundles_lose_nothing(bundles: tuple[Bundle, Bundle], text: Path) -> None:
-    windows = read_windows(bundles[0], text)
+    windows = read_windows(bundles[0].text, 48, text)
     told: list[str] = []
     trial = Trial(windows, as_prompts(["<5> <9>", "<7>"]), 24, timed=True)
     figures = measure_quality(*bundles, bundles[1], trial, told.append)
@@ -60,7 +60,7 @@ def test_every_turn_counts(chat_bundle: Path) -> None:
 
 
 def test_what_was_not_asked_for_is_not_there(bundles: tuple[Bundle, Bundle], text: Path) -> None:
-    trial = Trial(read_windows(bundles[0], text, 1), as_prompts(["<5>"]), 4, timed=False)
+    trial = Trial(read_windows(bundles[0].text, 48, text, 1), as_prompts(["<5>"]), 4, timed=False)
     figures = measure_quality(*bundles, bundles[1], trial, lambda _: None)
     assert figures.keys() == {"text", "rounds", "bytes"}
     assert figures["text"]["tokens"] == 48

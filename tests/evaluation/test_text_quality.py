@@ -104,19 +104,19 @@ def test_divergence_by_hand() -> None:
 
 
 def test_text_comes_in_windows(bundle: Bundle, text: Path, tmp_path: Path) -> None:
-    ids = bundle.encode(text.read_text(), raw=True)
-    windows = read_windows(bundle, text)
+    ids, source = bundle.encode(text.read_text(), raw=True), (bundle.text, 48)
+    windows = read_windows(*source, text)
     assert [len(window) for window in windows] == [48, 48, 48]
     assert WINDOW > 48  # the capacity is what fits
     assert np.concatenate(windows).tolist() == ids[: 3 * 48]
-    assert len(read_windows(bundle, text, 2)) == 2
+    assert len(read_windows(*source, text, 2)) == 2
     short = tmp_path / "short.txt"
     short.write_text("<5> " * 47)
     with pytest.raises(InputError, match=r"short.txt' has 47 tokens; quality is measured on at least 48"):
-        read_windows(bundle, short)
+        read_windows(*source, short)
     for bad in (tmp_path / "none.txt", tmp_path):
         with pytest.raises(InputError, match=r"cannot be read .* expected a plain text file"):
-            read_windows(bundle, bad)
+            read_windows(*source, bad)
     short.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="expected a plain text file"):
-        read_windows(bundle, short)
+        read_windows(*source, short)

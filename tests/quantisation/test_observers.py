@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from poss_export.config import Observer
 from poss_export.quantisation.observers import (
     HEADROOM,
     OBSERVERS,
     PERCENTILE,
-    Observer,
     entropy,
     min_max,
     mse,

@@ -23,7 +23,7 @@ from poss_export.training.synthesis import (
     invent_turns,
     join_dialogues,
 )
-from poss_export.training.vocabulary import choose_vocabulary, coverage
+from poss_export.training.vocabulary import check_size, choose_vocabulary, coverage
 
 
 class Talkative(Decoder):
@@ -148,4 +148,4 @@ def test_vocabulary_holds_frequent_ids_and_never_reads_held_out_dialogues() -> N
     assert coverage(dialogues, chosen) == 0.0
     assert choose_vocabulary(dialogues, 1000, 1000).tolist() == list(range(1000))
     with pytest.raises(InputError, match="draft vocabulary of 1001 ids: expected 1 to 1000"):
-        choose_vocabulary(dialogues, 1000, 1001)
+        check_size(1001, 1000)

@@ -1,7 +1,7 @@
 """`poss-export build`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import click
 
@@ -10,11 +10,8 @@ from poss_export.cli import options
 from poss_export.cli.built import print_bundle
 from poss_export.cli.printing import log, print_facts
 from poss_export.cli.progress import show_progress
-from poss_export.config import CacheForm, Precision, Scheme, Thresholds, TreeShape
-from poss_export.engine_spec import FLAVOURS, Backend, EngineOptions
-
-if TYPE_CHECKING:
-    from poss_export.quantisation.observers import Observer
+from poss_export.config import CacheForm, Observer, Precision, Scheme, Thresholds, TreeShape
+from poss_export.engine_spec import BACKENDS, Backend, EngineOptions
 
 _TARGET = (
     click.option(
@@ -25,7 +22,7 @@ _TARGET = (
     ),
     click.option(
         "--cache-form",
-        type=click.Choice(["shared", "static"]),
+        type=click.Choice(get_args(CacheForm)),
         show_default="shared, or static for TensorRT",
         help="shared: ONNX Runtime on the CPU; static: standard operators, for GPUs.",
     ),
@@ -73,7 +70,7 @@ _PRECISION = (
     ),
     click.option(
         "--observer",
-        type=click.Choice(["min-max", "percentile", "entropy", "mse"]),
+        type=click.Choice(get_args(Observer)),
         default=QuantisationOptions.observer,
         help="How far the range of an activation reaches.",
     ),
@@ -117,7 +114,7 @@ _PRECISION = (
 _ENGINES = (
     click.option(
         "--backend",
-        type=click.Choice(["onnxruntime", *FLAVOURS]),
+        type=click.Choice(BACKENDS),
         default="onnxruntime",
         help="Build engines for it, beside the graphs that ONNX Runtime reads.",
     ),
@@ -184,7 +181,7 @@ def build(
     samples: Path | None,
     layers: tuple[str, ...],
     draft_layers: tuple[str, ...],
-    observer: "Observer",
+    observer: Observer,
     smoothing: bool,
     budget: float,
     held_out: Path | None,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from poss_export.engine_spec import FLAVOURS
+from poss_export.engine_spec import BACKENDS
 
 Add = Callable[[click.Command], click.Command]  # what `click.option` and `click.argument` return
 
@@ -71,7 +71,7 @@ THREADS = click.option("--threads", type=int, show_default="ONNX Runtime's choic
 ENGINE: tuple[Add, ...] = (
     click.option(
         "--backend",
-        type=click.Choice(["onnxruntime", *FLAVOURS]),
+        type=click.Choice(BACKENDS),
         default="onnxruntime",
         help="Run the graphs, or the engines that were built of them.",
     ),

@@ -28,6 +28,7 @@ _DRAFTER = (
     choice("mask-feature", click.Choice(get_args(MaskFeature)), "What mask rows read as their feature."),
     click.option(
         "--draft-vocab",
+        "draft_vocab_size",
         type=int,
         show_default="8192, or that of --start",
         help="Tokens that the drafter can propose.",
@@ -51,7 +52,7 @@ _DATA = (
         "--prompts",
         metavar="FILE",
         type=options.FILE,
-        help="JSON Lines of user turns to answer, in place of invented ones.",
+        help="JSON Lines of user turns to answer, of several the first, in place of invented ones.",
     ),
     click.option("--invent", default=3000, help="User turns that the target invents."),
 )
@@ -97,7 +98,7 @@ def train(
     num_masks: int | None,
     shared_mask: bool | None,
     mask_feature: MaskFeature | None,
-    draft_vocab: int | None,
+    draft_vocab_size: int | None,
     start: str | None,
     dialogues: tuple[Path, ...],
     prompts: Path | None,
@@ -150,7 +151,7 @@ def train(
         start=start,
         invent=invent,
         budget=budget,
-        draft_vocab_size=draft_vocab,
+        draft_vocab_size=draft_vocab_size,
         seed=seed,
     )
     _use_threads(threads)
