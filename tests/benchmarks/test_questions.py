@@ -79,7 +79,7 @@ def test_questions_at_one_place_are_refused(tmp_path: Path) -> None:
     ):
         questions.load(TEXT, files, None)
     files[0].write_text('{"id": 2, "prompt": "a"}\n{"prompt": "b"}\n')  # the second has its number
-    with pytest.raises(InputError, match="the first at q.jsonl:2"):
+    with pytest.raises(InputError, match=r"the first at q\.jsonl:2"):
         questions.load(TEXT, files[:1], None)
 
 
