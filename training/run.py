@@ -9,7 +9,7 @@ OUT/             dialogues.npz (if the target wrote them), training.jsonl (log),
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ from poss_export.training.features import TargetView, view_dialogues
 from poss_export.training.held_out import DEPTH, judge
 from poss_export.training.initialise import initialise, start_from
 from poss_export.training.log import append_log, read_log
+from poss_export.training.options import TrainOptions
 from poss_export.training.plot import plot_training
-from poss_export.training.presets import DrafterChoices, Recipe, Stage, StageChoices, given, preset
+from poss_export.training.presets import preset
 from poss_export.training.synthesis import answer_prompts, chat_prompts, invent_turns, join_dialogues
 from poss_export.training.trainer import Corpus, RunState, Trainer
 from poss_export.training.vocabulary import check_size, choose_vocabulary, coverage
@@ -39,57 +40,6 @@ from poss_export.training.vocabulary import check_size, choose_vocabulary, cover
 DRAFT_VOCAB_SIZE = 8192
 LOG = "training.jsonl"
 LOGGED = 10  # points of the learning curves, beside the first
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What a run depends on besides the target: equal options on equal hardware give an equal drafter."""
-
-    preset: str
-    choices: DrafterChoices = field(default_factory=DrafterChoices)  # in place of the preset's
-    recipe: Recipe = "small"
-    losses: StageChoices = field(default_factory=StageChoices)  # in place of the recipe's
-    dialogues: tuple[Path, ...] = ()  # ready .npz files; empty: the target invents `invent` dialogues
-    prompts: tuple[str, ...] = ()  # user turns to answer instead of invented ones
-    start: str | None = None  # a trained drafter that replaces the first stage
-    invent: int = 3000
-    budget: int = 20_000_000  # row-steps: scored rows times unrolled steps
-    draft_vocab_size: int | None = None  # None: 8192, or that of `start`
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be trained before any work is done."""
-        preset(self.preset)
-        for name in ("invent", "budget", "draft_vocab_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 1", options=(name,))
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; it must be 0 or a positive number", options=("seed",))
-        if self.losses.steps is not None and self.losses.steps < 1:
-            raise InputError(f"steps is {self.losses.steps}; it must be at least 1", options=("steps",))
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages of the run."""
-        stages = preset(self.preset).stages(self.recipe, started=self.start is not None)
-        return tuple(replace(stage, **given(self.losses)) for stage in stages)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; files by their names, prompts by their number."""
-        return {
-            **asdict(self),
-            "choices": given(self.choices),
-            "losses": given(self.losses),
-            "dialogues": [path.name for path in self.dialogues],
-            "prompts": len(self.prompts),
-        }
-
-    def digest(self) -> str:
-        """Return a hash of all that the run depends on, of files and prompts their content."""
-        digest = hashlib.sha256(json.dumps([self.to_dict(), self.prompts]).encode())
-        for path in self.dialogues:
-            digest.update(Dialogues.load(path).ids.tobytes())
-        return digest.hexdigest()
 
 
 def train(

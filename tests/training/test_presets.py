@@ -12,8 +12,9 @@ from poss_export.drafters.checkpoint import load_drafter
 from poss_export.drafters.layout import named_tensors
 from poss_export.targets.checkpoint import open_target
 from poss_export.training.dialogues import Dialogues
+from poss_export.training.options import TrainOptions
 from poss_export.training.presets import PRESETS, Stage
-from poss_export.training.run import TrainOptions, train
+from poss_export.training.run import train
 from poss_export.training.trainer import Trainer
 
 # What the papers say of each architecture: specialists, positions of each, and the other choices.

@@ -15,7 +15,8 @@ from poss_export.targets.decoder import Decoder, causal_attend
 from poss_export.training import run
 from poss_export.training.decoding import BatchDecoder
 from poss_export.training.dialogues import Dialogues
-from poss_export.training.run import TrainOptions, train
+from poss_export.training.options import TrainOptions
+from poss_export.training.run import train
 from poss_export.training.synthesis import (
     answer_prompts,
     chat_prompts,

@@ -13,8 +13,9 @@ from poss_export.errors import InputError
 from poss_export.targets.checkpoint import Target, open_target
 from poss_export.training.decoding import BatchDecoder
 from poss_export.training.dialogues import Dialogues
+from poss_export.training.options import TrainOptions
 from poss_export.training.presets import Stage
-from poss_export.training.run import TrainOptions, train
+from poss_export.training.run import train
 from poss_export.training.synthesis import greedy
 from poss_export.training.trainer import Trainer
 

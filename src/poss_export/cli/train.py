@@ -122,9 +122,10 @@ def train(
     """
     from poss_export.prompts import read_prompts
     from poss_export.targets.checkpoint import open_target
-    from poss_export.training import run
+    from poss_export.training.options import TrainOptions
+    from poss_export.training.run import train as train_drafter
 
-    request = run.TrainOptions(
+    request = TrainOptions(
         preset=preset,
         choices=DrafterChoices(
             fusion=fusion,
@@ -156,7 +157,7 @@ def train(
     )
     _use_threads(threads)
     with show_progress() as progress:
-        record = run.train(open_target(target), request, drafter, progress, cache)
+        record = train_drafter(open_target(target), request, drafter, progress, cache)
     _print_held_out(drafter, record["held_out"])
 
 
