@@ -153,6 +153,8 @@ def main(
     machine = environment.record()
     kinds = {name: ENGINES[name] for name in only or ENGINES}
     missing = [name for name, kind in kinds.items() if find_spec(kind.module) is None]
+    if len(missing) == len(kinds):
+        raise InputError(f"not installed: {', '.join(missing)}; see benchmarks/README.md, or name others")
     with ExitStack() as stack:
         workers = {}
         for name, kind in kinds.items():
