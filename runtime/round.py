@@ -1,6 +1,7 @@
 """One round of draft and verify: what was proposed, and what the target made of it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ class Round:
         """Drafted tokens that were accepted."""
         return len(self.path) - 1
 
-    @property
+    @cached_property
     def tokens(self) -> NDArray[np.int64]:
         """What the round emits, int64 [accepted + 1]: the accepted tokens, then the bonus."""
         return np.append(self.tree.tokens[list(self.path[1:])], self.bonus)
