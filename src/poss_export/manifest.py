@@ -143,7 +143,7 @@ class Manifest:
                 "text": TextConfig.from_dict(values["text"]),
                 "argv": tuple(values["argv"]),
                 "files": {name: FileEntry(**entry) for name, entry in values["files"].items()},
-                "engines": tuple(EngineEntry.from_dict(entry) for entry in values.get("engines", ())),
+                "engines": tuple(EngineEntry.from_dict(entry) for entry in values["engines"]),
             }
         )
 
@@ -206,7 +206,7 @@ def _parse(path: Path) -> dict[str, Any]:
             f"{str(path)!r} was changed after the build: its hash does not match (field: {fields}); "
             "restore it or rebuild the bundle"
         )
-    values.pop("field_sha256", None)  # bundles of earlier builds have none
+    del values["field_sha256"]
     return dict(values)
 
 

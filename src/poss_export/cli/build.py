@@ -35,7 +35,9 @@ _DRAFTER = (
     click.option("--tree-depth", default=TreeShape.depth, help="Levels of the drafted tree."),
     click.option("--top-k", default=TreeShape.top_k, help="Beam of the drafted tree."),
     click.option(
-        "--tree-nodes", default=TreeShape.nodes, help="Drafted tokens that the target verifies at once."
+        "--tree-nodes",
+        default=TreeShape.nodes,
+        help="Drafted tokens that the target verifies at once, the root not counted.",
     ),
 )
 _LAYER = "LAYER=PRECISION"
