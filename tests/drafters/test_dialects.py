@@ -16,7 +16,7 @@ from poss_export.drafters.checkpoint import load_drafter, save_drafter, shipped_
 from poss_export.drafters.dialects import Tensors, recognise
 from poss_export.drafters.releases import POSS_RELEASES, read_release
 from poss_export.errors import CheckpointError, InputError, PossExportError
-from tests.public_checkpoints import (
+from tests.fixtures.public_checkpoints import (
     TINY,
     Layout,
     Shapes,
@@ -30,7 +30,7 @@ from tests.public_checkpoints import (
     vllm,
     write,
 )
-from tests.random_drafter import random_drafter
+from tests.fixtures.random_drafter import random_drafter
 
 HIDDEN, VOCAB = TINY.hidden, TINY.vocab
 

@@ -20,8 +20,8 @@ from poss_export.errors import InputError
 from poss_export.exporters.drafter import export_drafter
 from poss_export.quantisation.insertion import quantise, save
 from poss_export.quantisation.sites import find_sites
-from tests.quantisation.graphs import CAPACITY, call, initializers, random, run, session
-from tests.random_drafter import random_drafter, random_rows
+from tests.fixtures.graphs import CAPACITY, call, initializers, random, run, session
+from tests.fixtures.random_drafter import random_drafter, random_rows
 
 INPUTS, OUTPUTS, WORDS = 64, 24, 40  # of the graph with one MatMul and a head
 FORMS = [

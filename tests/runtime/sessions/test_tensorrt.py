@@ -29,7 +29,7 @@ from poss_export.runtime.sessions.loaded_engine import choose_profile, plan_buff
 from poss_export.runtime.sessions.ort import OrtOptions
 from poss_export.runtime.tree import DraftTree
 from poss_export.targets.checkpoint import open_target
-from tests.runtime.sessions.fake_tensorrt import FakeDevice, FakeEngine, FakeLibrary
+from tests.fixtures.fake_tensorrt import FakeDevice, FakeEngine, FakeLibrary
 from tests.runtime.sessions.test_caches import HostDriver
 
 Make = Callable[..., Path]
