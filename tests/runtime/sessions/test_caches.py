@@ -8,29 +8,9 @@ import pytest
 from poss_export.errors import BackendError
 from poss_export.runtime.sessions import caches, cuda
 from poss_export.runtime.sessions.caches import CudaCaches, HostCaches
+from tests.fixtures.host_driver import HostDriver
 
 SHAPE = (4, 2, 3, 10, 2)  # tensors, slots, heads, capacity, head size
-
-
-class HostDriver:
-    """The three calls of the CUDA driver, on host memory."""
-
-    def __init__(self) -> None:
-        self.unfinished = False
-
-    def __call__(self, function: str, *arguments: Any) -> None:
-        self.unfinished = function != "cuCtxSynchronize"
-        if function == "cuMemsetD2D8_v2":
-            address, pitch, value, width, height = (argument.value for argument in arguments)
-            for row in range(height):
-                ctypes.memset(address + row * pitch, value, width)
-        elif function == "cuMemcpy2D_v2":
-            copy = arguments[0]._obj
-            assert (copy.srcMemoryType, copy.dstMemoryType, copy.srcY, copy.dstY) == (2, 2, 0, 0)
-            for row in range(copy.Height):
-                source = copy.srcDevice + row * copy.srcPitch + copy.srcXInBytes
-                to = copy.dstDevice + row * copy.dstPitch + copy.dstXInBytes
-                ctypes.memmove(to, source, copy.WidthInBytes)
 
 
 @pytest.fixture(params=["host", "cuda"])

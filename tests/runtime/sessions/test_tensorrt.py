@@ -30,7 +30,7 @@ from poss_export.runtime.sessions.ort import OrtOptions
 from poss_export.runtime.tree import DraftTree
 from poss_export.targets.checkpoint import open_target
 from tests.fixtures.fake_tensorrt import FakeDevice, FakeEngine, FakeLibrary
-from tests.runtime.sessions.test_caches import HostDriver
+from tests.fixtures.host_driver import HostDriver
 
 Make = Callable[..., Path]
 CAPACITY, NODES = 48, 9
