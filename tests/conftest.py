@@ -14,7 +14,12 @@ from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig
 # PyTorch reads it when it is first imported: tiny models are fastest on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ["tests.fixtures.bundles", "tests.fixtures.fakes"]
+pytest_plugins = [
+    "tests.fixtures.acceptance",
+    "tests.fixtures.bundles",
+    "tests.fixtures.fakes",
+    "tests.fixtures.ort_sessions",
+]
 
 CAPACITY = 48
 _SIZES = {

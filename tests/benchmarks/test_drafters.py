@@ -21,8 +21,8 @@ from poss_export.drafters.checkpoint import load_drafter, save_drafter
 from poss_export.errors import InputError
 from poss_export.prompts import Prompt
 from poss_export.runtime.bundle import open_bundle
-from tests.benchmarks.test_drafters_file import write_record
 from tests.fixtures.answers import made
+from tests.fixtures.write_record import write_record
 
 TREE = TreeShape(depth=3, top_k=2, nodes=4)
 

@@ -1,18 +1,12 @@
 """What the folders of drafters record of their training."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from benchmarks.drafters_file import training_of
 from poss_export.errors import CheckpointError
-
-
-def write_record(folder: Path, **values: Any) -> None:
-    record = {"training_seconds": 60, "options": {"budget": 1000, "start": "runs/eagle"}, **values}
-    (folder / "training.json").write_text(json.dumps(record))
+from tests.fixtures.write_record import write_record
 
 
 def test_rows_are_row_steps_by_the_steps_of_each_stage(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.peers import Peers, genai_builder
 from poss_export.errors import InputError
 from poss_export.targets.checkpoint import open_target
-from tests.targets.test_gguf import write_gguf
+from tests.fixtures.write_gguf import write_gguf
 
 
 @pytest.mark.parametrize("name", ["llama", "llama3", "linear", "mistral", "qwen2", "qwen3"])

@@ -27,8 +27,8 @@ from poss_export.errors import BundleError, InputError
 from poss_export.evaluation.held_out import HELD_OUT
 from poss_export.manifest import read_manifest
 from poss_export.prompts import Prompt
-from tests.benchmarks.test_precision_report import bundle_row
-from tests.targets.test_gguf import write_gguf
+from tests.fixtures.bundle_row import bundle_row
+from tests.fixtures.write_gguf import write_gguf
 
 TREE = TreeShape(depth=4, top_k=3, nodes=8)
 CAPACITY = 48

@@ -1,34 +1,10 @@
 """The tables of precisions, from rows made by hand."""
 
-from typing import Any
-
 import pytest
 
 from benchmarks.divergences import count
 from benchmarks.precision_report import print_rows
-
-
-def bundle_row(**values: Any) -> dict[str, Any]:
-    speed = {"tokens_per_second": 50.0, "tokens_per_second_by_repeat": [40.0, 60.0], "to_reference": 1.0}
-    return {
-        "name": "int8 / w8a8",
-        "megabytes": {"target": 100.0, "draft": 20.0},
-        "plain_width": 2,
-        "milliseconds_by_width": {1: 5.0, 2: 10.0},
-        "plain_steps_by_width": {1: 0.5, 2: 1.0},
-        "draft_milliseconds": 3.0,
-        "quality": {"perplexity": 20.0, "divergence": 0.0123, "agreement": 0.95},
-        "target_only": {**speed, "engine": "int8 / w8a8, target-only"},
-        "speculative": {
-            **speed,
-            "engine": "int8 / w8a8, speculative",
-            "ratio": 1.5,
-            "tau": 2.25,
-            "equal_answers": 2,
-        },
-        "divergences": {},
-        **values,
-    }
+from tests.fixtures.bundle_row import bundle_row
 
 
 def test_every_figure_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,61 +1,23 @@
 """Acceptance calibration: the fit against its definition, figures by hand, and what is refused."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from poss_export.acceptance import AcceptanceCurves, DepthCurve, Errors
 from poss_export.calibration.acceptance_fit import fit_isotonic, from_record, reliability, wilson
-from poss_export.calibration.record import Dialogue, Record
-from poss_export.config import TreeShape
+from poss_export.calibration.record import Record
 from poss_export.errors import InputError
-from poss_export.plots import plot_acceptance
 from poss_export.runtime.round import Round
 from poss_export.runtime.tree import DraftTree
-
-
-def made_record(dialogues: list[list[Round]]) -> Record:
-    return Record(
-        target_name="target",
-        target_sha256="a" * 64,
-        drafter_name="drafter",
-        drafter_sha256="b" * 64,
-        tree=TreeShape(2, 2, 4),
-        precision="fp32",
-        created="2026-01-01T00:00:00+00:00",
-        argv=(),
-        versions={},
-        dialogues=tuple(Dialogue(np.array([1, 2]), tuple(rounds)) for rounds in dialogues),
-    )
+from tests.fixtures.acceptance import chains, made_record
 
 
 def one_node(probability: float, accepted: bool) -> Round:
     scores = np.log([1, probability]).astype(np.float32)
     tree = DraftTree(np.array([3, 4]), np.array([0, 0]), scores)
     return Round(tree, (0, 1) if accepted else (0,), bonus=3)
-
-
-def chains(truth: Any, dialogues: int = 40, rounds: int = 50, seed: int = 0) -> Record:
-    """A record of chains of two nodes, each accepted behind its parent with truth(its probability)."""
-    rng = np.random.default_rng(seed)
-
-    def draw() -> Round:
-        first, second = rng.uniform(0.05, 0.95, 2)
-        scores = np.log([1, first, first * second]).astype(np.float32)
-        path = (0,) if rng.random() > truth(first) else (0, 1) if rng.random() > truth(second) else (0, 1, 2)
-        return Round(DraftTree(np.array([3, 4, 5]), np.array([0, 0, 1]), scores), path, bonus=3)
-
-    return made_record([[draw() for _ in range(rounds)] for _ in range(dialogues)])
-
-
-@pytest.fixture(scope="module")
-def fitted() -> AcceptanceCurves:
-    """A drafter that is too sure of itself: half of what it says is true."""
-    return from_record(chains(lambda p: p / 2))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -111,17 +73,6 @@ def test_a_drafter_that_is_right_stays_right() -> None:
     assert acceptance.after.brier == pytest.approx(acceptance.before.brier, abs=0.005)
 
 
-def test_the_chance_is_linear_between_knots_and_flat_beyond(fitted: AcceptanceCurves) -> None:
-    curve = fitted.depths[1]
-    x, y = curve.probabilities, curve.chances
-    assert fitted.chance(2, np.log((x[0] + x[1]) / 2)) == pytest.approx((y[0] + y[1]) / 2)
-    assert fitted.chance(2, -99.0) == y[0]
-    assert fitted.chance(2, 0.0) == y[-1]
-    assert fitted.chance(7, np.log(x[1])) == fitted.chance(2, np.log(x[1])) != fitted.chance(1, np.log(x[1]))
-    assert fitted.chance(0, 0.0) == 1.0
-    assert (np.diff([fitted.chance(1, s) for s in np.linspace(-5, 0, 200)]) >= 0).all()
-
-
 def test_held_out_dialogues_are_not_fitted() -> None:
     """Every fourth dialogue accepts, no other does: fits on the others say 1/3 to those, and 0 to these.
 
@@ -174,41 +125,8 @@ def test_a_real_record_is_fitted(record: Record) -> None:
     assert accepted == pytest.approx(sum(len(item.path) > 1 for item in record.rounds))
 
 
-def test_it_is_kept_as_json(fitted: AcceptanceCurves, tmp_path: Path) -> None:
-    path = tmp_path / "acceptance.json"
-    fitted.save(path)
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    assert AcceptanceCurves.load(path) == fitted
-    assert json.loads(path.read_text())["format_version"] == 1
-
-
-def test_other_files_are_refused(fitted: AcceptanceCurves, tmp_path: Path) -> None:
-    path = tmp_path / "acceptance.json"
-    with pytest.raises(InputError, match="is not an acceptance calibration; make one with"):
-        AcceptanceCurves.load(path)
-    values = fitted.to_dict()
-    for content, message in (
-        ("[]", "is not an acceptance calibration"),
-        ("nonsense", "is not an acceptance calibration"),
-        (json.dumps({**values, "format_version": 2}), "has format version 2, this release reads 1"),
-        (json.dumps({k: v for k, v in values.items() if k != "tree"}), "is incomplete"),
-    ):
-        path.write_text(content)
-        with pytest.raises(InputError, match=message):
-            AcceptanceCurves.load(path)
-    with pytest.raises(InputError, match=r"cannot write .* choose another output file"):
-        fitted.save(tmp_path / "none" / "acceptance.json")
-
-
 def test_records_without_drafts_are_refused(record: Record) -> None:
     with pytest.raises(InputError, match="recorded without a drafter"):
         from_record(replace(record, drafter_name=None, drafter_sha256=None, tree=None))
     with pytest.raises(InputError, match=r"fitted to 7 dialogues and .* rounds, expected at least 8 and 64"):
         from_record(replace(record, dialogues=record.dialogues[:7]))
-
-
-@pytest.mark.parametrize("depths", [1, 2])
-def test_the_plot_is_a_picture(depths: int, fitted: AcceptanceCurves, tmp_path: Path) -> None:
-    path = tmp_path / "plot.png"
-    plot_acceptance(replace(fitted, depths=fitted.depths[:depths]), path)
-    assert path.read_bytes().startswith(b"\x89PNG")

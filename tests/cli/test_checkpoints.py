@@ -12,7 +12,7 @@ from torch import Tensor
 from poss_export.manifest import read_manifest
 from poss_export.targets.checkpoint import open_target
 from tests.cli.command import done, refused, run
-from tests.public_checkpoints import Layout, Sizes, eagle, poss, vllm, write
+from tests.fixtures.public_checkpoints import Layout, Sizes, eagle, poss, vllm, write
 
 SIZES = Sizes(hidden=64, inner=80, heads=4, kv_heads=2, vocab=96)  # for the tiny targets
 SMALL = ("--capacity", 48, "--tree-depth", 4, "--top-k", 3, "--tree-nodes", 8)

@@ -16,8 +16,8 @@ from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter
 from poss_export.drafters.graph import DraftGraph
 from poss_export.drafters.make_round import make_round
 from poss_export.exporters.drafter import export_drafter
-from tests.draft_rounds import CAPACITY, ONE_BATCH, check_rounds
-from tests.public_checkpoints import (
+from tests.fixtures.draft_rounds import CAPACITY, ONE_BATCH, check_rounds
+from tests.fixtures.public_checkpoints import (
     TINY,
     Layout,
     eagle,
@@ -29,7 +29,7 @@ from tests.public_checkpoints import (
     vllm,
     write,
 )
-from tests.reference_release import ReleasedDrafter, eagle_fusion, fspad_fusion, griffin_fusion
+from tests.fixtures.reference_release import ReleasedDrafter, eagle_fusion, fspad_fusion, griffin_fusion
 
 TREE = TreeShape(5, 3, 12)
 ONE_LAYER = ["layers.0"]

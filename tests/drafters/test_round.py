@@ -11,8 +11,8 @@ from poss_export.drafters.make_round import make_round
 from poss_export.drafters.model import Drafter
 from poss_export.drafters.round import DraftRound
 from poss_export.errors import InputError
-from tests.draft_rounds import ONE_BATCH, TWO_BATCHES, check_rounds
-from tests.random_drafter import random_drafter, random_rows
+from tests.fixtures.draft_rounds import ONE_BATCH, TWO_BATCHES, check_rounds
+from tests.fixtures.random_drafter import random_drafter, random_rows
 
 FORMS = pytest.mark.parametrize(("form", "plan"), [("shared", ONE_BATCH), ("static", TWO_BATCHES)])
 TREE = TreeShape(5, 3, 12)

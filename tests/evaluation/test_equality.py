@@ -1,15 +1,12 @@
 """The judge of lossless answers, as a table of cases, and where answers part."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from poss_export.evaluation.equality import Divergence, Verdict, find_divergence, first_difference, judge
 from poss_export.evaluation.laws import append
 from poss_export.exactness import FLOATING, Exactness
-from poss_export.runtime.bundle import Bundle, open_bundle
+from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.sampling import Sampling, Uniforms, draw_margin
 
 NOTHING = Exactness(1, chains=False, trees=False, near_ties=False)
@@ -51,12 +48,6 @@ def test_the_judge(exactness: Exactness, chain: bool, close: Verdict, far: Verdi
 )
 def test_where_answers_part(ours: list[int], plain: list[int], position: int | None) -> None:
     assert first_difference(ours, plain) == first_difference(tuple(ours), plain) == position
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
-    with open_bundle(tiny_bundle, threads=1) as engines:
-        yield engines
 
 
 def test_divergence_measures_the_gap(bundle: Bundle) -> None:

@@ -1,7 +1,6 @@
 """Quality on a text: figures by hand, logarithms of large logits, and texts that are too short."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,7 @@ from poss_export.evaluation.text_quality import (
     log_softmax,
     read_windows,
 )
-from poss_export.runtime.bundle import Bundle, open_bundle
+from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.tree import DraftTree
 
 
@@ -37,12 +36,6 @@ class FakeTarget:
         assert rows is None
         self.fresh = False
         return SimpleNamespace(logits=self.logits[: len(tree)])
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
-    with open_bundle(tiny_bundle, threads=1) as engines:
-        yield engines
 
 
 @pytest.fixture

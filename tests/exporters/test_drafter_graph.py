@@ -17,8 +17,8 @@ from poss_export.contract import TensorSpec, draft_contract
 from poss_export.drafters.make_round import make_round
 from poss_export.errors import BundleError, InputError
 from poss_export.exporters.drafter import export_drafter
-from tests.draft_rounds import CAPACITY, ONE_BATCH, TWO_BATCHES, check_rounds
-from tests.random_drafter import DRAFT_VOCAB, HIDDEN, VOCAB, random_drafter, random_rows
+from tests.fixtures.draft_rounds import CAPACITY, ONE_BATCH, TWO_BATCHES, check_rounds
+from tests.fixtures.random_drafter import DRAFT_VOCAB, HIDDEN, VOCAB, random_drafter, random_rows
 
 TREE = TreeShape(depth=5, top_k=3, nodes=12)
 SHALLOW = TreeShape(depth=3, top_k=3, nodes=9)

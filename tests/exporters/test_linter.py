@@ -16,7 +16,7 @@ from poss_export.errors import BackendError, InputError
 from poss_export.exporters import rules as operator_rules
 from poss_export.exporters.drafter import export_drafter
 from poss_export.exporters.linter import lint, lint_model, require_clean
-from tests.random_drafter import random_drafter, random_rows
+from tests.fixtures.random_drafter import random_drafter, random_rows
 
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
 

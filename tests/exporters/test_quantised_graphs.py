@@ -27,7 +27,7 @@ from poss_export.exporters.linter import require_clean
 from poss_export.quantisation.insertion import quantise, save
 from poss_export.quantisation.sites import find_sites
 from poss_export.targets.checkpoint import open_target
-from tests.random_drafter import random_drafter, random_rows
+from tests.fixtures.random_drafter import random_drafter, random_rows
 
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
 

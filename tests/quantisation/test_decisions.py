@@ -16,7 +16,7 @@ from poss_export.quantisation.observers import HEADROOM
 from poss_export.quantisation.sites import find_sites
 from poss_export.quantisation.smoothing import find_migrations
 from poss_export.quantisation.statistics import Statistics, observe
-from tests.quantisation.graphs import call, initializers, make_feed, run
+from tests.fixtures.graphs import call, initializers, make_feed, run
 
 LAYERS = {
     f"decoder.layers.{layer}.{name}.weight"

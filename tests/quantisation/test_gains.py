@@ -9,7 +9,7 @@ import pytest
 
 from poss_export.quantisation.gains import COPY, GAIN, add_gains, untie
 from poss_export.quantisation.sites import find_sites
-from tests.quantisation.graphs import call, initializers
+from tests.fixtures.graphs import call, initializers
 
 
 @pytest.mark.parametrize(("name", "tied"), [("llama", True), ("qwen3", False), ("linear", True)])

@@ -1,7 +1,5 @@
 """Quantised graphs: against numpy on one MatMul, in ONNX Runtime on whole graphs, and as files."""
 
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -20,8 +18,8 @@ from poss_export.errors import InputError
 from poss_export.exporters.drafter import export_drafter
 from poss_export.quantisation.insertion import quantise, save
 from poss_export.quantisation.sites import find_sites
-from tests.quantisation.graphs import CAPACITY, call, initializers, random, run, session
-from tests.random_drafter import random_drafter, random_rows
+from tests.fixtures.graphs import CAPACITY, call, initializers, random, run, session
+from tests.fixtures.random_drafter import random_drafter, random_rows
 
 INPUTS, OUTPUTS, WORDS = 64, 24, 40  # of the graph with one MatMul and a head
 FORMS = [
@@ -295,13 +293,3 @@ def test_files_are_aligned_and_the_same_every_time(graph: Callable[..., Any], tm
 def initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
     found: onnx.TensorProto = next(tensor for tensor in model.graph.initializer if tensor.name == name)
     return found
-
-
-def test_nobody_elses_logging_changes() -> None:
-    code = """
-import logging
-from poss_export.quantisation.n_bits import _n_bits_quantizer
-_n_bits_quantizer()
-assert not logging.getLogger().handlers and logging.getLogger().level == logging.WARNING
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,7 +14,7 @@ from poss_export.quantisation.observers import (
     percentile,
 )
 from poss_export.quantisation.statistics import Floats, Statistics
-from tests.quantisation.graphs import random
+from tests.fixtures.graphs import random
 
 OUTLIER = 300.0
 

@@ -10,7 +10,7 @@ from poss_export.config import Scheme
 from poss_export.quantisation.observers import HEADROOM
 from poss_export.quantisation.rounding import BLOCK, output_error, round_rows, round_weight
 from poss_export.quantisation.statistics import Floats, Statistics
-from tests.quantisation.graphs import random, run, small_graph
+from tests.fixtures.graphs import random, run, small_graph
 
 TYPES = {"w8a8": (TensorProto.INT8, 127), "fp8": (TensorProto.FLOAT8E4M3FN, 448)}
 

@@ -10,7 +10,7 @@ import pytest
 from poss_export.evaluation.text_quality import divergence, log_softmax
 from poss_export.quantisation.sensitivity import sensitivities
 from poss_export.quantisation.sites import find_sites
-from tests.quantisation.graphs import call, make_feed, run
+from tests.fixtures.graphs import call, make_feed, run
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from poss_export.quantisation.rounding import output_error
 from poss_export.quantisation.sites import find_sites
 from poss_export.quantisation.smoothing import Migration, choose_scales, find_migrations, move_scales, scales
 from poss_export.quantisation.statistics import Statistics
-from tests.quantisation.graphs import call, initializers, random, run, small_graph
+from tests.fixtures.graphs import call, initializers, random, run, small_graph
 
 K, WORDS = 16, 24  # of small graphs
 

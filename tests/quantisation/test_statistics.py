@@ -13,7 +13,7 @@ from onnx import helper
 from poss_export.errors import InputError
 from poss_export.quantisation.sites import find_sites
 from poss_export.quantisation.statistics import EXTREMES, ROWS, Statistics, by_weight, observe
-from tests.quantisation.graphs import Feed, Floats, make_feed, random, run, small_graph
+from tests.fixtures.graphs import Feed, Floats, make_feed, random, run, small_graph
 
 
 @pytest.fixture

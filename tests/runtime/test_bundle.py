@@ -210,3 +210,8 @@ def test_bad_requests(tiny_bundle: Path) -> None:
         open_bundle(tiny_bundle).stream("")
     with pytest.raises(InputError, match="the prompt is empty"):
         open_bundle(tiny_bundle).stream([])
+
+
+def test_bfloat16_is_not_for_onnx_runtime(engine_bundle: Callable[..., Path]) -> None:
+    with pytest.raises(BackendError, match="is in bf16, which ONNX Runtime does not run here"):
+        open_bundle(engine_bundle("bf16"))

@@ -1,4 +1,4 @@
-"""GGUF files of every supported kind, written here from the tiny folders' tensors."""
+"""GGUF files of every supported kind, written from the tiny folders' tensors."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,47 +7,10 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from poss_export.errors import CheckpointError
 from poss_export.targets.checkpoint import open_target
-from poss_export.targets.gguf import _HUGGING_FACE_NAMES
-
-
-def write_gguf(path: Path, folder: Path, architecture: str, tokenizer: str = "gpt2", **facts: Any) -> Path:
-    """Write the folder's target as llama.cpp's converter would."""
-    config = open_target(str(folder)).config
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_context_length(config.max_positions)
-    writer.add_rope_freq_base(config.rope.theta)
-    for name, value in facts.items():
-        getattr(writer, f"add_{name}")(value)
-    tokens = ["ab", "a", "b", "c", *(f"<{i}>" for i in range(4, config.vocab_size))]
-    writer.add_tokenizer_model(tokenizer)
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * config.vocab_size)
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(2)
-    theirs = {name: ours for ours, name in _HUGGING_FACE_NAMES.items()}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        if architecture == "llama" and (".q_proj." in name or ".k_proj." in name):  # interleave the halves
-            tensor = tensor.reshape(-1, 2, config.head_dim // 2, tensor.shape[1]).swapaxes(1, 2)
-            tensor = tensor.reshape(-1, tensor.shape[-1]).contiguous()
-        for long, short in theirs.items():
-            name = name.replace(f"{long}.", f"{short}.")
-        writer.add_tensor(name, tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+from tests.fixtures.write_gguf import write_gguf
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from poss_export.drafters.model import Drafter
 from poss_export.errors import InputError
 from poss_export.training.initialise import initialise, start_from
 from poss_export.training.unroll import Batch, unroll
-from tests.random_drafter import HIDDEN, random_drafter
+from tests.fixtures.random_drafter import HIDDEN, random_drafter
 
 PARALLEL: dict[str, Any] = {"drafting": "parallel", "num_masks": 3}
 

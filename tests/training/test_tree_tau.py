@@ -12,8 +12,8 @@ from poss_export.training.dialogues import Dialogues
 from poss_export.training.features import TargetView
 from poss_export.training.trainer import Corpus
 from poss_export.training.tree_tau import tree_taus
-from tests.random_drafter import DRAFT_VOCAB, HIDDEN, VOCAB, random_drafter
-from tests.reference_round import reference_round
+from tests.fixtures.random_drafter import DRAFT_VOCAB, HIDDEN, VOCAB, random_drafter
+from tests.fixtures.reference_round import reference_round
 
 LENGTHS = [(5, 9), (3, 14), (7, 1), (4, 2)]  # prompt and answer
 

@@ -5,32 +5,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from poss_export.errors import BackendError
-from poss_export.runtime.sessions import caches, cuda
+from poss_export.runtime.sessions import caches
 from poss_export.runtime.sessions.caches import CudaCaches, HostCaches
+from tests.fixtures.host_driver import HostDriver
 
 SHAPE = (4, 2, 3, 10, 2)  # tensors, slots, heads, capacity, head size
-
-
-class HostDriver:
-    """The three calls of the CUDA driver, on host memory."""
-
-    def __init__(self) -> None:
-        self.unfinished = False
-
-    def __call__(self, function: str, *arguments: Any) -> None:
-        self.unfinished = function != "cuCtxSynchronize"
-        if function == "cuMemsetD2D8_v2":
-            address, pitch, value, width, height = (argument.value for argument in arguments)
-            for row in range(height):
-                ctypes.memset(address + row * pitch, value, width)
-        elif function == "cuMemcpy2D_v2":
-            copy = arguments[0]._obj
-            assert (copy.srcMemoryType, copy.dstMemoryType, copy.srcY, copy.dstY) == (2, 2, 0, 0)
-            for row in range(copy.Height):
-                source = copy.srcDevice + row * copy.srcPitch + copy.srcXInBytes
-                to = copy.dstDevice + row * copy.dstPitch + copy.dstXInBytes
-                ctypes.memmove(to, source, copy.WidthInBytes)
 
 
 @pytest.fixture(params=["host", "cuda"])
@@ -81,17 +60,6 @@ def test_clear_zeroes_the_first_rows_of_every_head(cache: Any, slot: int) -> Non
 
 def test_the_drivers_struct_has_its_size() -> None:
     assert ctypes.sizeof(caches._Copy2D) == 128  # CUDA_MEMCPY2D on 64-bit systems
-
-
-def test_driver_failure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Library:
-        @staticmethod
-        def cuCtxSynchronize() -> int:
-            return 700
-
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
-    with pytest.raises(BackendError, match="cuCtxSynchronize failed with status 700"):
-        cuda.call("cuCtxSynchronize")
 
 
 @pytest.mark.parametrize("slots", [1, 3])

@@ -1,5 +1,6 @@
-from collections.abc import Callable, Iterator
-from pathlib import Path
+"""Sessions of ONNX Runtime: chunks, trees and commits against fresh runs, and calls that are filled up."""
+
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -7,30 +8,14 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from poss_export.contract import target_contract
-from poss_export.errors import BackendError, BundleError, InputError
-from poss_export.runtime.sessions import ort
+from poss_export.errors import BackendError, InputError
 from poss_export.runtime.sessions.caches import HostCaches
 from poss_export.runtime.sessions.ort import OrtOptions, OrtTargetSession
 from poss_export.runtime.tree import DraftTree
-from poss_export.targets.checkpoint import open_target
+from tests.fixtures.graphs import CAPACITY
+from tests.fixtures.ort_sessions import ONE_THREAD, MakeSession
 
-CAPACITY = 48  # of the tiny graphs
-ONE_THREAD = OrtOptions(threads=1)
 PROMPT = [5, 17, 80, 3, 44, 9, 61]
-
-MakeSession = Callable[..., OrtTargetSession]
-
-
-@pytest.fixture
-def make_session(target_graph: Any, tiny_folder: Any) -> MakeSession:
-    """Return make(cache_form, precision="fp32"): a session, not entered, of a tiny target."""
-
-    def make(form: str = "shared", precision: Any = "fp32", capacity: int = CAPACITY) -> OrtTargetSession:
-        contract = target_contract(open_target(str(tiny_folder("qwen3"))).config, precision)
-        return OrtTargetSession(target_graph("qwen3", form, precision), contract, capacity, ONE_THREAD)
-
-    return make
 
 
 @pytest.fixture(params=["shared", "static"])
@@ -159,69 +144,6 @@ def test_engine_time_is_counted(session: OrtTargetSession) -> None:
     assert session.engine_seconds > before > 0
     session.reset()
     assert session.engine_seconds == 0
-
-
-def test_construction_reads_nothing(tmp_path: Path, tiny_folder: Any) -> None:
-    contract = target_contract(open_target(str(tiny_folder("qwen3"))).config, "fp32")
-    missing = OrtTargetSession(tmp_path / "none.onnx", contract, 8, ONE_THREAD)
-    with pytest.raises(BackendError, match=r"ONNX Runtime refuses .*none\.onnx"), missing:
-        pass
-
-
-def test_damaged_graph(tmp_path: Path, make_session: MakeSession) -> None:
-    session = make_session()
-    session.graph = tmp_path / "target.onnx"
-    session.graph.write_bytes(b"not a graph")
-    with pytest.raises(BackendError, match="ONNX Runtime refuses"), session:
-        pass
-
-
-def test_graph_without_its_weights(tmp_path: Path, make_session: MakeSession) -> None:
-    session = make_session()
-    whole = session.graph
-    session.graph = tmp_path / "target.onnx"
-    session.graph.write_bytes(whole.read_bytes())
-    with pytest.raises(BackendError, match="ONNX Runtime refuses"), session:
-        pass
-
-
-def test_graph_of_another_contract(make_session: MakeSession) -> None:
-    with (
-        pytest.raises(BundleError, match=r"target\.onnx: .*'past_key_values\.0\.key' is float16"),
-        _with_contract(make_session("shared", "fp16"), make_session("shared")),
-    ):
-        pass
-
-
-def _with_contract(session: OrtTargetSession, other: OrtTargetSession) -> OrtTargetSession:
-    session.contract = other.contract
-    return session
-
-
-def test_static_graph_of_another_capacity(make_session: MakeSession) -> None:
-    with pytest.raises(BundleError, match="expected float32"), make_session("static", capacity=32):
-        pass
-    with make_session("shared", capacity=32) as session:  # its caches take any size
-        assert session.capacity == 32
-
-
-@pytest.mark.parametrize("threads", [0, -2])
-def test_bad_threads(threads: int) -> None:
-    with pytest.raises(InputError, match=f"threads is {threads}"):
-        OrtOptions(threads=threads)
-
-
-def test_cuda_is_refused_where_there_is_none(make_session: MakeSession) -> None:
-    session = make_session("static")
-    session.options = OrtOptions("cuda")
-    with pytest.raises(BackendError, match=r"no CUDA provider, only .*POSS_EXPORT_ONNXRUNTIME=gpu"), session:
-        pass
-
-
-def test_both_builds_of_onnxruntime_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort, "installed", lambda name: "1.31.0")
-    with pytest.raises(BackendError, match="are both installed and overwrite each other"):
-        ort._require_one_build()
 
 
 @pytest.mark.gpu
