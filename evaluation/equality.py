@@ -8,7 +8,7 @@ import numpy as np
 
 from poss_export.exactness import NEAR_TIE, Exactness
 from poss_export.runtime.loop import read
-from poss_export.runtime.sampling import GREEDY, Logits, Sampling, Uniforms, draw_margin
+from poss_export.runtime.sampling import GREEDY, Logits, Noise, Sampling, draw_gap
 from poss_export.runtime.sessions.base import TargetSession
 
 Verdict = Literal["equal", "near-tie", "mismatch", "not claimed"]
@@ -18,8 +18,8 @@ Verdict = Literal["equal", "near-tie", "mismatch", "not claimed"]
 class Divergence:
     """The first position where two answers differ, counted in tokens of the answer.
 
-    `gap`: by how little the target chose its own token there, in what decided: greedily the difference of its
-    two highest logits, else how far the draw is from another one, in probability (docs/lossless-sampling.md).
+    `gap`: by how little the target chose its own token there, as a difference of logits: of the two highest,
+    or when sampling of the two first of the draw (`draw_gap`, docs/lossless-sampling.md).
     """
 
     position: int
@@ -59,7 +59,8 @@ def find_divergence(
     context = [*prompt_ids, *plain[:position]]
     logits = _last_logits(target, context)
     if not sampling.greedy:
-        return Divergence(position, draw_margin(logits, sampling, Uniforms(sampling.seed)(len(context))))
+        noise = Noise(sampling.seed)(len(context), len(logits))
+        return Divergence(position, draw_gap(logits, sampling, noise))
     second, first = np.partition(logits.astype(np.float64), -2)[-2:]
     return Divergence(position, float(first - second))
 

@@ -1,13 +1,14 @@
 """How the next token is chosen from logits."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from poss_export.errors import InputError
+from poss_export.exactness import NEAR_TIE
 
 Logits = NDArray[Any]  # float16 or float32
 Probabilities = NDArray[np.float32]
@@ -81,63 +82,69 @@ def _nucleus_edge(q: Probabilities, top_p: float) -> np.float32:
     return edge
 
 
-class Uniforms:
-    """One uniform random number in [0, 1) for each absolute position, whatever was asked before it.
+class Noise:
+    """Random numbers of each absolute position, one a token, whatever was asked before.
 
-    A counter-based generator (Philox, Salmon et al. 2011): the seed is its key, the position its counter. So
-    a token's random number does not depend on how many trees, rounds or other sequences came before.
+    A counter-based generator (Philox, Salmon et al. 2011): the seed is its key, the position is in its
+    counter. So what is drawn does not depend on how many trees, rounds or other sequences came before.
     """
 
     def __init__(self, seed: int | None) -> None:
         """Take a seed, or one of the system's for None."""
         self._key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
 
-    def __call__(self, position: int) -> float:
-        """Return the number of a position, counted from 0, the prompt's first token."""
-        return float(np.random.Generator(np.random.Philox(key=self._key, counter=position)).random())
+    def __call__(self, position: int, vocab: int) -> NDArray[np.float64]:
+        """Return exponential numbers [vocab] of mean 1; positions count from the prompt's first token."""
+        counter = position << 64  # its lower word counts the numbers of one position
+        generator = np.random.Generator(np.random.Philox(key=self._key, counter=counter))
+        return generator.standard_exponential(vocab)
 
 
-def draw(q: Probabilities, u: float) -> int:
-    """Return the token that `u` in [0, 1) draws from weights [vocab], by their cumulative sum."""
-    kept, cumulative = _cumulative(q)
-    below = min(u * cumulative[-1], np.nextafter(cumulative[-1], 0))  # never the end itself
-    return int(kept[np.searchsorted(cumulative, below, side="right")])
+def draw(q: Probabilities, noise: NDArray[np.float64]) -> int:
+    """Return the token that exponential `noise` [vocab] draws from weights [vocab].
 
-
-def draw_margin(logits: Logits, sampling: Sampling, u: float) -> float:
-    """Return how far the draw by `u` from logits [vocab] is from another one, in probability.
-
-    That is the distance of `u` to the ends of the drawn token's share, or the distance of a filter to keeping
-    other tokens, where that would move the ends beyond `u`: closer than rounding, and other sums of the same
-    logits may draw another token.
+    Times noise / q are a race that each token wins with its share of q (the Gumbel-max trick, without
+    logarithms). Close weights change the winner only where it hardly won.
     """
-    q = warp(logits, sampling)
-    kept, cumulative = _cumulative(q)
-    cumulative /= cumulative[-1]
-    index = int(np.searchsorted(cumulative, min(u, np.nextafter(1.0, 0)), side="right"))
-    start = float(cumulative[index - 1]) if index else -math.inf  # the very ends are no boundaries
-    end = float(cumulative[index]) if index + 1 < len(kept) else math.inf
-    distance, weights = min(u - start, end - u), q[kept]
-    edge = float(weights[weights == weights.min()].sum())  # so far can a filter's next choice move the ends
-    return min(distance, max(_filter_margin(logits, sampling, q), distance - edge))
+    return int((q / noise).argmax())
 
 
-def _filter_margin(logits: Logits, sampling: Sampling, q: Probabilities) -> float:
-    """Return how far the kept tokens are from the others, and top-p and min-p from where they would cut."""
-    weights = warp(logits, Sampling(sampling.temperature))
-    margins = [math.inf]
-    if not q.all():
-        margins.append(float(weights[q > 0].min() - weights[q == 0].max()))
-    if sampling.min_p > 0:
-        margins.append(float(np.abs(weights - sampling.min_p * weights.max()).min()))
-    if sampling.top_p < 1:
-        whole = warp(logits, Sampling(sampling.temperature, sampling.top_k)).astype(np.float64)
-        reached = np.cumsum(np.sort(whole)[::-1])
-        margins.append(float(np.abs(reached - sampling.top_p).min()))
-    return min(margins)
+def draw_gap(
+    logits: Logits, sampling: Sampling, noise: NDArray[np.float64], tolerance: float = NEAR_TIE
+) -> float:
+    """Return by how much logits [vocab] must change before `noise` draws another token.
+
+    That is how far the winner is ahead, as a difference of logits; and 0 where a filter decided by less than
+    `tolerance` about a token that matters: the winner, or one that would have won.
+    """
+    q, whole = warp(logits, sampling), warp(logits, Sampling(sampling.temperature))
+    winner = draw(q, noise)
+    for kept in _nearly_kept(q, whole, logits, sampling, tolerance):
+        if draw(np.where(kept, whole, 0), noise) != winner:
+            return 0.0
+    second, first = np.partition(q / noise, -2)[-2:]
+    return sampling.temperature * math.log(first / second) if second > 0 else math.inf
 
 
-def _cumulative(q: Probabilities) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the tokens that have weight, and the cumulative sum of their weights."""
-    kept = np.flatnonzero(q)
-    return kept, np.cumsum(q[kept], dtype=np.float64)
+def _nearly_kept(
+    q: Probabilities, whole: Probabilities, logits: Logits, sampling: Sampling, tolerance: float
+) -> list[NDArray[np.bool_]]:
+    """Return which tokens filters would keep if they cut a little less, and if they cut a little more."""
+    if q.all():
+        return []
+    ratio = math.exp(tolerance / sampling.temperature)
+    less, more = (
+        warp(
+            logits,
+            replace(
+                sampling,
+                top_p=min(max(sampling.top_p + side * tolerance, 1e-9), 1.0),
+                min_p=min(sampling.min_p * ratio**-side, 1.0),
+            ),
+        )
+        > 0
+        for side in (1, -1)
+    )
+    beside = whole * ratio >= whole[q > 0].min()
+    inside = whole > whole[q == 0].max() * ratio
+    return [less | beside, more & (inside | (whole == whole.max()))]

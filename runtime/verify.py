@@ -8,7 +8,7 @@ consequence is known already. So whatever is proposed, what is emitted is what t
 from collections.abc import Callable
 
 from poss_export.runtime.round import Round
-from poss_export.runtime.sampling import Sampling, Uniforms, draw, warp
+from poss_export.runtime.sampling import Noise, Sampling, draw, warp
 from poss_export.runtime.sessions.base import TargetOutput
 from poss_export.runtime.tree import DraftTree
 
@@ -20,13 +20,14 @@ def verifier(sampling: Sampling) -> Verify:
     """Return the acceptance rule of one answer; it owns the answer's random numbers."""
     if sampling.greedy:
         return lambda tree, output, _: walk(tree, lambda path: int(output.next_tokens[path[-1]]))
-    uniforms = Uniforms(sampling.seed)
+    noise = Noise(sampling.seed)
 
     def verify(tree: DraftTree, output: TargetOutput, position: int) -> Round:
         logits = output.logits
 
         def wanted(path: list[int]) -> int:
-            return draw(warp(logits[path[-1]], sampling), uniforms(position + len(path) - 1))
+            row = logits[path[-1]]
+            return draw(warp(row, sampling), noise(position + len(path) - 1, len(row)))
 
         return walk(tree, wanted)
 

@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from poss_export.errors import InputError
-from poss_export.runtime.sampling import Sampling, Uniforms, draw, draw_margin, warp
+from poss_export.runtime.sampling import Noise, Sampling, draw, draw_gap, warp
 
 
 def plain_warp(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.float64]:
@@ -70,51 +70,65 @@ def test_extreme_logits_and_temperatures() -> None:
 
 def test_draw_never_takes_what_has_no_weight() -> None:
     q = np.array([0, 0.3, 0, 0.7, 0], dtype=np.float32)
-    assert draw(q, 0.0) == 1
-    assert draw(q, 1 - 2**-53) == 3
-    assert draw(q, 1.0) == 3  # what rounding makes of the last number below 1
+    assert draw(q, np.array([1e-12, 1.0, 1e-12, 1.0, 1e-12])) == 3
+    assert draw(q, np.array([1.0, 1e-12, 1.0, 1.0, 1.0])) == 1
 
 
 def test_draw_follows_the_weights() -> None:
     rng = np.random.default_rng(1)
-    q = np.array([1, 0, 3], dtype=np.float32)
-    counts = np.bincount([draw(q, rng.random()) for _ in range(4000)], minlength=3)
+    q = np.array([1, 0, 3, 0.001], dtype=np.float32)
+    counts = np.bincount([draw(q, rng.standard_exponential(4)) for _ in range(40_000)], minlength=4)
     assert counts[1] == 0
-    assert counts[0] / 4000 == pytest.approx(0.25, abs=0.03)
+    assert counts[0] / 40_000 == pytest.approx(0.25, abs=0.01)
+    assert 0 < counts[3] < 30  # ten are expected
 
 
 def test_random_numbers_belong_to_positions() -> None:
-    uniforms = Uniforms(7)
-    numbers = [uniforms(position) for position in range(2000)]
-    assert [Uniforms(7)(position) for position in (1999, 0, 5)] == [numbers[1999], numbers[0], numbers[5]]
-    assert Uniforms(8)(0) != numbers[0]
-    assert Uniforms(None)(0) != Uniforms(None)(0)
-    assert len(set(numbers)) == 2000
-    assert np.histogram(numbers, bins=10, range=(0, 1))[0] == pytest.approx(200, abs=60)
-    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.1
-    assert 0 <= Uniforms(2**200)(2**40) < 1  # any seed and position
+    noise = Noise(7)
+    numbers = np.stack([noise(position, 500) for position in range(200)])
+    for position in (199, 0, 5):
+        np.testing.assert_array_equal(Noise(7)(position, 500), numbers[position])
+    assert Noise(8)(0, 4).tolist() != numbers[0, :4].tolist()
+    assert Noise(None)(0, 4).tolist() != Noise(None)(0, 4).tolist()
+    assert len(np.unique(numbers)) == numbers.size  # no position repeats a part of another's
+    assert np.exp(-numbers).mean() == pytest.approx(0.5, abs=0.01)
+    assert numbers.mean() == pytest.approx(1, abs=0.02)
+    assert abs(np.corrcoef(numbers[:-1].ravel(), numbers[1:].ravel())[0, 1]) < 0.02
+    assert (Noise(2**200)(2**40, 3) > 0).all()  # any seed and position
 
 
 LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
+EVEN, THIRD = np.ones(4), np.array([1, 1, 0.01, 1])  # the third token wins where it may
+AHEAD = math.log(0.5 / 0.3)
 
 
 @pytest.mark.parametrize(
-    ("sampling", "u", "margin"),
+    ("sampling", "noise", "gap"),
     [
-        (Sampling(1.0), 0.6, 0.1),  # above the first share's end
-        (Sampling(1.0), 0.79, 0.01),
-        (Sampling(1.0), 0.001, 0.499),  # the very ends are no boundaries
-        (Sampling(1.0), 0.999, 0.049),
-        (Sampling(1.0, top_k=2), 0.62, 0.005),  # of what is left: 0.625 and 0.375
-        (Sampling(1.0, top_k=2), 0.1, 0.15),  # the third token might have been kept in the second's place
-        (Sampling(1.0, top_p=0.79), 0.5, 0.01),  # two reach 0.8
-        (Sampling(1.0, top_p=0.79), 0.1, 0.15),  # but one or three would draw the same by this
-        (Sampling(1.0, min_p=0.31), 0.5, 0.005),  # the third has 0.3 of the likeliest
-        (Sampling(1.0, min_p=0.0999), 0.52, 0.00005),  # it cuts nothing, but nearly does
+        (Sampling(1.0), EVEN, AHEAD),
+        (Sampling(2.0), EVEN, AHEAD),  # a difference of logits, whatever the temperature makes of them
+        (Sampling(1.0), np.array([1, 0.6001, 1, 1]), math.log(0.5 * 0.6001 / 0.3)),
+        (Sampling(1.0), THIRD, math.log(15 / 0.5)),
+        (Sampling(1.0, top_k=2), THIRD, AHEAD),  # it may not, and is far from it
+        (Sampling(1.0, top_k=1), THIRD, math.inf),
+        (Sampling(1.0, top_p=0.7), THIRD, AHEAD),
+        (Sampling(1.0, top_p=0.79995), THIRD, 0.0),  # two reach 0.8: it hardly may not
+        (Sampling(1.0, top_p=0.79995), EVEN, AHEAD),  # and does not matter
+        (Sampling(1.0, min_p=0.5), THIRD, AHEAD),
+        (Sampling(1.0, min_p=0.30001), THIRD, 0.0),  # it has 0.3 of the likeliest
+        (Sampling(1.0, min_p=0.29999), THIRD, 0.0),
+        (Sampling(1.0, min_p=0.30001), EVEN, AHEAD),
     ],
 )
-def test_how_near_a_draw_is_to_another(sampling: Sampling, u: float, margin: float) -> None:
-    assert draw_margin(LOGITS, sampling, u) == pytest.approx(margin, abs=2e-6)
+def test_how_near_a_draw_is_to_another(sampling: Sampling, noise: NDArray[np.float64], gap: float) -> None:
+    assert draw_gap(LOGITS, sampling, noise) == pytest.approx(gap, abs=1e-5)
+
+
+def test_tokens_that_nearly_tie_at_an_edge() -> None:
+    logits = np.log(np.array([0.5, 0.25, 0.249999, 0.000001], dtype=np.float32))
+    assert draw_gap(logits, Sampling(1.0, top_k=2), THIRD) == 0
+    assert draw_gap(logits, Sampling(1.0, top_k=2), np.array([1, 0.01, 1, 1])) == 0  # nor did this one
+    assert draw_gap(logits, Sampling(1.0, top_k=2), EVEN) == pytest.approx(math.log(2), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -122,22 +136,23 @@ def test_how_near_a_draw_is_to_another(sampling: Sampling, u: float, margin: flo
 )
 def test_a_small_weight_at_an_edge_makes_no_near_tie(sampling: Sampling) -> None:
     """Nor does one that underflows; or most draws were near-ties, and nothing could be a mismatch."""
-    logits = np.random.default_rng(0).normal(0, 3, 20000).astype(np.float32)
-    logits[7:9] = 14.0, 13.9
-    assert draw_margin(logits, sampling, 0.1) > 0.05
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, 20000).astype(np.float32)
+    gaps = [draw_gap(logits, sampling, rng.standard_exponential(20000)) for _ in range(50)]
+    assert sum(gap < 1e-4 for gap in gaps) <= 1
 
 
 @pytest.mark.parametrize(
     "sampling", [Sampling(1.0), Sampling(0.8, top_k=9), Sampling(1.2, top_p=0.9, min_p=0.05)]
 )
-def test_a_draw_with_a_margin_survives_rounding(sampling: Sampling) -> None:
+def test_a_draw_with_a_gap_survives_rounding(sampling: Sampling) -> None:
     rng = np.random.default_rng(0)
     changed = 0
-    for _ in range(400):
-        logits, u = rng.normal(0, 2, 40).astype(np.float32), rng.random()
-        other = logits + rng.normal(0, 1e-3, 40).astype(np.float32)
-        if draw(warp(logits, sampling), u) != draw(warp(other, sampling), u):
-            assert draw_margin(logits, sampling, u) < 5e-3
+    for _ in range(2000):
+        logits, noise = rng.normal(0, 2, 40).astype(np.float32), rng.standard_exponential(40)
+        other = logits + rng.uniform(-1e-2, 1e-2, 40).astype(np.float32)
+        if draw(warp(logits, sampling), noise) != draw(warp(other, sampling), noise):
+            assert draw_gap(logits, sampling, noise, tolerance=3e-2) < 3e-2
             changed += 1
     assert changed  # or nothing was shown
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from poss_export.runtime.round import Round
-from poss_export.runtime.sampling import Sampling, Uniforms, draw, warp
+from poss_export.runtime.sampling import Noise, Sampling, draw, warp
 from poss_export.runtime.sessions.base import TargetOutput
 from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import verifier
@@ -39,7 +39,7 @@ def path_based(
     tree: DraftTree, logits: NDArray[np.float32], sampling: Sampling, position: int
 ) -> tuple[tuple[int, ...], int]:
     """The definition over whole paths: of the target's own tokens, as many as some path begins with."""
-    uniforms = Uniforms(sampling.seed)
+    noise = Noise(sampling.seed)
     paths, accepted = leaf_paths(tree), [0]
     while True:
         depth = len(accepted)
@@ -47,7 +47,7 @@ def path_based(
         row = logits[accepted[-1]]
         y = int(np.argmax(row))
         if not sampling.greedy:
-            y = draw(warp(row, sampling), uniforms(position + depth - 1))
+            y = draw(warp(row, sampling), noise(position + depth - 1, len(row)))
         match = next((path[depth] for path in here if tree.tokens[path[depth]] == y), None)
         if match is None:
             return tuple(accepted), y
@@ -59,7 +59,7 @@ def test_equals_the_path_based_definition(trees: Trees, temperature: float) -> N
     sampling = Sampling(temperature, top_p=0.95, seed=3)
     grow, rng = trees(12, 14, 0), np.random.default_rng(1)
     lengths = Counter[int]()
-    for case in range(300):
+    for case in range(900):
         tokens, parents = grow()
         tree = DraftTree.with_root(0, tokens, parents, np.zeros(len(tokens)))
         logits = rng.normal(0, 2, (len(tree), 12)).astype(np.float32)
@@ -123,7 +123,7 @@ def test_two_emitted_tokens_have_the_targets_distribution(tree: DraftTree, sampl
     for number in range(draws):
         emitted = verify(tree, output, len(tree) * number).tokens.tolist()
         if len(emitted) == 1:  # the next round would draw it
-            emitted.append(draw(warp(table[emitted[0]], sampling), rng.random()))
+            emitted.append(draw(warp(table[emitted[0]], sampling), rng.standard_exponential(5)))
         counts[emitted[0], emitted[1]] += 1
     expected = draws * np.array(
         [[warp(table[0], sampling)[x] * warp(table[x], sampling)[y] for y in range(5)] for x in range(5)]
