@@ -14,11 +14,12 @@ demo: $(DEMO)/manifest.json
 $(DEMO)/manifest.json: $(VENV)/installed-export
 	$(BIN)/poss-export build smollm2-135m --drafter poss-2 -o $(DEMO) --force
 
+# A process a core, a file in one process: its fixtures are made once.
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/generate_cli.py > docs/cli.md
