@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from poss_export.config import Thresholds
@@ -19,14 +18,6 @@ from poss_export.runtime.bundle import Bundle, open_bundle
 def bundles(tiny_bundle: Path) -> Iterator[tuple[Bundle, Bundle]]:
     with open_bundle(tiny_bundle, threads=1) as one, open_bundle(tiny_bundle, threads=1) as two:
         yield one, two
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    ids = np.random.default_rng(1).integers(3, 96, 3 * 48 + 47)
-    path.write_text(" ".join(f"<{number}>" for number in ids), encoding="utf-8")
-    return path
 
 
 def test_equal_bundles_lose_nothing(bundles: tuple[Bundle, Bundle], text: Path) -> None:

@@ -38,14 +38,6 @@ class FakeTarget:
         return SimpleNamespace(logits=self.logits[: len(tree)])
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    ids = np.random.default_rng(1).integers(3, 96, 3 * 48 + 47)
-    path.write_text(" ".join(f"<{number}>" for number in ids), encoding="utf-8")
-    return path
-
-
 def test_figures_by_hand() -> None:
     exact: Any = FakeTarget([[0.5, 0.25, 0.25], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]])
     other: Any = FakeTarget([[0.5, 0.25, 0.25], [0.4, 0.2, 0.4], [0.1, 0.2, 0.7]])
