@@ -1,5 +1,7 @@
 """A specialist: the drafter layer responsible for some draft positions.
 
+Which one drafts a position says `DrafterConfig.specialist`, for the runtime asks it too, without PyTorch.
+
 Attention is split from its projections because the two users mix values differently: the draft
 round attends over a cache and the tree, training over several streams of features.
 """
