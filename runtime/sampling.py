@@ -52,6 +52,11 @@ class Sampling:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0
 
+    @property
+    def filters(self) -> bool:
+        """Whether any filter is on."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
 
 GREEDY = Sampling()
 
@@ -130,7 +135,7 @@ def _nearly_kept(
     q: Probabilities, whole: Probabilities, logits: Logits, sampling: Sampling, tolerance: float
 ) -> list[NDArray[np.bool_]]:
     """Return which tokens filters would keep if they cut a little less, and if they cut a little more."""
-    if q.all():
+    if not sampling.filters:
         return []
     ratio = math.exp(tolerance / sampling.temperature)
     less, more = (
@@ -146,5 +151,5 @@ def _nearly_kept(
         for side in (1, -1)
     )
     beside = whole * ratio >= whole[q > 0].min()
-    inside = whole > whole[q == 0].max() * ratio
+    inside = whole > whole[q == 0].max(initial=0.0) * ratio
     return [less | beside, more & (inside | (whole == whole.max()))]

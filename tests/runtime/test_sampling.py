@@ -98,7 +98,8 @@ def test_random_numbers_belong_to_positions() -> None:
 
 
 LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
-EVEN, THIRD = np.ones(4), np.array([1, 1, 0.01, 1])  # the third token wins where it may
+EVEN, THIRD = np.ones(4), np.array([1, 1, 0.01, 1])  # the third token wins where it may,
+FOURTH = np.array([1, 1, 1, 0.01])  # or the last
 AHEAD = math.log(0.5 / 0.3)
 
 
@@ -118,6 +119,10 @@ AHEAD = math.log(0.5 / 0.3)
         (Sampling(1.0, min_p=0.30001), THIRD, 0.0),  # it has 0.3 of the likeliest
         (Sampling(1.0, min_p=0.29999), THIRD, 0.0),
         (Sampling(1.0, min_p=0.30001), EVEN, AHEAD),
+        (Sampling(1.0, min_p=0.09999), FOURTH, 0.0),  # it cuts nothing, but nearly does
+        (Sampling(1.0, min_p=0.09999), EVEN, AHEAD),
+        (Sampling(1.0, top_p=0.95005), FOURTH, 0.0),  # three reach 0.95: likewise
+        (Sampling(1.0, top_k=9), FOURTH, math.log(5 / 0.5)),  # nor is this near
     ],
 )
 def test_how_near_a_draw_is_to_another(sampling: Sampling, noise: NDArray[np.float64], gap: float) -> None:
