@@ -121,10 +121,10 @@ class Plan:
 
     def _cache_bytes(self) -> dict[str, int]:
         target = target_contract(self.target.config, self.precision)
-        found = {"target": sizes.cache_bytes(target, self.capacity)}
+        found = {"target": target.cache_bytes(self.capacity)}
         if self.drafter is not None:
             drafter = draft_contract(self.drafter.drafter.config, self.tree, self.precision)
-            found["drafter"] = sizes.cache_bytes(drafter, self.capacity)
+            found["drafter"] = drafter.cache_bytes(self.capacity)
         return found
 
 

@@ -1,11 +1,6 @@
 """What a bundle will take, in bytes: weights, caches, engines and their builds."""
 
-from math import prod
-
-import numpy as np
-
 from poss_export.config import Precision, Scheme, TreeShape
-from poss_export.contract import GraphContract
 from poss_export.drafters.checkpoint import DrafterCheckpoint
 from poss_export.engine_spec import GraphName
 from poss_export.quantisation.rounding import BYTES
@@ -54,13 +49,6 @@ def _weight_bytes(
         return item * parameters
     head = table if tied else 0  # its quantised copy
     return round(item * table + BYTES[scheme] * (parameters - table + head))
-
-
-def cache_bytes(contract: GraphContract, capacity: int) -> int:
-    """Return the size of a graph's caches for one sequence of `capacity` tokens."""
-    sized = contract.with_sizes(batch=1, capacity=capacity)
-    caches = [spec for spec in sized.inputs if spec.is_cache]
-    return sum(prod(spec.sizes) * np.dtype(spec.host_dtype).itemsize for spec in caches)
 
 
 def engine_bytes(graph: GraphName, weights: int, profiles: int, precision: Precision) -> dict[str, int]:

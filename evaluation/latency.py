@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -244,11 +243,7 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
 def _memory(bundle: Bundle) -> dict[str, int | None]:
     """Return bytes: of the process at its peak, and of each graph's caches."""
     sizes = {
-        f"{graph}_caches": sum(
-            prod(spec.sizes) * np.dtype(spec.host_dtype).itemsize
-            for spec in contract.with_sizes(batch=1, capacity=bundle.manifest.capacity).inputs
-            if spec.is_cache
-        )
+        f"{graph}_caches": contract.cache_bytes(bundle.manifest.capacity)
         for graph, contract in contracts_of(bundle.manifest).items()
     }
     return {"process_peak": peak_memory(), **sizes}

@@ -41,10 +41,9 @@ def plan_buffers(contract: GraphContract, profiles: Sequence[Profile]) -> dict[s
     """Return the bytes that each tensor but the caches needs at its largest; sizes of caches are known."""
     return {
         spec.name: max(
-            prod(spec.with_sizes(**{name: most for name, (_, _, most) in profile.sizes.items()}).sizes)
+            spec.with_sizes(**{name: most for name, (_, _, most) in profile.sizes.items()}).nbytes
             for profile in profiles
         )
-        * np.dtype(spec.host_dtype).itemsize
         for spec in (*contract.inputs, *contract.outputs)
         if not spec.is_cache
     }

@@ -4,6 +4,9 @@ A dimension is an int or a name; `docs/graph-contract.md` explains each tensor.
 """
 
 from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
 
 from poss_export.config import DrafterConfig, Precision, TargetConfig, TreeShape
 from poss_export.errors import BundleError
@@ -40,6 +43,11 @@ class TensorSpec:
         assert len(sizes) == len(self.shape), self
         return sizes
 
+    @property
+    def nbytes(self) -> int:
+        """The size in bytes of a tensor whose dimensions are all known."""
+        return prod(self.sizes) * np.dtype(self.host_dtype).itemsize
+
     def with_sizes(self, **sizes: int) -> "TensorSpec":
         """Return the same tensor with these dimensions known."""
         return replace(
@@ -59,6 +67,11 @@ class GraphContract:
         """The cache inputs, each with the output that is written to the same memory."""
         past, present = ([s.name for s in side if s.is_cache] for side in (self.inputs, self.outputs))
         return dict(zip(past, present, strict=True))
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Return the size of the caches for one sequence of `capacity` tokens."""
+        sized = self.with_sizes(batch=1, capacity=capacity)
+        return sum(spec.nbytes for spec in sized.inputs if spec.is_cache)
 
     def with_sizes(self, **sizes: int) -> "GraphContract":
         """Return the same contract with these dimensions known."""
