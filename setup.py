@@ -23,6 +23,7 @@ setup(
         "jinja2>=3.1",
         "numpy>=1.26",
         ONNXRUNTIME[build],
+        "platformdirs>=4",
         "rich>=13.7",
         "tokenizers>=0.22",
     ]

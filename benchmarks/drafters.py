@@ -126,7 +126,7 @@ def measure(
         with paired(bundle, target, drafter, tree):
             if tree in (chain, *task.trees):
                 answers[tree] = [
-                    answer(bundle, question.ids, task.tokens, target_only=False)
+                    answer(bundle, question.ids, task.tokens, target_only=False, planning=None)
                     for question in watched(task.asked, f"{drafter.name}, {name}")
                 ]
                 row["divergences"] |= parted(name, bundle, task.asked, answers[tree], plain)
@@ -145,8 +145,8 @@ def timed_answers(
     bundle: Bundle, timed: Iterable[Question], task: Task
 ) -> tuple[list[Generation], list[Generation]]:
     """Return speculative and target-only answers, made in turns after one of each that warms up."""
-    take_turns(bundle, [question.ids for question in task.timed[:1]], task.tokens)
-    return take_turns(bundle, (question.ids for question in timed), task.tokens)
+    take_turns(bundle, [question.ids for question in task.timed[:1]], task.tokens, planning=None)
+    return take_turns(bundle, (question.ids for question in timed), task.tokens, planning=None)
 
 
 def parted(

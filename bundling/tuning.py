@@ -92,7 +92,7 @@ def measure_tree(
     the target alone, which answers the same prompts in turns. Raises what `paired` does.
     """
     with paired(bundle, target, drafter, tree):
-        ours, alone = take_turns(bundle, prompts, tokens)
+        ours, alone = take_turns(bundle, prompts, tokens, planning=None)
     return {
         "tree": asdict(tree),
         **round_parts(ours),

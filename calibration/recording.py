@@ -50,6 +50,7 @@ def record_prompts(
             prompt,
             max_new_tokens=max_new_tokens,
             target_only=bundle.drafter is None,
+            planning=None,
             raw=not bundle.chats,
         )
         for prompt in prompts

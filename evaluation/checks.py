@@ -94,8 +94,6 @@ def _check_equality(
     max_new_tokens: int,
     report: Report,
 ) -> Check:
-    if bundle.drafter is None:
-        return Check(name, None, NO_DRAFTER)
     cases = list[_Case]()
     for number, prompt in enumerate(prompts, start=1):
         report(f"{name}, prompt {number} of {len(prompts)}")
@@ -182,5 +180,5 @@ def _first_round(
     drafter.reset()
     sequence = Sequence(np.asarray(prompt_ids), verifier(GREEDY))
     prefill(target, drafter, sequence)
-    tree = drafter.propose(sequence.t, sequence.f).first(target.room())
+    tree = drafter.propose(*sequence.take_unread()).first(target.room())
     return tree, target.forward(tree).logits.copy()

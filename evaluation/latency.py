@@ -9,22 +9,18 @@ from collections import abc
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
-from poss_export.engine_spec import MODULES, Backend
 from poss_export.errors import InputError
-from poss_export.machine import cores, peak_memory, processor
+from poss_export.machine import peak_memory
 from poss_export.progress import Report, silent
 from poss_export.runtime.bundle import Bundle, contracts_of
 from poss_export.runtime.loop import advance, prefill
 from poss_export.runtime.sampling import GREEDY
 from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.base import DraftSession, Ints, TargetSession
-from poss_export.runtime.sessions.cuda import device_name
-from poss_export.runtime.sessions.ort import Provider
 from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import verifier
 
@@ -129,24 +125,12 @@ def _profile_behind(
     }
 
 
-def engine_facts(backend: Backend, provider: Provider, threads: int | None) -> dict[str, Any]:
-    """Return what ran the bundle, for the report's `engine`."""
-    if backend == "onnxruntime":
-        import onnxruntime
-
-        facts = {"backend": backend, "provider": provider, "version": onnxruntime.__version__}
-        if provider == "cpu":
-            return {**facts, "device": processor(), "threads": threads or cores()}
-        return {**facts, "device": device_name()}
-    return {"backend": backend, "version": version(MODULES[backend]), "device": device_name()}
-
-
 def round_times(
     target: TargetSession, drafter: DraftSession, ids: Ints, depth: int, repeats: int
 ) -> tuple[dict[int, Milliseconds], Milliseconds]:
     """Return the times of drafting, by new rows, and of whole rounds whose drafter reads one new row."""
     sequence = _fill(target, drafter, ids)
-    t, f = sequence.t[-1:], sequence.f[-1:]  # one new row
+    t, f = sequence.take_unread()  # one new row
     read = drafter.length()
 
     def propose(rows: int) -> None:
@@ -156,8 +140,9 @@ def round_times(
     def whole_round() -> None:
         target.trim(len(ids))
         drafter.trim(read)
-        sequence.t, sequence.f = t, f
+        sequence.keep(t, f)
         advance(target, drafter, sequence)
+        sequence.take_unread()
 
     calls: dict[Any, Callable[[], Any]] = {rows: partial(propose, rows) for rows in (1, depth + 1)}
     times = _take_turns({**calls, "round": whole_round}, repeats)
@@ -173,8 +158,10 @@ def _fill(target: TargetSession, drafter: DraftSession | None, ids: Ints) -> Seq
         return sequence
     drafter.reset()
     prefill(target, drafter, sequence)
-    if len(sequence.t) > 1:
-        drafter.propose(sequence.t[:-1], sequence.f[:-1])
+    t, f = sequence.take_unread()
+    if len(t) > 1:
+        drafter.propose(t[:-1], f[:-1])
+    sequence.keep(t[-1:], f[-1:])
     return sequence
 
 

@@ -5,10 +5,12 @@ a accepted tokens. The first token of an answer comes from prefill and belongs t
 """
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, get_args
 
 from poss_export.runtime.generation import Generation
+from poss_export.runtime.summary import Kind
 
 
 class Answer(Protocol):
@@ -74,6 +76,12 @@ def alpha(answers: Sequence[Generation], depth: int) -> list[float | None]:
     """
     reached = rounds_by_depth(answers, depth)
     return [reached[d] / reached[d - 1] if reached[d - 1] else None for d in range(1, depth + 1)]
+
+
+def rounds_by_kind(answers: Sequence[Generation]) -> dict[Kind, int]:
+    """Return how many rounds were of each kind that occurs."""
+    kinds = sum((Counter(answer.summary.rounds) for answer in answers), Counter[Kind]())
+    return {kind: kinds[kind] for kind in get_args(Kind) if kind in kinds}
 
 
 def tokens_per_second(answers: Sequence[Answer]) -> float:

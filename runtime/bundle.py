@@ -6,6 +6,7 @@ with open_bundle("smollm2") as bundle:
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Self, TypedDict, Unpack
 
@@ -15,9 +16,12 @@ from poss_export.errors import BackendError, BundleError, InputError
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
 from poss_export.prompts import Prompt
 from poss_export.runtime.generation import Generation, Stream
+from poss_export.runtime.planning.planner import ADAPTIVE, WHOLE_TREES, Planning
+from poss_export.runtime.planning.planners import Planners, read_corpus
 from poss_export.runtime.sampling import GREEDY, Sampling
 from poss_export.runtime.sessions.base import DraftSession, TargetSession
 from poss_export.runtime.sessions.cuda import device_capability
+from poss_export.runtime.sessions.facts import engine_facts
 from poss_export.runtime.sessions.fit import choose_engines
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, OrtTargetSession, Provider
 from poss_export.runtime.sessions.tensorrt import TensorrtDraftSession, TensorrtTargetSession
@@ -31,6 +35,7 @@ class Request(TypedDict, total=False):
     sampling: Sampling
     stop: Sequence[str]
     target_only: bool
+    planning: Planning | None
     raw: bool
 
 
@@ -51,6 +56,7 @@ class Bundle:
 
         With `engines`, checked ones for this device, TensorRT runs it; else ONNX Runtime with `options`.
         """
+        backend: Backend = "onnxruntime" if engines is None else engines["target"][0].spec.flavour
         self.folder, self.manifest = folder, manifest
         self.text = Text((folder / TOKENIZER).read_text(encoding="utf-8"), manifest.text)
         contracts, capacity = contracts_of(manifest), manifest.capacity
@@ -62,15 +68,16 @@ class Bundle:
         else:
             self.target = TensorrtTargetSession(folder, engines["target"], contracts["target"])
         self.drafter = None
-        if manifest.drafter is None:
-            return
-        embeddings = manifest.target.embedding.open(folder)
-        if engines is None:
-            self.drafter = OrtDraftSession(
-                folder / DRAFT_GRAPH, contracts["draft"], capacity, options, embeddings
-            )
-        else:
-            self.drafter = TensorrtDraftSession(folder, engines["draft"], contracts["draft"], embeddings)
+        if manifest.drafter is not None:
+            embeddings = manifest.target.embedding.open(folder)
+            if engines is None:
+                self.drafter = OrtDraftSession(
+                    folder / DRAFT_GRAPH, contracts["draft"], capacity, options, embeddings
+                )
+            else:
+                self.drafter = TensorrtDraftSession(folder, engines["draft"], contracts["draft"], embeddings)
+        engine = partial(engine_facts, backend, options.provider, options.threads)
+        self.planners = Planners(folder, manifest, self.target, self.drafter, engine)
 
     def __enter__(self) -> Self:
         """Load the graphs and check that everything fits.
@@ -104,6 +111,7 @@ class Bundle:
         sampling: Sampling = GREEDY,
         stop: Sequence[str] = (),
         target_only: bool = False,
+        planning: Planning | None = ADAPTIVE,
         raw: bool = False,
     ) -> Stream:
         """Return the answer as a stream of text; its `result` is there after the last piece.
@@ -114,14 +122,13 @@ class Bundle:
             max_new_tokens: answer at most this many tokens.
             sampling: greedy unless told otherwise.
             stop: strings that end the answer, and are not part of it.
-            target_only: decode without the drafter, the baseline.
+            target_only: decode one token a round, the baseline.
+            planning: how rounds are chosen; None verifies the drafter's whole tree every round.
             raw: leave out the chat template.
 
         Raises:
-            InputError: a value cannot be used, or there is no drafter to use.
+            InputError: a value cannot be used.
         """
-        if self.drafter is None and not target_only:
-            raise InputError(f"{str(self.folder)!r} has no drafter; use target-only decoding")
         ids = self.encode(prompt, raw=raw)
         return Stream(
             self.target,
@@ -129,6 +136,7 @@ class Bundle:
             self.text,
             prompt if isinstance(prompt, str) else prompt[-1]["content"],
             ids,
+            planner=WHOLE_TREES if target_only else self.planners.planner(planning),
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             stop=stop,
@@ -218,6 +226,7 @@ def open_bundle(
     threads: int | None = None,
     provider: Provider = "cpu",
     backend: Backend = "onnxruntime",
+    lookup: Path | None = None,
 ) -> Bundle:
     """Read the bundle in the folder `path`; enter the result to load its engines.
 
@@ -226,9 +235,10 @@ def open_bundle(
         threads: of each engine; None leaves the number to ONNX Runtime.
         provider: of ONNX Runtime: "cpu", or "cuda" for a bundle with static caches.
         backend: "onnxruntime" runs the graphs; "tensorrt-rtx" and "tensorrt" run engines built from them.
+        lookup: a file of plain text whose continuations are proposed too.
 
     Raises:
-        InputError: there is no such folder, or `threads` is below 1.
+        InputError: there is no such folder, `threads` is below 1, or `lookup` cannot be used.
         BundleError: it is no bundle, or it is damaged or contradicts itself.
         BackendError: the backend does not run this bundle, or not on this machine.
     """
@@ -246,15 +256,14 @@ def open_bundle(
             "on a machine with a GPU, or build in fp32 or fp16; samples in fp32 serve every precision"
         )
     _check_fit(manifest)
+    engines = None
     if backend != "onnxruntime":
         contracts = contracts_of(manifest)
-        return Bundle(
-            folder,
-            manifest,
-            options,
-            choose_engines(folder, manifest, contracts, backend, device_capability),
-        )
-    return Bundle(folder, manifest, options)
+        engines = choose_engines(folder, manifest, contracts, backend, device_capability)
+    bundle = Bundle(folder, manifest, options, engines)
+    if lookup is not None:
+        bundle.planners.corpus = read_corpus(lookup, bundle.text)
+    return bundle
 
 
 def _check_fit(manifest: Manifest) -> None:

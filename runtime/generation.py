@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from poss_export.errors import InputError
 from poss_export.runtime.loop import PREFILL_CHUNK, speculate
+from poss_export.runtime.planning.planner import WHOLE_TREES, Planner
 from poss_export.runtime.round import Round
 from poss_export.runtime.sampling import GREEDY, Sampling
 from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.base import DraftSession, Session, TargetSession
+from poss_export.runtime.summary import Summary, TimedRound, summarise
 from poss_export.runtime.transcript import FinishReason, Transcript
 from poss_export.runtime.verify import verifier
 from poss_export.text import Text
@@ -25,9 +27,9 @@ class Generation:
 
     `token_ids` ends with the stop token where there was one; `text` ends before it, or before the stop
     string. The first token is the prompt's; `accept_lengths` are the tokens that each round emitted after
-    it, of the last round those that the answer still took. `chains`: no verified tree had branches. Seconds
-    are wall-clock, without what the reader of a stream did between two pieces; the engines' share of the
-    rounds is in `target_seconds` and `draft_seconds`.
+    it, of the last round those that the answer still took; `summary` says what the rounds were. `chains`: no
+    verified tree had branches. Seconds are wall-clock, without what the reader of a stream did between two
+    pieces; the engines' share of the rounds is in `target_seconds` and `draft_seconds`.
     """
 
     prompt: str
@@ -37,6 +39,7 @@ class Generation:
     accept_lengths: tuple[int, ...]
     accepted_by_depth: tuple[int, ...]  # rounds that emitted a drafted token of depth 1, 2, ...
     chains: bool
+    summary: Summary
     seconds: float  # all of it
     prefill_seconds: float  # until the first token
     target_seconds: float
@@ -70,18 +73,21 @@ class Generation:
             "tokens": self.tokens,
             "tokens_per_second": self.tokens_per_second,
             "tau": self.tau,
+            "mean_acceptance_length": self.tau,
         }
 
 
 class Stream:
     """An answer in the making: iterate for its text in pieces; then `result` and `rounds` are there.
 
-    `rounds`: the prompt's own first, each as it was verified, also what was not taken of the last.
+    `rounds`: the prompt's own first, each as it was verified, also what was not taken of the last; `timed`:
+    those behind the prompt's.
     It empties both sessions when the iteration begins, so sessions serve one stream at a time.
     """
 
     result: Generation
     rounds: tuple[Round, ...]
+    timed: tuple[TimedRound, ...]
 
     def __init__(
         self,
@@ -91,6 +97,7 @@ class Stream:
         prompt: str,
         prompt_ids: abc.Sequence[int],
         *,
+        planner: Planner = WHOLE_TREES,
         max_new_tokens: int = 128,
         sampling: Sampling = GREEDY,
         stop: abc.Sequence[str] = (),
@@ -108,7 +115,7 @@ class Stream:
         self._prompt, self._chunk = prompt, prefill_chunk
         self._transcript = Transcript(text, max_new_tokens, (stop,) if isinstance(stop, str) else stop)
         ids = np.asarray(prompt_ids, dtype=np.int64)
-        self._sequence = Sequence(ids, verifier(sampling), self._transcript)
+        self._sequence = Sequence(ids, verifier(sampling), self._transcript, planner=planner)
         self._pieces = self._answer()
 
     def __iter__(self) -> abc.Iterator[str]:
@@ -120,12 +127,15 @@ class Stream:
         for session in self._sessions:
             session.reset()
         seconds, resumed = 0.0, clock()
-        made = list[tuple[Round, int]]()  # the prompt's round and all others, with the tokens that were taken
+        made = list[TimedRound]()  # the prompt's and all others
         for done in speculate(self._target, self._drafter, self._sequence, self._chunk):
             before = len(transcript.token_ids)
             piece = transcript.add(done.tokens.tolist())
-            made.append((done, len(transcript.token_ids) - before))
-            seconds += clock() - resumed
+            took = clock() - resumed
+            seconds += took
+            made.append(
+                TimedRound(done, self._sequence.planner.plan, len(transcript.token_ids) - before, took)
+            )
             if before == 0:
                 prefill_seconds, prefill_engines = seconds, self._engine_seconds()
             if piece:
@@ -135,16 +145,17 @@ class Stream:
             resumed = clock()
         if piece := transcript.finish():
             yield piece
-        self.rounds = tuple(done for done, _ in made)
+        self.rounds, self.timed = tuple(one.done for one in made), tuple(made[1:])
         target_seconds, draft_seconds = np.subtract(self._engine_seconds(), prefill_engines).tolist()
         self.result = Generation(
             prompt=self._prompt,
             text=transcript.text,
             token_ids=tuple(transcript.token_ids),
             finish_reason=transcript.finish_reason or "capacity",
-            accept_lengths=tuple(taken for _, taken in made[1:]),
-            accepted_by_depth=_by_depth([min(taken, done.accepted) for done, taken in made[1:]]),
-            chains=all(done.tree.is_chain for done, _ in made),
+            accept_lengths=tuple(one.taken for one in self.timed),
+            accepted_by_depth=_by_depth([one.accepted for one in self.timed]),
+            chains=all(done.tree.is_chain for done in self.rounds),
+            summary=summarise(self.timed),
             seconds=seconds,
             prefill_seconds=prefill_seconds,
             target_seconds=target_seconds,

@@ -1,8 +1,4 @@
-"""The draft/verify loop; without a drafter every tree is its root, and the loop decodes plainly.
-
-Letters: t the tokens after rows that the drafter has not read, f the target's features of those rows. The
-last of t is the root: emitted, not yet in the target's cache.
-"""
+"""The draft/verify loop: what a round proposes is its planner's choice, what it emits is the target's."""
 
 from collections.abc import Iterator
 
@@ -30,9 +26,8 @@ def speculate(
 
 def advance(target: TargetSession, drafter: DraftSession | None, sequence: Sequence) -> Round:
     """Propose a tree, verify it in one pass of the target, commit the accepted path."""
-    t, f, slot = sequence.t, sequence.f, sequence.slot
-    tree = DraftTree.with_root(sequence.root) if drafter is None else drafter.propose(t, f, slot)
-    tree = tree.first(target.room(slot))
+    slot = sequence.slot
+    tree = sequence.planner.propose(sequence, drafter, target.room(slot))
     output = target.forward(tree, slot=slot)
     done = sequence.verify(tree, output, sequence.position)
     target.commit(done.path, slot)
@@ -50,7 +45,7 @@ def prefill(
         if drafter is not None and end < len(prompt):
             drafter.propose(prompt[start + 1 : end + 1], output.features, slot)  # for its cache only
     first = sequence.verify(DraftTree.with_root(int(prompt[-1])), output, sequence.position)
-    sequence.begin(prompt[start + 1 :], output, first)
+    sequence.begin(start, output, first)
     return first
 
 

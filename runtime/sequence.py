@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from poss_export.runtime.planning.planner import WHOLE_TREES, Planner
 from poss_export.runtime.round import Round
 from poss_export.runtime.sessions.base import TargetOutput
 from poss_export.runtime.transcript import Transcript
@@ -16,24 +17,19 @@ from poss_export.runtime.verify import Verify
 class Sequence:
     """What one answer needs between two rounds, whatever other sequences do meanwhile.
 
-    t: int64 [rows], the tokens after the rows that the drafter has not read; the last is the root: emitted,
-    not yet in the target's cache. f: [rows, hidden], the target's features of those rows. verify: how tokens
-    are chosen; it owns the random numbers. slot: where in the caches its rows lie. transcript: what becomes
-    of the emitted tokens, and when the answer ends; without one it goes on to the last row.
+    root: the newest token: emitted, not yet in the target's cache. verify: how tokens are chosen; it owns the
+    random numbers. planner: what a round proposes. slot: where in the caches its rows lie. transcript: what
+    becomes of the emitted tokens, and when the answer ends; without one it goes on to the last row.
     """
 
     prompt: NDArray[np.int64]  # ids [length]
     verify: Verify
     transcript: Transcript | None = None
     slot: int = 0
-    t: NDArray[np.int64] = field(init=False)  # both from the prompt on
-    f: NDArray[Any] = field(init=False)
+    planner: Planner = WHOLE_TREES
+    root: int = field(init=False)  # from the prompt on
     emitted: int = field(default=0, init=False)  # tokens
-
-    @property
-    def root(self) -> int:
-        """The newest token."""
-        return int(self.t[-1])
+    _unread: list[tuple[NDArray[np.int64], NDArray[Any]]] = field(default_factory=list, init=False)
 
     @property
     def position(self) -> int:
@@ -45,15 +41,38 @@ class Sequence:
         """Whether nothing more is wanted."""
         return self.transcript is not None and self.transcript.finish_reason is not None
 
-    def begin(self, unread: NDArray[np.int64], output: TargetOutput, first: Round) -> None:
+    @property
+    def unread_rows(self) -> int:
+        """Rows that the drafter has not read."""
+        return sum(len(t) for t, _ in self._unread)
+
+    def take_unread(self) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Return t and f, which the drafter reads now.
+
+        t: int64 [rows], the tokens after the rows that it has not read; the last is the root. f: [rows,
+        hidden], the target's features of those rows.
+        """
+        t, f = (np.concatenate(parts) for parts in zip(*self._unread, strict=True))
+        self._unread.clear()
+        return t, f
+
+    def keep(self, t: NDArray[np.int64], f: NDArray[Any]) -> None:
+        """Keep rows that the drafter has not read, in the words of `take_unread`."""
+        self.root = int(t[-1])
+        self._unread.append((t, f))
+
+    def begin(self, start: int, output: TargetOutput, first: Round) -> None:
         """Go on from the last chunk of the prompt, whose rows the drafter reads with the first proposal.
 
-        unread: int64 [rows], the chunk's tokens after its first. output: of the chunk.
+        start: where in the prompt the chunk begins. output: of the chunk.
         """
-        self.t, self.f = np.append(unread, first.bonus), output.features.copy()
+        self.keep(np.append(self.prompt[start + 1 :], first.bonus), output.features.copy())
         self.emitted += 1
+        self.planner.read(self.prompt)
+        self.planner.learn(first)
 
     def advance(self, done: Round, output: TargetOutput) -> None:
         """Go on behind a round; `output` is that of its tree."""
-        self.t, self.f = done.tokens, output.features[list(done.path)]
+        self.keep(done.tokens, output.features[list(done.path)])
         self.emitted += len(done.path)
+        self.planner.learn(done)

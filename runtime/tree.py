@@ -77,7 +77,10 @@ class DraftTree:
     @cached_property
     def depths(self) -> NDArray[np.int64]:
         """Steps from the root, [nodes]."""
-        return np.asarray(self.mask.sum(axis=1) - 1, dtype=np.int64)
+        depths = [0] * len(self)
+        for node, parent in enumerate(self.parents.tolist()[1:], start=1):
+            depths[node] = depths[parent] + 1
+        return np.array(depths, dtype=np.int64)
 
     @cached_property
     def children(self) -> list[list[int]]:

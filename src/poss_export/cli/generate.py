@@ -30,7 +30,16 @@ _ANSWER = (
         "--min-p", default=0.0, help="Sample from tokens at least this share as likely as the likeliest."
     ),
     click.option("--seed", type=int, help="Makes sampling repeatable."),
-    click.option("--target-only", is_flag=True, help="Decode without the drafter, the baseline."),
+    click.option("--target-only", is_flag=True, help="Decode one token a round, the baseline."),
+    click.option(
+        "--fixed-tree", is_flag=True, help="Verify the drafter's whole tree every round, whatever it costs."
+    ),
+    click.option(
+        "--lookup",
+        metavar="FILE",
+        type=options.FILE,
+        help="Plain text whose continuations are proposed too, beside those of prompt and answer.",
+    ),
 )
 
 
@@ -58,6 +67,8 @@ def generate(
     min_p: float,
     seed: int | None,
     target_only: bool,
+    fixed_tree: bool,
+    lookup: Path | None,
     backend: Backend,
     provider: "Provider",
     threads: int | None,
@@ -66,6 +77,7 @@ def generate(
     """Answer prompts with BUNDLE, by draft and verify."""
     from poss_export.prompts import as_prompts, read_prompts
     from poss_export.runtime.bundle import open_bundle
+    from poss_export.runtime.planning.planner import ADAPTIVE
     from poss_export.runtime.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
@@ -75,7 +87,9 @@ def generate(
             "no prompt; write one behind the bundle, or name a file of them", options=("prompts",)
         )
     answers = []
-    with open_bundle(bundle, threads=threads, provider=provider, backend=backend) as engines:
+    with open_bundle(
+        bundle, threads=threads, provider=provider, backend=backend, lookup=lookup
+    ) as engines:
         for one in asked:
             for stream in engines.conversation(
                 one,
@@ -83,6 +97,7 @@ def generate(
                 sampling=sampling,
                 stop=stop,
                 target_only=target_only,
+                planning=None if fixed_tree else ADAPTIVE,
                 raw=raw,
             ):
                 answers.append(_show(stream, as_json))
@@ -99,13 +114,20 @@ def _show(stream: "Stream", as_json: bool) -> "Generation":
             click.echo(piece, nl=False)
         click.echo()
     log(f"{_summary([stream.result])}, finish: {stream.result.finish_reason}")
+    if stream.result.summary.drafts_in_vain:
+        log(
+            "warning: nothing that the drafter proposed was accepted; is it a drafter of this target? "
+            "`poss-export verify` compares both with their checkpoints"
+        )
     return stream.result
 
 
 def _summary(answers: Sequence["Generation"]) -> str:
-    from poss_export.evaluation.metrics import pooled_tau
+    from poss_export.evaluation.metrics import pooled_tau, rounds_by_kind
 
     tokens, seconds = sum(a.tokens for a in answers), sum(a.seconds for a in answers)
+    rounds = ", ".join(f"{count} {kind}" for kind, count in rounds_by_kind(answers).items())
     return (
-        f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s, tau {pooled_tau(answers):.2f}"
+        f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s, tau {pooled_tau(answers):.2f}, "
+        f"rounds: {rounds or 'none'}"
     )

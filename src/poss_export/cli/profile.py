@@ -8,8 +8,10 @@ import click
 from poss_export.cli import options
 from poss_export.cli.printing import log, print_json, print_rich
 from poss_export.engine_spec import Backend
+from poss_export.errors import InputError
 
 if TYPE_CHECKING:
+    from poss_export.runtime.bundle import Bundle
     from poss_export.runtime.sessions.ort import Provider
 
 _CALLS = (
@@ -32,6 +34,12 @@ _CALLS = (
     click.option("--repeats", type=click.IntRange(1), default=20, help="Calls of each kind."),
 )
 _OUTPUT = (
+    click.option(
+        "--save",
+        is_flag=True,
+        help="Measure rounds too, and keep what they cost for `generate` to plan by, in place of its own "
+        "quick measurement.",
+    ),
     options.plot("Draw latency by width."),
     options.json_flag("Print a JSON object, defined in docs/engines.md."),
 )
@@ -45,6 +53,7 @@ def profile(
     widths: tuple[int, ...],
     contexts: tuple[int, ...],
     repeats: int,
+    save: bool,
     plot: Path | None,
     backend: Backend,
     provider: "Provider",
@@ -52,9 +61,10 @@ def profile(
     as_json: bool,
 ) -> None:
     """Measure how long the calls of BUNDLE take: prefill, verification by width, drafting, whole rounds."""
-    from poss_export.evaluation.latency import engine_facts, profile_bundle
+    from poss_export.evaluation.latency import profile_bundle
     from poss_export.plots import check_plot, plot_profile
     from poss_export.runtime.bundle import open_bundle
+    from poss_export.runtime.sessions.facts import engine_facts
 
     if plot is not None:
         check_plot(plot)
@@ -62,6 +72,8 @@ def profile(
         values = profile_bundle(
             engines, widths=widths or None, contexts=contexts or None, repeats=repeats, report=log
         )
+        if save:
+            _save_costs(engines)
     values["engine"] = engine_facts(backend, provider, threads)
     if plot is not None:
         plot_profile(values, plot)
@@ -71,3 +83,18 @@ def profile(
     from poss_export.cli.tables import profile_table
 
     print_rich(profile_table(values))
+
+
+def _save_costs(engines: "Bundle") -> None:
+    """Measure what rounds cost with care, and keep it."""
+    from poss_export.costs import cached_costs, keep
+    from poss_export.runtime.planning.measure import CAREFUL
+
+    log("measuring rounds")
+    costs = engines.planners.measure(CAREFUL)
+    if (path := keep(costs)) is None:
+        raise InputError(f"cannot write {str(cached_costs(costs.fingerprint))!r}: set XDG_CACHE_HOME")
+    plain, *wider = costs.rounds[0]
+    rows = ", ".join(f"{w} rows {ms / plain:.2f}" for w, ms in zip(costs.widths[1:], wider, strict=True))
+    draft = f", a draft call {costs.draft(1) / plain:.2f}" if costs.rows else ""
+    log(f"a plain step takes {plain:.1f} ms; in plain steps {rows}{draft}; kept in {path}")

@@ -1,0 +1,1 @@
+"""What a round proposes: chosen anew each time, from measured costs and estimated chances."""

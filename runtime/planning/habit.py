@@ -1,0 +1,42 @@
+"""Whether to draft at all, decided before a draft is paid for."""
+
+_HOPE = 1.25  # plain steps' worth of drafting, before anything is known
+_MEMORY = 6  # rounds that the running mean is of
+_SLACK = 0.03  # below a plain step before drafting is left, above before it is taken up
+_FIRST_WAIT, _LONGEST_WAIT = 16, 128  # rounds between two trials
+
+
+class Habit:
+    """A running mean of what drafting rounds were worth, in plain steps for the same time.
+
+    Where they are worth less, they are left; one of 16 rounds tries again, then of 32, up to 128, and the
+    first that pays ends that.
+    """
+
+    def __init__(self) -> None:
+        """Begin with some hope."""
+        self._worth, self._on = _HOPE, True
+        self._skipped, self._wait = 0, _FIRST_WAIT
+
+    def drafts(self, otherwise: float) -> bool:
+        """Return whether to draft in a round that is worth `otherwise` without."""
+        return self._is_trial or (self._on and self._worth >= otherwise * (1 - _SLACK))
+
+    def skipped(self) -> None:
+        """Note a round without a draft."""
+        self._skipped += 1
+
+    def drafted(self, worth: float, otherwise: float) -> None:
+        """Note what a round with a draft was worth, which was worth `otherwise` without."""
+        paid = worth >= otherwise * (1 + _SLACK)
+        if self._is_trial:
+            self._wait = _FIRST_WAIT if paid else min(2 * self._wait, _LONGEST_WAIT)
+        self._skipped = 0
+        self._worth += (worth - self._worth) / _MEMORY
+        if not self._on and paid:
+            self._worth = max(self._worth, otherwise)
+        self._on = self._worth >= 1 - _SLACK if self._on else paid
+
+    @property
+    def _is_trial(self) -> bool:
+        return self._skipped >= self._wait

@@ -1,0 +1,168 @@
+"""The table of costs, measured in rounds: target and drafter in turns, cache rows moved together.
+
+A call by itself finds its weights in the processor's caches where the other engine's would be, and is up to a
+quarter faster than in the loop.
+"""
+
+import math
+import statistics
+import time
+from collections import abc
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poss_export.costs import Costs, Fingerprint
+from poss_export.progress import Progress, silent
+from poss_export.runtime.loop import advance, prefill
+from poss_export.runtime.planning.planner import Plan
+from poss_export.runtime.round import Round
+from poss_export.runtime.sequence import Sequence
+from poss_export.runtime.sessions.base import DraftSession, TargetOutput, TargetSession
+from poss_export.runtime.tree import DraftTree
+
+_ROWS = (2, 16, 64)  # new rows of a draft call; the first are those of most rounds
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is measured, where it fits the capacity; turns end early after `seconds`, but not before the first."""
+
+    widths: tuple[int, ...]
+    contexts: tuple[int, ...]
+    repeats: int
+    seconds: float = math.inf
+
+
+QUICK = Effort((1, 2, 4, 8, 12, 16, 24), (128,), 3, seconds=0.7)
+CAREFUL = Effort((1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32), (64, 512, 1536), 15)
+
+
+def measure_costs(
+    target: TargetSession,
+    drafter: DraftSession | None,
+    fingerprint: Fingerprint,
+    *,
+    vocab: int,
+    chains: bool,
+    effort: Effort = QUICK,
+    progress: Progress = silent,
+) -> Costs:
+    """Return medians of rounds in turns, after one turn that warms up; both sessions are emptied.
+
+    vocab: tokens to read are drawn from it. chains: whether trees that are verified must be chains.
+    """
+    room = target.capacity - max(_ROWS)
+    widths = getattr(target, "widths", ()) or tuple(width for width in effort.widths if width < room)
+    contexts = [c for c in effort.contexts if c + max(widths) <= room] or [max(room - max(widths), 1)]
+    rounds, drafts = list[tuple[float, ...]](), dict[int, list[float]]()
+    for number, context in enumerate(contexts):
+        behind = _Behind(target, drafter, vocab, context, chains)
+        by_width, by_rows = _take_turns(behind, widths, effort)
+        rounds.append(tuple(map(statistics.median, by_width.values())))
+        drafts = drafts or by_rows
+        progress("measuring costs", number + 1, len(contexts), "")
+    return Costs(
+        fingerprint,
+        contexts=tuple(contexts),
+        widths=widths,
+        rounds=tuple(rounds),
+        rows=() if drafter is None else tuple(drafts),
+        drafts=() if drafter is None else tuple(map(statistics.median, drafts.values())),
+    )
+
+
+def _take_turns(
+    behind: "_Behind", widths: abc.Sequence[int], effort: Effort
+) -> tuple[dict[int, list[float]], dict[int, list[float]]]:
+    """Return the milliseconds of rounds by width, and of draft calls by new rows."""
+    rounds: dict[int, list[float]] = {width: [] for width in widths}
+    drafts: dict[int, list[float]] = {rows: [] for rows in _ROWS}
+    start = time.perf_counter()
+    for turn in range(-1, effort.repeats):
+        if turn > 0 and time.perf_counter() - start > effort.seconds:
+            break
+        calls = [(width, _ROWS[0]) for width in widths] + [(widths[-1], rows) for rows in _ROWS[1:]]
+        for width, rows in calls:
+            rest, draft = behind.round(width, rows)
+            if turn < 0:
+                continue
+            if rows == _ROWS[0]:
+                rounds[width].append(rest)
+            if width > 1:
+                drafts[rows].append(draft)
+    return rounds, drafts
+
+
+class _Behind:
+    """Rounds behind a context, each timed as often as it is asked for."""
+
+    def __init__(
+        self, target: TargetSession, drafter: DraftSession | None, vocab: int, context: int, chains: bool
+    ) -> None:
+        """Read `context` tokens."""
+        self._target, self._drafter, self._context, self._chains = target, drafter, context, chains
+        self._tokens = np.random.default_rng(0).integers(0, vocab, max(context, *CAREFUL.widths))
+        for session in (target, drafter):
+            if session is not None:
+                session.reset()
+        sequence = self._sequence(_Script())
+        prefill(target, drafter, sequence)
+        t, f = sequence.take_unread()
+        if drafter is not None and len(t) > 1:
+            drafter.propose(t[:-1], f[:-1])
+        self._read = 0 if drafter is None else drafter.length()
+        self._t, self._f = t[-1:], f[-1:]
+
+    def round(self, width: int, rows: int) -> tuple[float, float]:
+        """Return the milliseconds of a round but for its draft call, and of that, which a plain step lacks."""
+        target, drafter = self._target, self._drafter
+        sequence = self._sequence(_Script(self._tree(width), drafts=drafter is not None and width > 1))
+        sequence.keep(np.resize(self._t, rows), np.resize(self._f, (rows, self._f.shape[1])))
+        target.trim(self._context)
+        if drafter is not None:
+            drafter.trim(self._read)
+        before = 0.0 if drafter is None else drafter.engine_seconds
+        start = time.perf_counter()
+        advance(target, drafter, sequence)
+        whole = time.perf_counter() - start
+        draft = 0.0 if drafter is None else drafter.engine_seconds - before
+        return 1000 * (whole - draft), 1000 * draft
+
+    def _sequence(self, script: "_Script") -> Sequence:
+        return Sequence(self._tokens[: self._context], _accept, planner=script)
+
+    def _tree(self, width: int) -> DraftTree:
+        tokens = self._tokens[:width]
+        if self._chains or width < 3:
+            return DraftTree.chain(tokens)
+        parents = [0, 0, *range(2, width - 1)]
+        return DraftTree.with_root(int(tokens[0]), tokens[1:], parents, np.zeros(width - 1))
+
+
+@dataclass(eq=False)
+class _Script:
+    """A planner whose proposals are given."""
+
+    tree: DraftTree = field(default_factory=lambda: DraftTree.with_root(0))
+    drafts: bool = False
+    plan: Plan | None = None
+
+    def read(self, prompt: NDArray[np.int64]) -> None:
+        """Need nothing."""
+
+    def propose(self, sequence: Sequence, drafter: DraftSession | None, room: int) -> DraftTree:
+        """Return the tree, behind a draft call or without."""
+        if drafter is not None and self.drafts:
+            drafter.propose(*sequence.take_unread(), sequence.slot)
+        return self.tree
+
+    def learn(self, done: Round) -> None:
+        """Learn nothing."""
+
+
+def _accept(tree: DraftTree, output: TargetOutput, position: int) -> Round:
+    """Accept one drafted node; where there are siblings the later, whose cache row moves."""
+    path = (0,) if len(tree) < 3 else (0, 1) if tree.is_chain else (0, 2)
+    return Round(tree, path, int(output.next_tokens[-1]))

@@ -1,0 +1,137 @@
+"""Plans over fake sessions: whatever is chosen, the output is the target's own; and what is chosen pays."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+
+from poss_export.acceptance import AcceptanceCurves
+from poss_export.costs import Costs
+from poss_export.runtime.loop import speculate
+from poss_export.runtime.planning.chances import Calibration, DraftChances
+from poss_export.runtime.planning.lookup import Lookup
+from poss_export.runtime.planning.planner import ADAPTIVE, AdaptivePlanner, Plan, Planning
+from poss_export.runtime.round import Round
+from poss_export.runtime.sampling import GREEDY, Sampling
+from poss_export.runtime.sequence import Sequence
+from poss_export.runtime.verify import verifier
+
+VOCAB = 5
+WIDTHS = (1, 2, 4, 8, 16)
+FLAT = Costs({}, (64,), WIDTHS, ((10.0, 10.5, 11.0, 12.0, 14.0),), (1,), (2.0,))
+STEEP = replace(FLAT, rounds=((10.0, 20.0, 40.0, 80.0, 160.0),))
+# Without one of them, and with all.
+PLANNINGS = [ADAPTIVE, *(replace(ADAPTIVE, **{field.name: False}) for field in fields(Planning))]
+
+Made = list[tuple[Round, Plan | None]]
+
+
+@pytest.fixture
+def calibration(fitted: AcceptanceCurves) -> Calibration:
+    return Calibration(fitted)
+
+
+def table(seed: int) -> Any:
+    return np.random.default_rng(seed).normal(0, 1.2, (VOCAB, VOCAB, VOCAB)).astype(np.float32)
+
+
+def rounds_of(target: Any, drafter: Any, planner: AdaptivePlanner, sampling: Sampling = GREEDY) -> Made:
+    sequence = Sequence(np.array([1, 2, 3]), verifier(sampling), planner=planner)
+    return [(done, planner.plan) for done in speculate(target, drafter, sequence, chunk=4)]
+
+
+def tokens_of(made: Made) -> list[int]:
+    return list(chain.from_iterable(done.tokens.tolist() for done, _ in made))
+
+
+def plain(fake_target: Any, seed: int, sampling: Sampling = GREEDY) -> list[int]:
+    sequence = Sequence(np.array([1, 2, 3]), verifier(sampling))
+    rounds: Iterator[Round] = speculate(fake_target(table(seed), 60), None, sequence, chunk=4)
+    return list(chain.from_iterable(done.tokens.tolist() for done in rounds))
+
+
+@pytest.mark.parametrize("planning", PLANNINGS)
+@pytest.mark.parametrize("chains", [False, True])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, seed=1)], ids=["greedy", "sampled"])
+def test_whatever_is_planned_the_tokens_are_the_targets_own(
+    fake_target: Any,
+    fake_drafter: Any,
+    trees: Any,
+    calibration: Calibration,
+    planning: Planning,
+    chains: bool,
+    sampling: Sampling,
+) -> None:
+    """To the last row of the cache; the fake drafter checks that it is shown each row once, in order."""
+    for seed in range(6):
+        for costs in (FLAT, STEEP):
+            planner = AdaptivePlanner(
+                costs, DraftChances(calibration), Lookup(), chains=chains, planning=planning
+            )
+            drafter = fake_drafter(trees(VOCAB, 9, seed), 60)
+            made = rounds_of(fake_target(table(seed), 60), drafter, planner, sampling)
+            assert tokens_of(made) == plain(fake_target, seed, sampling)
+            if chains:
+                assert all(done.tree.is_chain for done, _ in made)
+
+
+def know(answer: list[int], target: Any, depth: int) -> Callable[[], tuple[list[int], list[int]]]:
+    """Return a drafter's trees that are the answer itself, in chains of `depth`."""
+
+    def grow() -> tuple[list[int], list[int]]:
+        known = answer[target.length() - 2 :][:depth]
+        return known + [0] * (depth - len(known)), list(range(depth))
+
+    return grow
+
+
+def test_a_bundle_without_a_drafter_speculates_by_lookup(fake_target: Any) -> None:
+    planner = AdaptivePlanner(FLAT, None, Lookup())
+    made = rounds_of(fake_target(table(3), 60), None, planner)
+    assert tokens_of(made) == plain(fake_target, 3)
+    assert not any(plan.drafted for _, plan in made if plan)
+    assert len(made) < 30  # 58 tokens: a table of the last two repeats itself
+
+
+def test_nothing_is_verified_that_costs_more_than_it_gives(
+    fake_target: Any, fake_drafter: Any, trees: Any, calibration: Calibration
+) -> None:
+    planner = AdaptivePlanner(STEEP, DraftChances(calibration), Lookup(), planning=Planning(lookup=False))
+    made = rounds_of(fake_target(table(1), 60), fake_drafter(trees(VOCAB, 9, 1), 60), planner)
+    assert all(len(done.tree) == 1 for done, _ in made)
+    assert sum(plan.drafted for _, plan in made if plan) < 12  # drafts were given up, but for trials
+
+
+def test_a_good_drafter_is_used_and_its_trees_are_wide_where_rows_are_cheap(
+    fake_target: Any, fake_drafter: Any, calibration: Calibration
+) -> None:
+    answer = plain(fake_target, 2)
+    target = fake_target(table(2), 60)
+    planner = AdaptivePlanner(FLAT, DraftChances(calibration), Lookup(), planning=Planning(lookup=False))
+    made = rounds_of(target, fake_drafter(know(answer, target, 4), 60), planner)
+    assert tokens_of(made) == answer
+    assert all(plan.drafted for _, plan in made[1:] if plan)
+    assert max(len(done.tree) for done, _ in made) == 5
+
+
+def test_plans_repeat(fake_target: Any, fake_drafter: Any, trees: Any, calibration: Calibration) -> None:
+    def run() -> list[tuple[list[int], Plan | None]]:
+        planner = AdaptivePlanner(FLAT, DraftChances(calibration), Lookup())
+        made = rounds_of(fake_target(table(4), 60), fake_drafter(trees(VOCAB, 9, 4), 60), planner)
+        return [(done.tree.tokens.tolist(), plan) for done, plan in made]
+
+    assert run() == run()
+
+
+def test_a_plan_says_what_it_costs(
+    fake_target: Any, fake_drafter: Any, trees: Any, calibration: Calibration
+) -> None:
+    planner = AdaptivePlanner(FLAT, DraftChances(calibration), Lookup())
+    made = rounds_of(fake_target(table(5), 60), fake_drafter(trees(VOCAB, 9, 5), 60), planner)
+    for done, plan in made[1:]:
+        assert plan is not None
+        assert plan.milliseconds == FLAT.by_width(0)[len(done.tree)] + 2.0 * plan.drafted
+        assert 1.0 <= plan.tokens <= len(done.tree)
