@@ -16,6 +16,7 @@ from poss_export.machine import cores as cores
 from poss_export.machine import processor, versions
 
 REPORT = click.Path(dir_okay=False, writable=True, path_type=Path)
+WIDE = 120  # columns of a table that no terminal is too narrow for
 PACKAGES = (
     "numpy",
     "onnxruntime",

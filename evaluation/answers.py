@@ -42,8 +42,6 @@ def take_turns(
     for ids in prompts:
         for answers, target_only in ((ours, False), (plain, True)):
             answers.append(
-                answer(
-                    bundle, ids, tokens, target_only=target_only, sampling=sampling, planning=planning
-                )
+                answer(bundle, ids, tokens, target_only=target_only, sampling=sampling, planning=planning)
             )
     return ours, plain

@@ -57,9 +57,7 @@ def judge_rounds(reference: Bundle, bundle: Bundle, trial: Trial) -> dict[str, A
         [
             made
             for prompt in trial.prompts
-            for made in one.converse(
-                prompt, max_new_tokens=tokens, target_only=only, planning=None, raw=raw
-            )
+            for made in one.converse(prompt, max_new_tokens=tokens, target_only=only, planning=None, raw=raw)
         ]
         for one, only in ((bundle, False), (bundle, True), (reference, False))
     )

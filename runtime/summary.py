@@ -41,8 +41,8 @@ class TimedRound:
 class Summary:
     """Rounds counted, in the names that serving tools use.
 
-    `rounds` are counted by kind. `acceptance_histogram` counts them by proposed tokens that were accepted, from
-    0 on. `expected_seconds` is by the table of costs; None where rounds were not planned.
+    `rounds` are counted by kind. `acceptance_histogram` counts them by proposed tokens that were accepted,
+    from 0 on. `expected_seconds` is by the table of costs; None where rounds were not planned.
     """
 
     rounds: dict[Kind, int]

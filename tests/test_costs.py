@@ -44,7 +44,9 @@ def test_a_table_is_read_back(tmp_path: Path) -> None:
         ({**FINGERPRINT, "provider": "cuda"}, "provider None, here it is 'cuda'"),
     ],
 )
-def test_a_table_of_something_else_is_refused(tmp_path: Path, other: dict[str, str | int | None], told: str) -> None:
+def test_a_table_of_something_else_is_refused(
+    tmp_path: Path, other: dict[str, str | int | None], told: str
+) -> None:
     COSTS.save(tmp_path / "costs.json")
     with pytest.raises(InputError, match=told):
         Costs.load(tmp_path / "costs.json", other)

@@ -95,10 +95,10 @@ class SuffixAutomaton:
             state = self._shorter[state]
 
 
-# Of tokens behind an earlier occurrence, how many were right, by the length of the match up to them: of 50,000
-# to 3,000 tokens a length, in answers of SmolLM2-135M to its own questions (docs/planning.md). A token further
-# behind is as likely as one at once behind a match that is longer by those between, so positions need no
-# numbers of their own.
+# Of tokens behind an earlier occurrence, the share that was right, by the length of the match up to them: of
+# 50,000 to 3,000 tokens a length, in answers of SmolLM2-135M to its own questions (docs/planning.md). A token
+# further behind is as likely as one at once behind a match that is longer by those between, so positions need
+# no numbers of their own.
 _LENGTHS = (1, 2, 3, 4, 6, 10, 20)  # longest match of each class but the last
 _RIGHT = (0.18, 0.53, 0.60, 0.68, 0.73, 0.81, 0.88, 0.92)
 _WORTH = 8.0  # tokens of an answer that the prior counts as

@@ -27,7 +27,7 @@ _ROWS = (2, 16, 64)  # new rows of a draft call; the first are those of most rou
 
 @dataclass(frozen=True)
 class Effort:
-    """What is measured, where it fits the capacity; turns end early after `seconds`, but not before the first."""
+    """What is measured, where it fits the capacity; after `seconds` turns end, but not before the first."""
 
     widths: tuple[int, ...]
     contexts: tuple[int, ...]
@@ -116,7 +116,7 @@ class _Behind:
         self._t, self._f = t[-1:], f[-1:]
 
     def round(self, width: int, rows: int) -> tuple[float, float]:
-        """Return the milliseconds of a round but for its draft call, and of that, which a plain step lacks."""
+        """Return the milliseconds of a round without its draft call, and of that; plain steps have none."""
         target, drafter = self._target, self._drafter
         sequence = self._sequence(_Script(self._tree(width), drafts=drafter is not None and width > 1))
         sequence.keep(np.resize(self._t, rows), np.resize(self._f, (rows, self._f.shape[1])))

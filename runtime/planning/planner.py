@@ -179,5 +179,5 @@ class AdaptivePlanner:
         for width, node in enumerate(order, start=1):
             tokens += candidates.chances[node]
             plans.append(Plan(draft > 0, tokens, costs[width] + draft))
-        width = max(range(len(plans)), key=lambda i: plans[i].rate) if self._planning.sizing else len(plans) - 1
-        return order[: width + 1], plans[width]
+        best = max(plans, key=lambda plan: plan.rate) if self._planning.sizing else plans[-1]
+        return order[: plans.index(best) + 1], best

@@ -22,7 +22,6 @@ from poss_export.runtime.planning.planner import (
 from poss_export.runtime.sessions.base import DraftSession, TargetSession
 from poss_export.text import Text
 
-
 LONGEST_CORPUS = 200_000  # tokens: half a kilobyte each
 
 
@@ -35,15 +34,12 @@ def read_corpus(path: Path, text: Text) -> SuffixAutomaton:
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read {str(path)!r} ({error}); expected a file of plain text in UTF-8", options=("lookup",)
-        ) from error
-    tokens = text.encode(content)
-    if not content or len(tokens) > LONGEST_CORPUS:
-        raise InputError(
-            f"{str(path)!r} has {len(tokens) if content else 0} tokens; expected 1 to {LONGEST_CORPUS} to look up in",
-            options=("lookup",),
-        )
+        message = f"cannot read {str(path)!r} ({error}); expected a file of plain text in UTF-8"
+        raise InputError(message, options=("lookup",)) from error
+    tokens = text.encode(content) if content else []
+    if not 1 <= len(tokens) <= LONGEST_CORPUS:
+        message = f"{str(path)!r} has {len(tokens)} tokens; expected 1 to {LONGEST_CORPUS} to look up in"
+        raise InputError(message, options=("lookup",))
     return SuffixAutomaton(tokens)
 
 

@@ -13,7 +13,11 @@ def engine_facts(backend: Backend, provider: Provider, threads: int | None) -> d
     if backend == "onnxruntime":
         import onnxruntime
 
-        facts: dict[str, str | int] = {"backend": backend, "provider": provider, "version": onnxruntime.__version__}
+        facts: dict[str, str | int] = {
+            "backend": backend,
+            "provider": provider,
+            "version": onnxruntime.__version__,
+        }
         if provider == "cpu":
             return {**facts, "device": processor(), "threads": threads or cores()}
         return {**facts, "device": device_name()}

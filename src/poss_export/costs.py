@@ -85,7 +85,7 @@ class Costs:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{str(path)!r} is no table of costs; {_MAKE}") from error
         if version != FORMAT_VERSION:
-            raise InputError(f"{str(path)!r} has format version {version}, expected {FORMAT_VERSION}; {_MAKE}")
+            raise InputError(f"{str(path)!r} has format version {version}, not {FORMAT_VERSION}; {_MAKE}")
         for name in {**fingerprint, **found.fingerprint}:
             if (have := found.fingerprint.get(name)) != (want := fingerprint.get(name)):
                 raise InputError(

@@ -87,9 +87,7 @@ def generate(
             "no prompt; write one behind the bundle, or name a file of them", options=("prompts",)
         )
     answers = []
-    with open_bundle(
-        bundle, threads=threads, provider=provider, backend=backend, lookup=lookup
-    ) as engines:
+    with open_bundle(bundle, threads=threads, provider=provider, backend=backend, lookup=lookup) as engines:
         for one in asked:
             for stream in engines.conversation(
                 one,
@@ -128,6 +126,6 @@ def _summary(answers: Sequence["Generation"]) -> str:
     tokens, seconds = sum(a.tokens for a in answers), sum(a.seconds for a in answers)
     rounds = ", ".join(f"{count} {kind}" for kind, count in rounds_by_kind(answers).items())
     return (
-        f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s, tau {pooled_tau(answers):.2f}, "
-        f"rounds: {rounds or 'none'}"
+        f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s, "
+        f"tau {pooled_tau(answers):.2f}, rounds: {rounds or 'none'}"
     )
