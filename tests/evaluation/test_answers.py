@@ -1,11 +1,10 @@
-"""Answers of a tiny bundle: in turns, and only with a drafter that is there."""
+"""Answers of a tiny bundle: in turns."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from poss_export.errors import InputError
 from poss_export.evaluation.answers import answer, take_turns
 from poss_export.runtime.bundle import Bundle, open_bundle
 
@@ -22,10 +21,3 @@ def test_answers_in_turns_are_those_made_alone(bundle: Bundle) -> None:
     for ids, mine, other in zip(prompts, ours, plain, strict=True):
         assert mine.token_ids == other.token_ids == answer(bundle, ids, 12, target_only=True).token_ids
         assert other.rounds == len(other.token_ids) - 1
-
-
-def test_speculation_needs_a_drafter(bundle: Bundle) -> None:
-    bundle.drafter = None
-    assert answer(bundle, [5], 3, target_only=True).tokens == 3
-    with pytest.raises(InputError, match="has no drafter, so it has no rounds"):
-        answer(bundle, [5], 3, target_only=False)

@@ -100,9 +100,12 @@ def test_a_bundle_can_be_entered_again(tiny_bundle: Path) -> None:
 def test_bundle_without_drafter(edited: Change) -> None:
     folder = edited(lambda manifest: replace(manifest, drafter=None))
     with open_bundle(folder, threads=1) as bundle:
-        with pytest.raises(InputError, match="has no drafter; use target-only decoding"):
-            bundle.stream(PROMPT, raw=True)
-        assert bundle.generate(PROMPT, raw=True, target_only=True).tau == 1.0
+        plain = bundle.generate(PROMPT, raw=True, target_only=True, max_new_tokens=40)
+        looked_up = bundle.generate(PROMPT, raw=True, max_new_tokens=40)
+        assert plain.tau == 1.0
+        assert looked_up.token_ids == plain.token_ids
+        assert looked_up.summary.rounds.keys() <= {"plain", "lookup"}
+        assert looked_up.summary.expected_seconds is not None
 
 
 def test_runs_without_torch_transformers_and_onnx(tiny_bundle: Path) -> None:

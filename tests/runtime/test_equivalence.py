@@ -12,9 +12,13 @@ import pytest
 
 from poss_export.config import TreeShape
 from poss_export.contract import draft_contract, target_contract
+from poss_export.costs import Costs
 from poss_export.evaluation.equality import find_divergence, judge
 from poss_export.exactness import FLOATING
 from poss_export.runtime.loop import speculate
+from poss_export.runtime.planning.chances import Calibration, DraftChances
+from poss_export.runtime.planning.lookup import Lookup
+from poss_export.runtime.planning.planner import AdaptivePlanner
 from poss_export.runtime.sampling import Sampling
 from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, OrtTargetSession
@@ -111,6 +115,32 @@ def test_greedy_tokens_are_the_targets(
         accepted += sum(len(tokens) - 1 for tokens in rounds)
     if tree.nodes >= 8:
         assert accepted > 0  # a random drafter hits too; without hits nothing was shown
+
+
+@pytest.mark.parametrize(("form", "family"), [("shared", "poss"), ("static", "fspad"), ("shared", "deep")])
+@pytest.mark.parametrize("chains", [False, True])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, seed=5)], ids=["greedy", "sampled"])
+def test_planned_tokens_are_the_targets(
+    open_sessions: Any, fitted: Any, form: str, family: str, chains: bool, sampling: Sampling
+) -> None:
+    """Rounds of every kind, behind each other, with rows that the drafter catches up with."""
+    target, drafter = open_sessions(form, POSS, 1, family)
+    costs = Costs({}, (1,), (1, 24), ((1.0, 1.3),), (1,), (0.3,))
+    kinds = set()
+    for prompt in PROMPTS:
+        plain = list(chain.from_iterable(emitted((target, drafter), prompt, sampling, drafts=False)))
+        for session in (target, drafter):
+            session.reset()
+        chances = DraftChances(Calibration(fitted))
+        planner = AdaptivePlanner(costs, chances, Lookup(), chains=chains)
+        sequence = Sequence(np.array(prompt), verifier(sampling), planner=planner)
+        planned = []
+        for made in speculate(target, drafter, sequence, chunk=8):
+            planned += made.tokens.tolist()
+            drafted = planner.plan is not None and planner.plan.drafted
+            kinds.add((drafted, len(made.tree) > 1))
+        assert planned == plain
+    assert kinds >= {(True, True), (False, True), (False, False)}
 
 
 @pytest.mark.parametrize(("specialists", "family"), [(3, "poss"), (1, "parallel"), (3, "deep")])
