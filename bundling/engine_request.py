@@ -18,6 +18,7 @@ class EngineRequest:
     version: str
     options: EngineOptions
     capacities: tuple[int, ...] = ()  # of further engines, below the bundle's
+    widths: tuple[int, ...] = ()  # of calls that the target's are made for; empty: the usual ladder
     timing_cache: Path | None = None
 
 
@@ -42,8 +43,11 @@ def request_engines(
     options: EngineOptions,
     capacities: Sequence[int] = (),
     timing_cache: Path | None = None,
+    widths: Sequence[int] = (),
 ) -> EngineRequest:
     """Return the request with the version filled in, and the device where it is the machine's.
+
+    Capacities and widths may come in any order, and more than once.
 
     Raises:
         InputError: the flavour does not have one of the options.
@@ -58,15 +62,20 @@ def request_engines(
             "graph's; build them with their weights, or in one capacity",
             options=("strip_weights", "engine_capacities"),
         )
-    ascending = tuple(sorted(set(capacities)))
-    installed = library_version(flavour)
+    request = EngineRequest(
+        flavour,
+        library_version(flavour),
+        options,
+        capacities=tuple(sorted(set(capacities))),
+        widths=tuple(sorted(set(widths))),
+        timing_cache=timing_cache,
+    )
     if flavour == "tensorrt":
-        options = replace(options, compute_capabilities=(device_capability(),))
-        return EngineRequest(flavour, installed, options, ascending, timing_cache)
+        return replace(request, options=replace(options, compute_capabilities=(device_capability(),)))
     if options.strip_weights and not has_driver():
         raise BackendError(
             "TensorRT-RTX needs a GPU driver to build engines without weights, and there is none: "
             "build on a machine with a GPU, or with the weights",
             options=("strip_weights",),
         )
-    return EngineRequest(flavour, installed, options, ascending)
+    return request

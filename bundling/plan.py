@@ -11,7 +11,7 @@ from poss_export.config import CacheForm, Precision, Scheme, TreeShape
 from poss_export.contract import draft_contract, target_contract
 from poss_export.drafters.checkpoint import DrafterCheckpoint, check_pair
 from poss_export.drafters.round import check_tree
-from poss_export.engine_spec import GraphName, Profile, draft_profiles, target_profiles
+from poss_export.engine_spec import GraphName, Profile, draft_profiles, ladder_of, target_profiles
 from poss_export.errors import InputError
 from poss_export.evaluation.text_quality import read_windows
 from poss_export.exporters.target import check_target
@@ -59,12 +59,16 @@ class Plan:
     def engine_profiles(self, capacity: int) -> dict[GraphName, tuple[Profile, ...]]:
         """Return the sizes of calls that each graph's engine of a capacity is made for."""
         chunk = min(PREFILL_CHUNK, capacity)
-        if self.drafter is None:
-            return {"target": target_profiles(chunk, None)}
-        return {
-            "target": target_profiles(chunk, self.tree.width),
-            "draft": draft_profiles(chunk, self.tree.depth + 1),
-        }
+        found: dict[GraphName, tuple[Profile, ...]] = {"target": target_profiles(chunk, self.engine_widths)}
+        if self.drafter is not None:
+            found["draft"] = draft_profiles(chunk, self.tree.depth + 1)
+        return found
+
+    @property
+    def engine_widths(self) -> tuple[int, ...]:
+        """Rows of the calls that the target's engines are made for, ascending; the tree's are among them."""
+        tree_width = None if self.drafter is None else self.tree.width
+        return ladder_of(tree_width, () if self.engines is None else self.engines.widths)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON values; sizes in bytes, those of graphs without their structure."""
@@ -99,8 +103,9 @@ class Plan:
             "backend": f"{engines.flavour} {engines.version}",
             "options": asdict(engines.options),
             "capacities": [*engines.capacities, self.capacity],
+            "widths": list(self.engine_widths),
             "estimates": {  # of each capacity
-                graph: sizes.engine_bytes(graph, weights[graph], len(profiles), self.precision)
+                graph: sizes.engine_bytes(graph, weights[graph], profiles, self.precision)
                 for graph, profiles in self.engine_profiles(self.capacity).items()
             },
         }
@@ -177,6 +182,13 @@ def _check_engines(request: EngineRequest, capacity: int, cache_form: CacheForm)
                 f"engine capacity is {smaller} tokens; beside a bundle of {capacity} it may be {ROWS} to "
                 f"{capacity - 1}",
                 options=("engine_capacities",),
+            )
+    chunk = min(PREFILL_CHUNK, capacity, *request.capacities)
+    for width in request.widths:
+        if not 1 <= width <= chunk:
+            raise InputError(
+                f"engine width is {width} rows; it may be 1 to {chunk}, the longest chunk of a prompt",
+                options=("engine_widths",),
             )
 
 

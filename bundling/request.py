@@ -49,7 +49,8 @@ class BuildRequest:
     """What a build is asked for; what is None is decided by `plan`.
 
     `target` and `drafter` are names or places, `positions_per_specialist` is of a drafter that does not state
-    it. `engine_capacities` are of further engines, below the bundle's; `timing_cache` is TensorRT's.
+    it. `engine_capacities` are of further engines, below the bundle's; `engine_widths` are the rows of the
+    calls that the target's are made for, none for 2, 4, 8, 16 up to the tree's; `timing_cache` is TensorRT's.
     """
 
     target: str
@@ -64,6 +65,7 @@ class BuildRequest:
     quantisation: QuantisationOptions = field(default_factory=QuantisationOptions)
     engines: EngineOptions = field(default_factory=EngineOptions)
     engine_capacities: tuple[int, ...] = ()
+    engine_widths: tuple[int, ...] = ()
     timing_cache: Path | None = None
 
     @property
@@ -145,7 +147,8 @@ def _check_values(request: BuildRequest) -> None:
 def _engine_request(request: BuildRequest) -> "EngineRequest | None":
     """Return which engines are asked for, or None."""
     if request.backend == "onnxruntime":
-        if request.timing_cache or request.engine_capacities or request.engines != EngineOptions():
+        sizes = (*request.engine_capacities, *request.engine_widths)
+        if request.timing_cache or sizes or request.engines != EngineOptions():
             raise InputError(
                 "options of engines need a backend that builds some: tensorrt-rtx or tensorrt",
                 options=("backend",),
@@ -153,7 +156,13 @@ def _engine_request(request: BuildRequest) -> "EngineRequest | None":
         return None
     from poss_export.bundling.engine_request import request_engines
 
-    return request_engines(request.backend, request.engines, request.engine_capacities, request.timing_cache)
+    return request_engines(
+        request.backend,
+        request.engines,
+        request.engine_capacities,
+        request.timing_cache,
+        request.engine_widths,
+    )
 
 
 def _quantise_request(request: BuildRequest) -> "QuantiseRequest | None":

@@ -1,8 +1,10 @@
 """What a bundle will take, in bytes: weights, caches, engines and their builds."""
 
+from collections.abc import Sequence
+
 from poss_export.config import Precision, Scheme, TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint
-from poss_export.engine_spec import GraphName
+from poss_export.engine_spec import GraphName, Profile
 from poss_export.quantisation.rounding import BYTES
 from poss_export.targets.checkpoint import Target
 
@@ -51,15 +53,19 @@ def _weight_bytes(
     return round(item * table + BYTES[scheme] * (parameters - table + head))
 
 
-def engine_bytes(graph: GraphName, weights: int, profiles: int, precision: Precision) -> dict[str, int]:
+def engine_bytes(
+    graph: GraphName, weights: int, profiles: Sequence[Profile], precision: Precision
+) -> dict[str, int]:
     """Return about what an engine and its build will take, for a graph of `weights` bytes.
 
-    The factors are those of the builds in docs/engines.md: a profile has kernels of its own; the builder
-    holds the weights several times, beside its libraries.
+    The factors are those of the builds in docs/engines.md: a profile has kernels of its own, more of them in
+    a larger target; one of width 1 has the weights once more; the builder holds them several times, beside
+    its libraries.
     """
-    share, kernels = {"target": (1.05, 3_500_000), "draft": (1.3, 9_000_000)}[graph]
+    share, growth, kernels = {"target": (1.0, 0.02, 3_500_000), "draft": (1.3, 0.0, 9_000_000)}[graph]
     copies = 3 if precision == "fp32" else 4
+    single = any(profile.fixed and profile.rows == 1 for profile in profiles)
     return {
-        "engine": int(share * weights) + profiles * kernels,
-        "peak_memory": 310_000_000 + copies * weights,
+        "engine": int((share + growth * len(profiles) + single) * weights) + len(profiles) * kernels,
+        "peak_memory": 310_000_000 + (copies + 2 * single) * weights,
     }

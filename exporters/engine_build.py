@@ -56,7 +56,7 @@ def build_engine(
         graph=str(graph),
         engine=str(engine),
         spec=spec,
-        profiles=[_shapes(sized, profile) for profile in spec.profiles],
+        profiles=[shapes_of(sized, profile) for profile in spec.profiles],
         decomposable=spec.precision == "fp32",  # no flavour has a fused attention for it
         timing_cache=None if timing_cache is None else str(timing_cache),
     )
@@ -70,7 +70,7 @@ def build_engine(
     return EngineEntry(spec, built.aliases, built.attention, built.build_seconds, built.peak_memory)
 
 
-def _shapes(contract: GraphContract, profile: Profile) -> dict[str, list[list[int]]]:
+def shapes_of(contract: GraphContract, profile: Profile) -> dict[str, list[list[int]]]:
     """Return the smallest, the most common and the largest shape of every input."""
     return {
         spec.name: [

@@ -69,10 +69,13 @@ class Session(Protocol):
 class TargetSession(Session, Protocol):
     """The target."""
 
+    widths: tuple[int, ...]  # of calls that the engine was built for, ascending; empty: any
+
     def forward(self, tree: DraftTree, rows: Ints | None = None, slot: int = 0) -> TargetOutput:
         """Run the nodes of a tree behind the committed rows; theirs stay provisional until `commit`.
 
-        A chunk of a prompt is a chain, a plain step a tree of its root. `rows` are the nodes whose logits
+        A call whose every row is wanted costs what the next of `widths` does, while the slot has room for
+        it. A chunk of a prompt is a chain, a plain step a tree of its root. `rows` are the nodes whose logits
         are wanted, int64 [rows]; None: all.
         """
 
@@ -94,6 +97,7 @@ class DraftSession(Session, Protocol):
 class CachedSession:
     """Counts the rows in its caches and keeps those of accepted paths; a subclass sets `_caches`."""
 
+    widths: tuple[int, ...] = ()  # any
     _caches: Rows
 
     def __init__(self, name: str, capacity: int, slots: int = 1) -> None:
@@ -140,7 +144,7 @@ class CachedSession:
         """Note that a call writes `new_rows` cache rows after the committed ones, and `filling` more.
 
         Raises InputError where they do not fit: an engine may write beyond its cache without a word. For what
-        fills up a call the session has room beside its capacity.
+        fills up a call the session sees to room itself.
         """
         length = self.length(slot)
         if new_rows > self.room(slot):

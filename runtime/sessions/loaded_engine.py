@@ -1,7 +1,8 @@
 """A TensorRT engine on a device: its tensors bound once, a context for each of its profiles.
 
 A call runs under one of the engine's profiles: a fixed one where its sizes are just those, else the open
-one. Each profile has a context of its own, whose work is captured once where its sizes are fixed.
+one. Each profile has a context of its own, whose work is captured once where its sizes are fixed. Contexts
+work one at a time, so all of them share the memory that one needs.
 """
 
 import mmap
@@ -62,6 +63,8 @@ class LoadedEngine:
         self._engine = self._load(library, folder)
         self.contract.check(*_tensors(library, self._engine), entry.spec.file)
         self._addresses = self._allocate()
+        size = self._engine.device_memory_size_v2  # what the largest profile needs
+        self._shared = (device.allocate(size), size)
         self._contexts = [self._context(library, index) for index in range(len(self.profiles))]
         self._run: list[Callable[[], None] | None] = [None] * len(self.profiles)
 
@@ -77,7 +80,7 @@ class LoadedEngine:
         self._device.synchronize()
 
     def read(self, name: str, **sizes: int) -> NDArray[Any]:
-        """Return an output of the last call, which had these sizes."""
+        """Return an output of the last call, or its first rows where these sizes are smaller than its own."""
         spec = next(spec for spec in self.contract.outputs if spec.name == name).with_sizes(**sizes)
         array = self._device.download(self._addresses[name], spec.sizes, spec.host_dtype)
         return bfloat16.widen(array) if spec.dtype == "bfloat16" else array
@@ -119,14 +122,17 @@ class LoadedEngine:
         return addresses
 
     def _context(self, library: Any, index: int) -> Any:
+        strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
         if self.entry.spec.flavour == "tensorrt-rtx":  # it captures what can be captured itself
             config = self._engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(strategy)
             config.cuda_graph_strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             context = self._engine.create_execution_context(config)
         else:
-            context = self._engine.create_execution_context()
+            context = self._engine.create_execution_context(strategy)
         if context is None or not context.set_optimization_profile_async(index, self._device.stream):
             raise self._failure(f"gives no context for profile {index}; the device may lack memory")
+        context.set_device_memory(*self._shared)
         for name, address in self._addresses.items():
             context.set_tensor_address(name, address)
         profile = self.profiles[index]

@@ -29,6 +29,7 @@ class TensorrtSession(CachedSession):
         """Keep the arguments: the engines in the bundle `folder`, by ascending capacity."""
         super().__init__(entries[-1].spec.file, entries[-1].spec.capacity)
         self.folder, self.entries, self.contract = folder, entries, contract
+        self.widths = _common_widths(entries)
 
     def __enter__(self) -> Self:
         """Load the engines, bind all tensors, allocate the caches.
@@ -67,9 +68,21 @@ class TensorrtSession(CachedSession):
         needed = max(self.length(slot) + new_rows, self._engine.capacity)
         return next(engine for engine in self.engines if engine.capacity >= needed)
 
-    def _call(self, slot: int, arrays: Mapping[str, NDArray[Any]], new_rows: int, **sizes: int) -> None:
-        """Run a call that writes `new_rows` cache rows; `arrays` are the inputs but the past."""
-        self._write(slot, new_rows)
+    def _filled(self, slot: int, count: int) -> int:
+        """Return the width that a call of `count` rows is filled up to, where the caches have the room."""
+        if count > self.room(slot):
+            return count  # which is refused
+        room = self._engine_for(slot, count).capacity - self.length(slot)
+        return min((width for width in self.widths if count <= width <= room), default=count)
+
+    def _call(
+        self, slot: int, arrays: Mapping[str, NDArray[Any]], new_rows: int, filling: int, **sizes: int
+    ) -> None:
+        """Run a call that writes `new_rows` cache rows, and `filling` more that nobody sees.
+
+        `arrays` are the inputs but the past.
+        """
+        self._write(slot, new_rows, filling)
         engine = self._engine_for(slot, new_rows)
         start = time.perf_counter()
         if engine is not self._engine:
@@ -80,22 +93,30 @@ class TensorrtSession(CachedSession):
 
 
 class TensorrtTargetSession(TensorrtSession):
-    """The target in TensorRT."""
+    """The target in TensorRT.
+
+    A tree is filled up to the next width of a fixed profile with tokens that nobody sees. A chunk of a
+    prompt, which wants few of its rows, runs as it is.
+    """
 
     def forward(self, tree: DraftTree, rows: Ints | None = None, slot: int = 0) -> TargetOutput:
         """Run the nodes of a tree; see `TargetSession`. Logits stay on the device until they are read."""
-        rows = np.arange(len(tree)) if rows is None else rows
+        seq, rows = len(tree), np.arange(len(tree)) if rows is None else rows
+        filling = self._filled(slot, seq) - seq if len(rows) == seq else 0
+        mask = np.eye(seq + filling, dtype=bool)
+        mask[:seq, :seq] = tree.mask
         arrays = {
-            "input_ids": tree.tokens[None],
-            "position_ids": self.length(slot) + tree.depths[None],
-            "tree_mask": tree.mask[None],
-            "logits_rows": rows[None],
+            "input_ids": np.pad(tree.tokens, (0, filling))[None],
+            "position_ids": self.length(slot) + np.pad(tree.depths, (0, filling))[None],
+            "tree_mask": mask[None],
+            "logits_rows": np.pad(rows, (0, filling))[None],
         }
-        sizes = {"seq": len(tree), "rows": len(rows)}
-        self._call(slot, arrays, len(tree), **sizes)
-        read = self._engine.read
+        self._call(slot, arrays, seq, filling, seq=seq + filling, rows=len(rows) + filling)
+        read, wanted = self._engine.read, {"seq": seq, "rows": len(rows)}
         return TargetOutput(
-            read("next_tokens", **sizes)[0], read("features", **sizes)[0], lambda: read("logits", **sizes)[0]
+            read("next_tokens", **wanted)[0],
+            read("features", **wanted)[0],
+            lambda: read("logits", **wanted)[0],
         )
 
 
@@ -116,25 +137,22 @@ class TensorrtDraftSession(TensorrtSession):
     def propose(self, next_tokens: Ints, features: NDArray[Any], slot: int = 0) -> DraftTree:
         """Read new rows and draw a tree; see `DraftSession`."""
         count = len(next_tokens)
-        rows = self._padded(slot, count)
-        padding = ((0, rows - count), (0, 0))
+        filling = self._filled(slot, count) - count
+        padding = ((0, filling), (0, 0))
         arrays = {
             "next_token_embeddings": np.pad(self._embeddings[next_tokens], padding)[None],
             "features": np.pad(features, padding)[None],
             "row_count": np.array([count]),
         }
-        self._call(slot, arrays, rows, rows=rows)
+        self._call(slot, arrays, count, filling, rows=count + filling)
         self._lengths[slot] += count
         tokens, parents, scores = (
-            self._engine.read(f"tree_{name}", rows=rows)[0] for name in ("tokens", "parents", "scores")
+            self._engine.read(f"tree_{name}")[0] for name in ("tokens", "parents", "scores")
         )
         return DraftTree.with_root(int(next_tokens[-1]), tokens, parents, scores)
 
-    def _padded(self, slot: int, count: int) -> int:
-        """Return the rows of the fixed profile that `count` rows are padded to, if caches have the room."""
-        if count > self.room(slot):
-            return count  # which is refused
-        engine = self._engine_for(slot, count)
-        widths = [profile.sizes["rows"][0] for profile in engine.profiles if profile.fixed]
-        room = engine.capacity - self.length(slot)
-        return min((width for width in widths if count <= width <= room), default=count)
+
+def _common_widths(entries: Sequence[EngineEntry]) -> tuple[int, ...]:
+    """Return the widths that engines of every capacity have a fixed profile for, ascending."""
+    fixed = ({profile.rows for profile in entry.spec.profiles if profile.fixed} for entry in entries)
+    return tuple(sorted(set.intersection(*fixed)))

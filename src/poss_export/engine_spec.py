@@ -5,7 +5,7 @@ The exporters write it, the manifest keeps it, the runtime checks it before it l
 
 import json
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,6 +22,10 @@ BACKENDS: tuple[Backend, ...] = ("onnxruntime", *FLAVOURS)
 MODULES: dict[Flavour, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 NAMES: dict[Flavour, str] = {"tensorrt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # of TensorRT-RTX 1.7
+
+# Rows of the calls that a target's engine is made for: rounds of any width are filled up to the next. Not 1:
+# TensorRT-RTX stores nearly all weights a second time for it (docs/engines.md).
+LADDER = (2, 4, 8, 16)
 
 _MARK = "poss-export engine "  # before the specification that every engine carries as its name
 
@@ -95,11 +99,28 @@ class Profile:
         """Whether every dimension has one size."""
         return all(least == most for least, _, most in self.sizes.values())
 
+    @property
+    def rows(self) -> int:
+        """The largest rows of a call; a fixed profile has no others."""
+        return self.sizes["rows"][2]
 
-def target_profiles(chunk: int, width: int | None) -> tuple[Profile, ...]:
-    """Return the target's: any call of up to `chunk` tokens, and trees of exactly that `width`."""
+
+def ladder_of(tree_width: int | None, asked: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return the widths that the target's engine is made for, ascending.
+
+    Those that are `asked` for, or else the usual ones; and `tree_width`, that of the drafter's whole tree,
+    which the usual ones do not go beyond. It is None without a drafter.
+    """
+    if tree_width is None:
+        return tuple(asked or LADDER)
+    usual = (width for width in LADDER if width < tree_width)
+    return tuple(sorted({*(asked or usual), tree_width}))
+
+
+def target_profiles(chunk: int, widths: Sequence[int] = ()) -> tuple[Profile, ...]:
+    """Return the target's: any call of up to `chunk` tokens, and trees of exactly these `widths`."""
     prefill = Profile({"seq": (1, chunk, chunk), "rows": (1, 1, chunk)})
-    return (prefill,) if width is None else (prefill, _fixed(seq=width, rows=width))
+    return (prefill, *(_fixed(seq=width, rows=width) for width in widths))
 
 
 def draft_profiles(chunk: int, width: int) -> tuple[Profile, ...]:

@@ -18,6 +18,13 @@ def test_tables_of_smaller_engines_are_not_refitted() -> None:
         request_engines("tensorrt-rtx", EngineOptions(("8.9",), strip_weights=True), (32,))
 
 
+def test_sizes_come_in_any_order() -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
+    options = EngineOptions(("8.9",))
+    request = request_engines("tensorrt-rtx", options, (64, 32, 64), widths=(8, 2, 8, 4))
+    assert (request.capacities, request.widths) == ((32, 64), (2, 4, 8))
+
+
 @pytest.mark.parametrize(
     ("flavour", "options", "message"),
     [

@@ -33,7 +33,7 @@ SEVERAL = ("8.6", "8.9", "12.0")
 
 @pytest.fixture
 def make_plan(tiny_folder: Any, random_drafter: Any) -> Callable[..., Plan]:
-    """Return make_plan(*devices, precision="fp16", capacities=()): `engine_bundle`'s, for other devices.
+    """Return make_plan(*devices, precision="fp16", ...): `engine_bundle`'s, for other devices.
 
     `drafter_choices` are of `DrafterConfig`.
     """
@@ -42,6 +42,7 @@ def make_plan(tiny_folder: Any, random_drafter: Any) -> Callable[..., Plan]:
         *devices: str,
         precision: Any = "fp16",
         capacities: tuple[int, ...] = (),
+        widths: tuple[int, ...] = (),
         drafter_choices: Any = None,
     ) -> Plan:
         target = open_target(str(tiny_folder("llama")))
@@ -51,7 +52,7 @@ def make_plan(tiny_folder: Any, random_drafter: Any) -> Callable[..., Plan]:
                 weight.mul_(0.3)
         drafter = DrafterCheckpoint("random", "0" * 64, made, None)
         shape: Any = {"capacity": CAPACITY, "precision": precision, "cache_form": "static"}
-        request = request_engines("tensorrt-rtx", EngineOptions(devices), capacities)
+        request = request_engines("tensorrt-rtx", EngineOptions(devices), capacities, widths=widths)
         return plan_build(target, drafter, tree=TreeShape(4, 3, 8), engines=request, **shape)
 
     return make
@@ -73,7 +74,7 @@ def test_a_bundle_has_the_engines_of_both_graphs(precision: str, engine_bundle: 
     assert (folder / target.spec.file).read_bytes()[:4] == b"vtrt"
     assert target.spec.version == trt.__version__
     assert target.spec.options.compute_capabilities == SEVERAL
-    assert target.spec.profiles == target_profiles(CAPACITY, 9)
+    assert target.spec.profiles == target_profiles(CAPACITY, (2, 4, 8, 9))
     assert list(target.attention.values()) == 2 * ["decomposed" if precision == "fp32" else "fused"]
     assert draft.attention == {}  # written out in the graph
     names = [f"past_key_values.{i}.{kind}" for i in range(2) for kind in ("key", "value")]
@@ -153,6 +154,17 @@ def test_what_is_there_is_not_built_again(
     assert {path.name for path in out.iterdir()} == {"manifest.json", *more.files}
 
 
+def test_other_widths_replace_the_targets_engine(
+    engine_bundle: Callable[..., Path], make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(engine_bundle("fp16"), tmp_path / "out"))
+    target, draft = read_manifest(out).engines
+    manifest = run_build(make_plan(*SEVERAL, widths=(4,)), out)
+    assert manifest.engines[0].spec == replace(target.spec, profiles=target_profiles(CAPACITY, (4, 9)))
+    assert manifest.engines[1] == draft
+    assert read_manifest(out, full=True) == manifest
+
+
 @pytest.mark.parametrize(
     ("other", "name"),
     [
@@ -192,7 +204,7 @@ def test_engines_of_several_capacities(
         (graph, capacity) for capacity in (48, 40) for graph in ("target", "draft")
     ]
     assert {path.name for path in folder.iterdir()} == {"manifest.json", *manifest.files}
-    assert manifest.engines[-2].spec.profiles == target_profiles(40, 9)
+    assert manifest.engines[-2].spec.profiles == target_profiles(40, (2, 4, 8, 9))
     assert {entry.spec.graph_sha256 for entry in manifest.engines} == {
         manifest.graph_sha256("target"),
         manifest.graph_sha256("draft"),

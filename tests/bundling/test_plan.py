@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
+from poss_export.bundling.engine_request import EngineRequest
 from poss_export.bundling.plan import Plan, plan_build
 from poss_export.bundling.quantise import QuantiseRequest
 from poss_export.bundling.sizes import engine_bytes
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint
+from poss_export.engine_spec import EngineOptions, target_profiles
 from poss_export.errors import InputError
 from poss_export.quantisation.decisions import GraphRequest
 from poss_export.targets.checkpoint import open_target
@@ -59,10 +61,28 @@ def test_quantised_weights_are_smaller_and_a_tied_head_is_a_copy(make_plan: Call
     assert planned["quantisation"] == {"target": "int8"}
 
 
+def engines(capacities: tuple[int, ...] = (), widths: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Return what a plan with engines differs in."""
+    request = EngineRequest("tensorrt-rtx", "1.7", EngineOptions(("8.9",)), capacities, widths)
+    return {"engines": request, "cache_form": "static"}
+
+
+def test_engines_are_made_for_a_ladder_of_widths(make_plan: Callable[..., Plan]) -> None:
+    usual, asked = make_plan(**engines()), make_plan(**engines(widths=(1, 20)))
+    assert usual.engine_profiles(48)["target"] == target_profiles(48, (2, 4, TREE.width))
+    assert usual.to_dict()["engines"]["widths"] == [2, 4, TREE.width]
+    assert asked.engine_widths == (1, TREE.width, 20)
+    alone = make_plan(drafter=False, **engines())
+    assert alone.engine_profiles(48) == {"target": target_profiles(48, (2, 4, 8, 16))}
+
+
 def test_engines_take_more_the_more_profiles_they_have() -> None:
-    one, two = (engine_bytes("target", 1_000_000, profiles, "fp16") for profiles in (1, 2))
-    assert two["engine"] - one["engine"] == 3_500_000
+    one, two, single = (
+        engine_bytes("target", 1_000_000, target_profiles(48, widths), "fp16") for widths in ((), (2,), (1,))
+    )
+    assert two["engine"] - one["engine"] == 3_520_000
     assert two["peak_memory"] == one["peak_memory"]
+    assert single["engine"] - two["engine"] == 1_000_000  # the weights once more
 
 
 def test_a_drafter_of_another_target_is_told(make_plan: Callable[..., Plan]) -> None:
@@ -79,6 +99,8 @@ def test_a_drafter_of_another_target_is_told(make_plan: Callable[..., Plan]) -> 
         ({"capacity": 31}, "capacity is 31 tokens; a bundle needs at least 32", ("capacity",)),
         ({"capacity": 129}, "this target was made for 1 to 128", ("capacity",)),
         ({"tree": TreeShape(1, 61, 61)}, "tree top-k is 61, but the drafter knows 60 words", ("top_k",)),
+        (engines(widths=(0,)), "engine width is 0 rows; it may be 1 to 48, the longest", ("engine_widths",)),
+        (engines((40,), (4, 41)), "engine width is 41 rows; it may be 1 to 40,", ("engine_widths",)),
         (
             {"drafter": False, "quantise": QuantiseRequest({"draft": GraphRequest("int8")})},
             "a draft precision needs a drafter",

@@ -93,6 +93,11 @@ def test_a_dry_run_estimates_engines(target: Path, tmp_path: Path) -> None:
             (*RTX, "--compute-capability", "8.9", "--engine-capacity", 128),
             "engine capacity is 128 tokens; beside",
         ),
+        (
+            (*RTX, "--compute-capability", "8.9", "--engine-width", 0),
+            "engine width is 0 rows; it may be 1 to 128, the longest chunk of a prompt (--engine-width)",
+        ),
+        (("--engine-width", 4), "options of engines need a backend that builds some"),
         (("--engine-capacity", 64), "options of engines need a backend that builds some"),
         (("--compute-capability", "8.9"), "options of engines need a backend that builds some"),
         (("--precision", "bf16"), "precision bf16 is for TensorRT"),

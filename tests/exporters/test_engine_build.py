@@ -9,7 +9,13 @@ import pytest
 
 from poss_export.bundling.engine_request import library_version
 from poss_export.contract import target_contract
-from poss_export.engine_spec import RTX_COMPUTE_CAPABILITIES, EngineOptions, EngineSpec, target_profiles
+from poss_export.engine_spec import (
+    RTX_COMPUTE_CAPABILITIES,
+    EngineOptions,
+    EngineSpec,
+    embedded_spec,
+    target_profiles,
+)
 from poss_export.errors import BackendError, BundleError
 from poss_export.exporters import engine_build as engines
 from poss_export.exporters.engine_build import build_engine
@@ -33,7 +39,7 @@ def one_engine(target_graph: Any, tiny_folder: Any, tmp_path: Path) -> Callable[
             "version": library_version("tensorrt-rtx"),
             "precision": precision,
             "capacity": CAPACITY,
-            "profiles": target_profiles(CAPACITY, None),
+            "profiles": target_profiles(CAPACITY),
             "options": EngineOptions(("8.9",)),
             "graph_sha256": "0" * 64,
         }
@@ -63,6 +69,16 @@ def test_the_known_devices_are_those_of_the_library() -> None:
 
 def test_weights_may_be_streamed(one_engine: Callable[..., Any]) -> None:
     assert one_engine(options=EngineOptions(("8.9",), weight_streaming=True)).build_seconds > 0
+
+
+def test_a_ladder_of_widths(one_engine: Callable[..., Any], tmp_path: Path) -> None:
+    one_engine(engine=tmp_path / "one.engine", profiles=target_profiles(CAPACITY, (9,)))
+    ladder = target_profiles(CAPACITY, (1, 2, 4, 9))
+    assert set(one_engine(profiles=ladder).attention.values()) == {"fused"}
+    embedded = embedded_spec(tmp_path / "target.engine")
+    assert embedded is not None
+    assert embedded.profiles == ladder
+    assert (tmp_path / "target.engine").stat().st_size > (tmp_path / "one.engine").stat().st_size
 
 
 def test_the_linter_comes_first(one_engine: Callable[..., Any], tmp_path: Path) -> None:

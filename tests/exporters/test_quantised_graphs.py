@@ -33,7 +33,7 @@ trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
 
 CAPACITY = 48
 TREE = TreeShape(4, 3, 8)
-PROFILES = {"target": target_profiles(CAPACITY, 9), "draft": draft_profiles(CAPACITY, 5)}
+PROFILES = {"target": target_profiles(CAPACITY, (9,)), "draft": draft_profiles(CAPACITY, 5)}
 
 
 @pytest.fixture(scope="module")

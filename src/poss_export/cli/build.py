@@ -135,6 +135,15 @@ _ENGINES = (
         multiple=True,
         help="Build engines with smaller caches too, for short contexts; repeatable.",
     ),
+    click.option(
+        "--engine-width",
+        "engine_widths",
+        metavar="ROWS",
+        type=int,
+        multiple=True,
+        show_default="2, 4, 8, 16, up to the drafter's tree",
+        help="Rows of a target call to make the engines for, beside the drafter's whole tree; repeatable.",
+    ),
     click.option("--optimization-level", type=int, show_default="3", help="TensorRT: 0 to 5."),
     click.option("--version-compatible", is_flag=True, help="TensorRT: later versions load the engines."),
     click.option(
@@ -194,6 +203,7 @@ def build(
     backend: Backend,
     compute_capabilities: tuple[str, ...],
     engine_capacities: tuple[int, ...],
+    engine_widths: tuple[int, ...],
     optimization_level: int | None,
     version_compatible: bool,
     hardware_compatible: bool,
@@ -243,6 +253,7 @@ def build(
             weight_streaming,
         ),
         engine_capacities=engine_capacities,
+        engine_widths=engine_widths,
         timing_cache=timing_cache,
     )
     planned = plan(request)

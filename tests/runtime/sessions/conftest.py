@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from poss_export.engine_spec import Profile
 from poss_export.exporters.widening import widen
 from poss_export.manifest import GRAPHS, read_manifest
 from poss_export.runtime.bundle import Bundle, contracts_of
@@ -22,13 +23,20 @@ from tests.fixtures.host_driver import HostDriver
 
 @pytest.fixture
 def run(engine_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Return run(precision, flavour): a context of an entered bundle on the fakes, and the fake library."""
+    """Return run(precision, ...): a context of an entered bundle on the fakes, and the fake library."""
 
     @contextmanager
     def make(
-        precision: str = "fp32", flavour: Any = "tensorrt-rtx", change: Any = None, smaller: Any = None
+        precision: str = "fp32",
+        flavour: Any = "tensorrt-rtx",
+        change: Any = None,
+        smaller: Any = None,
+        profiles: Callable[[tuple[Profile, ...]], tuple[Profile, ...]] = tuple,
     ) -> Iterator[Any]:
-        """With `smaller`, graphs by capacity, the bundle has engines of these capacities too."""
+        """With `smaller`, graphs by capacity, the bundle has engines of these capacities too.
+
+        `change` alters a loaded engine; `profiles` makes those of all engines of what they are.
+        """
         built = engine_bundle(precision, *(smaller or ()))
         folder = Path(shutil.copytree(built, tmp_path / "bundle", dirs_exist_ok=True))
         manifest, graphs = read_manifest(folder), {CAPACITY: folder, **(smaller or {})}
@@ -36,7 +44,7 @@ def run(engine_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp
             graphs = {CAPACITY: tmp_path}
             for graph in GRAPHS.values():
                 widen(folder / graph, tmp_path / graph)
-        library = FakeLibrary(graphs.__getitem__, manifest)
+        library = FakeLibrary(graphs.__getitem__, manifest, profiles)
         library.change = change or library.change
         monkeypatch.setattr(tensorrt, "load_library", lambda entry: library)
         monkeypatch.setattr(tensorrt, "Device", FakeDevice)
@@ -45,7 +53,8 @@ def run(engine_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp
         found = choose_engines(folder, manifest, contracts_of(manifest), "tensorrt-rtx", lambda: "8.9")
         for entries in found.values():  # whatever flavour they play
             for index, entry in enumerate(entries):
-                entries[index] = replace(entry, spec=replace(entry.spec, flavour=flavour))
+                spec = replace(entry.spec, flavour=flavour, profiles=profiles(entry.spec.profiles))
+                entries[index] = replace(entry, spec=spec)
                 if flavour != entry.spec.flavour:
                     (folder / entries[index].spec.file).hardlink_to(folder / entry.spec.file)
         with Bundle(folder, manifest, OrtOptions(), found) as entered:

@@ -26,6 +26,8 @@ def test_bindings_are_fixed_addresses_and_caches_are_shared(run: Any) -> None:
             assert context.addresses == addresses
         for past, present in engine.entry.aliases.items():
             assert addresses[past] == addresses[present]
+        (shared,) = {context.memory for context in library.engines["target", CAPACITY].contexts}
+        assert shared[0] not in addresses.values()
         others = [address for name, address in addresses.items() if not name.startswith("present.")]
         assert len(set(others)) == len(others)
 
@@ -33,7 +35,7 @@ def test_bindings_are_fixed_addresses_and_caches_are_shared(run: Any) -> None:
 def test_buffers_hold_the_largest_call(engine_bundle: Make) -> None:
     manifest = read_manifest(engine_bundle("bf16"))
     contract = contracts_of(manifest)["target"].with_sizes(batch=1, capacity=CAPACITY)
-    buffers = plan_buffers(contract, target_profiles(CAPACITY, NODES))
+    buffers = plan_buffers(contract, target_profiles(CAPACITY, (NODES,)))
     assert buffers["tree_mask"] == CAPACITY * CAPACITY
     assert buffers["logits"] == 2 * CAPACITY * 96
     assert buffers["input_ids"] == 8 * CAPACITY
@@ -43,7 +45,8 @@ def test_buffers_hold_the_largest_call(engine_bundle: Make) -> None:
 @pytest.mark.parametrize(
     ("sizes", "index"),
     [
-        ({"seq": 9, "rows": 9}, 1),
+        ({"seq": 4, "rows": 4}, 1),
+        ({"seq": 9, "rows": 9}, 2),
         ({"seq": 9, "rows": 1}, 0),
         ({"seq": 8, "rows": 8}, 0),
         ({"seq": 256, "rows": 1}, 0),
@@ -51,7 +54,7 @@ def test_buffers_hold_the_largest_call(engine_bundle: Make) -> None:
     ],
 )
 def test_the_fixed_profile_is_for_its_sizes_only(sizes: dict[str, int], index: int) -> None:
-    assert choose_profile(target_profiles(256, 9), **sizes) == index
+    assert choose_profile(target_profiles(256, (4, 9)), **sizes) == index
 
 
 def test_a_call_beyond_all_profiles_is_refused() -> None:

@@ -44,6 +44,10 @@ def fresh(session: OrtTargetSession, ids: list[int]) -> NDArray[np.float32]:
     return read(session, ids)
 
 
+def test_calls_may_have_any_width(session: OrtTargetSession) -> None:
+    assert session.widths == ()
+
+
 def test_chunks_equal_one_call(session: OrtTargetSession) -> None:
     whole = fresh(session, PROMPT)
     for cut in (1, 3, 6):

@@ -1,6 +1,7 @@
 """TensorRT sessions on real engines' descriptions, run by the fakes of `fake_tensorrt`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,22 @@ from poss_export.bundling.build import build_bundle
 from poss_export.bundling.plan import plan_build
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint
+from poss_export.engine_spec import target_profiles
 from poss_export.errors import InputError
 from poss_export.evaluation.checks import check_cache_laws
 from poss_export.evaluation.latency import profile_bundle
-from poss_export.runtime.bundle import open_bundle
+from poss_export.manifest import read_manifest
+from poss_export.runtime.bundle import contracts_of, open_bundle
+from poss_export.runtime.sessions.tensorrt import TensorrtTargetSession
 from poss_export.runtime.tree import DraftTree
 from poss_export.targets.checkpoint import open_target
-from tests.fixtures.fake_tensorrt import FakeDevice, FakeLibrary
+from tests.fixtures.fake_tensorrt import FakeDevice, FakeLibrary, at
+from tests.fixtures.filled_calls import binary_tree, largest_difference
 from tests.fixtures.graphs import CAPACITY
 
 Make = Callable[..., Path]
 NODES = 9
+OPEN = 0  # the profile of every call that no fixed one is for
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +74,15 @@ def test_answers_are_those_of_onnx_runtime(flavour: str, run: Any, engine_bundle
         for _ in range(2):  # caches of the first answer are behind us
             answer = ours.generate(prompt, raw=True, max_new_tokens=tokens)
             assert answer.token_ids == plain.token_ids
-        dynamic, fixed = executed(library, "target")
-        assert fixed > 0
-        assert dynamic > 0  # the prompt, and the trees that the end of the cache cut
+        whole_tree = executed(library, "target")[-1]
+        assert whole_tree > 0
+        assert executed(library, "target")[OPEN] > 0  # the prompt, and trees that the end of the cache cut
         assert bool(FakeDevice.log) == (flavour == "tensorrt")  # the other captures by itself
+        before = executed(library, "target")
         alone = ours.generate(prompt, raw=True, max_new_tokens=9, target_only=True)
         assert alone.token_ids == plain.token_ids[:9]
+        calls = np.subtract(executed(library, "target"), before)
+        assert calls.tolist() == [1, 8, 0, 0, 0]  # the prompt, then steps filled up to two rows
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
@@ -96,10 +105,73 @@ def test_fixed_work_is_captured_once_for_each_width(run: Any) -> None:
     with run(flavour="tensorrt") as (entered, library):
         entered.generate("<5> <9> <77>", raw=True, max_new_tokens=20)
         for session, graph in ((entered.target, "target"), (entered.drafter, "draft")):
-            assert session.engines[0]._run[0] is None  # the sizes of this profile are open
-            assert session.engines[0]._run[1] is not None
-            assert executed(library, graph)[1] > 2
+            assert session.engines[0]._run[OPEN] is None  # the sizes of this profile are open
+            assert session.engines[0]._run[-1] is not None
+            assert executed(library, graph)[-1] > 2
         assert FakeDevice.log.count("captured") == 2
+        entered.target.reset()
+        for width in (1, 2, 3, 4, 6, 8, 9, 5):
+            entered.target.forward(binary_tree(width))
+        assert FakeDevice.log.count("captured") == 2 + 3  # the whole tree's was there
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt-rtx", "tensorrt"])
+def test_a_narrow_tree_is_filled_up_to_the_next_width(flavour: str, run: Any) -> None:
+    with run(flavour=flavour) as (entered, library):
+        assert entered.target.widths == (2, 4, 8, NODES)
+        for width in range(1, NODES + 1):
+            assert largest_difference(entered.target, width) < 1e-5, width
+        before = executed(library, "target")
+        entered.target.reset()
+        for width in (1, 3, 4, 5, 7, NODES):
+            entered.target.forward(binary_tree(width))
+        calls = np.subtract(executed(library, "target"), before)
+        assert calls.tolist() == [0, 1, 2, 2, 1]
+
+
+def test_calls_that_are_not_filled_up(run: Any) -> None:
+    """Chunks of a prompt, of which few rows are wanted; trees that the caches have no room to fill up."""
+    with run() as (entered, library):
+        target = entered.target
+        target.forward(DraftTree.chain([5, 9, 77]), np.array([2]))
+        assert executed(library, "target") == [1, 0, 0, 0, 0]
+        target._lengths[0] = CAPACITY - 3
+        assert target.forward(binary_tree(3)).logits.shape == (3, 96)
+        assert executed(library, "target") == [2, 0, 0, 0, 0]
+        with pytest.raises(InputError, match=r"4 tokens after 45 do not fit the capacity 48"):
+            target.forward(binary_tree(4))
+
+
+def test_rows_that_fill_up_a_call_are_cleared_with_their_slot(run: Any) -> None:
+    with run() as (entered, _):
+        (engine,) = entered.target.engines
+        caches = [spec for spec in engine.contract.inputs if spec.is_cache]
+        block = at(engine._addresses[caches[0].name], (len(caches), *caches[0].sizes), "float32")
+        entered.target.reset()
+        entered.target.forward(binary_tree(5))
+        used = np.abs(block).max(axis=(0, 1, 2, 4))
+        assert (used > 0).tolist() == [True] * 8 + [False] * (CAPACITY - 8)
+        entered.target.release()
+        assert not block.any()
+
+
+def test_engines_of_one_width_work_as_before(run: Any) -> None:
+    """Such as builds made before there was a ladder: all trees are filled up to it."""
+    with run(profiles=lambda profiles: (profiles[OPEN], profiles[-1])) as (entered, library):
+        assert entered.target.widths == (NODES,)
+        assert largest_difference(entered.target, 5) < 1e-5
+        answer = entered.generate("<5> <9> <77>", raw=True, max_new_tokens=20)
+        alone = entered.generate("<5> <9> <77>", raw=True, max_new_tokens=20, target_only=True)
+        assert answer.token_ids == alone.token_ids
+        assert min(executed(library, "target")) > 0
+
+
+def test_widths_are_those_of_every_capacity(engine_bundle: Make) -> None:
+    manifest = read_manifest(engine_bundle("fp32"))
+    entry = next(entry for entry in manifest.engines if entry.spec.graph == "target")
+    smaller = replace(entry, spec=replace(entry.spec, capacity=40, profiles=target_profiles(40, (1, 2, 8))))
+    session = TensorrtTargetSession(Path(), [smaller, entry], contracts_of(manifest)["target"])
+    assert session.widths == (2, 8)
 
 
 def test_a_short_round_is_padded_while_there_is_room(run: Any) -> None:
@@ -121,4 +193,5 @@ def test_a_profile_measures_engines_as_it_measures_graphs(run: Any) -> None:
     with run() as (entered, library):
         report = profile_bundle(entered, widths=[1, NODES], contexts=[20], repeats=2, report=lambda _: None)
         assert [row["width"] for row in report["verify"]] == [1, NODES]
-        assert min(executed(library, "target")) > 0
+        runs = executed(library, "target")
+        assert min(runs[OPEN], runs[1], runs[-1]) > 0  # the context, single steps, whole trees
