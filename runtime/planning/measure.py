@@ -54,7 +54,7 @@ def measure_costs(
     vocab: tokens to read are drawn from it. chains: whether trees that are verified must be chains.
     """
     room = target.capacity - max(_ROWS)
-    widths = getattr(target, "widths", ()) or tuple(width for width in effort.widths if width < room)
+    widths = target.widths or tuple(width for width in effort.widths if width < room)
     contexts = [c for c in effort.contexts if c + max(widths) <= room] or [max(room - max(widths), 1)]
     rounds, drafts = list[tuple[float, ...]](), dict[int, list[float]]()
     for number, context in enumerate(contexts):
