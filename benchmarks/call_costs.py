@@ -11,7 +11,7 @@ from poss_export.evaluation.latency import milliseconds, target_calls
 from poss_export.manifest import Manifest
 from poss_export.runtime.bundle import open_bundle
 
-WIDTHS = (1, 2, 4, 8, 12, 16, 32)  # of target calls, in tokens
+WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32)  # of target calls, in tokens
 
 Turn = dict[int, float]  # ms of a call of each width
 

@@ -13,6 +13,7 @@ from poss_export.exporters.embedding import find_embedding
 from poss_export.exporters.tracing import export_graph
 from poss_export.manifest import EmbeddingTable
 from poss_export.targets.decoder import Decoder
+from poss_export.targets.ops import likeliest, multiply_by_table
 from poss_export.targets.rope import rope_tables
 from poss_export.targets.weights import assign
 
@@ -36,8 +37,12 @@ class TargetGraph(nn.Module):
         caches = form(past, past_length, position_ids, tree_mask, (self.cos, self.sin))
         features = self.decoder.hidden(input_ids, caches.attend)
         rows = logits_rows[..., None].expand(-1, -1, features.shape[-1])
-        logits = self.decoder.head(features.gather(1, rows))
-        return logits, logits.argmax(-1), features, *caches.present
+        picked = features.gather(1, rows)
+        if self.cache_form == "static":
+            logits = self.decoder.head(picked)
+            return logits, logits.argmax(-1), features, *caches.present
+        logits = multiply_by_table(picked, self.decoder.lm_head)
+        return logits, likeliest(logits), features, *caches.present
 
 
 def check_target(config: TargetConfig, cache_form: CacheForm, capacity: int, precision: Precision) -> None:

@@ -8,6 +8,7 @@ from onnx import helper, numpy_helper
 
 COPY = "/head"  # after a table's name: the weight of a head that read it
 GAIN = "/gain"  # after a weight's name: what scales its input
+BY_TABLE = ("Gemm", "FusedMatMul")  # how heads multiply by a table `[N, K]` as it lies, static and shared
 
 
 def untie(model: onnx.ModelProto, tables: Collection[str]) -> None:
@@ -22,7 +23,7 @@ def untie(model: onnx.ModelProto, tables: Collection[str]) -> None:
         copy = np.ascontiguousarray(numpy_helper.to_array(tensors[table]).T)
         graph.initializer.append(numpy_helper.from_array(copy, table + COPY))
     for node in graph.node:
-        if node.op_type == "Gemm" and node.input[1] in tables:
+        if node.op_type in BY_TABLE and node.input[1] in tables:
             inputs = [node.input[0], node.input[1] + COPY]
             node.CopyFrom(helper.make_node("MatMul", inputs, node.output, name=node.name))
     read = {name for node in graph.node for name in node.input}

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from poss_export.calibration.replay import Feed
 from poss_export.evaluation.text_quality import divergence, log_softmax
 from poss_export.progress import Progress, silent
+from poss_export.quantisation.gains import BY_TABLE
 from poss_export.quantisation.statistics import Floats
 from poss_export.runtime.sessions.ort import OrtOptions, load_graph
 
@@ -68,7 +69,7 @@ def _save_switched(model: onnx.ModelProto, limits: Mapping[str, float], path: Pa
         graph.initializer.append(numpy_helper.from_array(np.array(number), index))
         graph.initializer.append(numpy_helper.from_array(np.array(limit / 127, np.float32), step))
         for node in graph.node:
-            if node.op_type in ("MatMul", "Gemm") and node.input[0] == name:
+            if node.op_type in ("MatMul", *BY_TABLE) and node.input[0] == name:
                 node.input[0] = switch
         after[producers[name]] = [
             helper.make_node("Gather", [_FLAGS, index], [f"{name}_flag"]),

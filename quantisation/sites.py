@@ -7,7 +7,7 @@ from typing import Literal
 
 import onnx
 
-from poss_export.quantisation.gains import COPY
+from poss_export.quantisation.gains import BY_TABLE, COPY
 
 Role = Literal["head", "fusion", "layer"]
 
@@ -38,11 +38,11 @@ def find_sites(model: onnx.ModelProto) -> list[Site]:
 def _sites(graph: onnx.GraphProto, weights: set[str]) -> Iterator[Site]:
     uses = Counter[str]()
     for node in graph.node:
-        if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights:
+        if node.op_type in ("MatMul", *BY_TABLE) and node.input[1] in weights:
             weight = node.input[1]
             name = f"{weight.removesuffix(COPY)}#{uses[weight]}"
             uses[weight] += 1
-            transposed = node.op_type == "Gemm"  # only heads are (targets/decoder.py)
+            transposed = node.op_type in BY_TABLE  # only heads are
             role = _role(weight, transposed)
             yield Site(name, node.name, node.input[0], node.output[0], weight, transposed, role)
 

@@ -1,7 +1,9 @@
-"""ONNX operations that PyTorch lacks: each function is one node in a traced graph and runs in eager mode too.
+"""ONNX operations that PyTorch lacks or says otherwise; in eager mode each function computes the same.
 
 Shapes: B batch, S new tokens, T capacity, H query heads, G key/value heads, D head size.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from poss_export.targets.decoder import merge_heads, split_heads
 from poss_export.targets.rope import rotate
 
 OPSET = 24
+_BLOCK = 256  # logits, about as many as there are blocks
 
 
 def tensor_scatter(past: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
@@ -96,3 +99,34 @@ def group_query_attention(
         rotate(q, *tables), keys[:, :, :total], values[:, :, :total], attn_mask=bias, enable_gqa=True
     )
     return merge_heads(mixed), keys, values
+
+
+def multiply_by_table(x: Tensor, table: Tensor) -> Tensor:
+    """Return logits `[B, R, V]` of `x` `[B, R, H]` by a `table` `[V, H]`, read as it lies: FusedMatMul.
+
+    A Gemm does the same in two dimensions, and giving its result back its third one copies all logits.
+    """
+    if torch.compiler.is_exporting():
+        return torch.onnx.ops.symbolic(
+            "com.microsoft::FusedMatMul",
+            (x, table),
+            {"transB": 1},
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], table.shape[0]),
+            version=1,
+        )
+    return F.linear(x, table)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """Return the index of the largest of `logits` `[B, R, V]`, int64 `[B, R]`; of equal ones the first.
+
+    ONNX Runtime's ArgMax takes 80 us for 49,152 logits on a CPU. Its ReduceMax uses vector instructions: with
+    the best block found by that, and ArgMax among the blocks and within the best one, it is 20 us.
+    """
+    size = math.gcd(logits.shape[-1], _BLOCK)
+    blocks = logits.unflatten(-1, (-1, size))
+    block = blocks.amax(-1).argmax(-1, keepdim=True)  # [B, R, 1]
+    inside = blocks.gather(2, block[..., None].expand(-1, -1, -1, size)).argmax(-1)  # [B, R, 1]
+    index: Tensor = (block * size + inside).squeeze(-1)
+    return index

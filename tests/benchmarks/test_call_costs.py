@@ -20,5 +20,5 @@ def test_a_wider_plain_step_is_the_unit(changed: Callable[..., Path]) -> None:
     setup = Setup(wide, (2,), CAPACITY, 1)
     (found,) = measure_calls({"wide": (read_manifest(wide), setup)}, past=8, calls=2).values()
     assert found["plain_width"] == 3
-    assert list(found["milliseconds_by_width"]) == [1, 2, 3, 4, 8, 12, 16, 32]
+    assert list(found["milliseconds_by_width"]) == [1, 2, 3, 4, 8, 12, 16, 24, 32]
     assert found["plain_steps_by_width"][3] == 1
