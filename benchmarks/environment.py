@@ -24,6 +24,7 @@ PACKAGES = (
     "transformers",
     "onnxruntime-genai",
     "llama-cpp-python",
+    "openvino-genai",
 )
 
 
