@@ -139,14 +139,8 @@ class _Counted:
         return self.draft(ids, **options)
 
 
-def openvino_genai(setup: Setup, *, lookup: bool = False, float32: bool = False) -> Engine:
-    """OpenVINO GenAI, CPU, which computes in bfloat16 where the processor does, unless `float32`.
-
-    With `lookup` it drafts by prompt lookup, with the settings of its own sample.
-    """
-    import numpy as np
+def _open_openvino(setup: Setup, lookup: bool, float32: bool) -> Any:
     import openvino_genai as ov
-    from openvino import Tensor
 
     properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": setup.threads}
     if float32:
@@ -156,7 +150,19 @@ def openvino_genai(setup: Setup, *, lookup: bool = False, float32: bool = False)
     scheduler = ov.SchedulerConfig()
     scheduler.enable_prefix_caching = False  # or a repeat would find its prompt read
     scheduler.max_num_batched_tokens = setup.capacity
-    pipeline = ov.LLMPipeline(str(setup.model), "CPU", scheduler_config=scheduler, **properties)
+    return ov.LLMPipeline(str(setup.model), "CPU", scheduler_config=scheduler, **properties)
+
+
+def openvino_genai(setup: Setup, *, lookup: bool = False, float32: bool = False) -> Engine:
+    """OpenVINO GenAI, CPU, which computes in bfloat16 where the processor does, unless `float32`.
+
+    With `lookup` it drafts by prompt lookup, with the settings of its own sample.
+    """
+    import numpy as np
+    import openvino_genai as ov
+    from openvino import Tensor
+
+    pipeline = _open_openvino(setup, lookup, float32)
     config = ov.GenerationConfig()
     config.stop_token_ids = set(setup.stop_ids)
     if lookup:
