@@ -31,11 +31,17 @@ def print_results(results: Mapping[str, Any]) -> None:
             shown = {name: kinds[name] for name in names[start : start + ABREAST]}
             console.print(f"\n{title} by kind of text")
             console.print(part(shown, qualities, cell))
+    print_differences(results)
+
+
+def print_differences(results: Mapping[str, Any]) -> None:
+    """Print where answers part from the baseline's: of engines of its quality, the others part by nature."""
+    baseline, qualities = results["baseline"], results["qualities"]
     places = [prompt["place"] for prompt in results["prompts"]]
     for row in results["figures"]:
-        if row["first_differences"]:
+        if row["first_differences"] and qualities[row["engine"]] == qualities[baseline]:
             found = (f"{places[prompt]}, token {token}" for prompt, token in row["first_differences"])
-            click.echo(f"{row['engine']} differs from {results['baseline']} in {'; '.join(found)}")
+            click.echo(f"{row['engine']} differs from {baseline} in {'; '.join(found)}")
 
 
 def whole(

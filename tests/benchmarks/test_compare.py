@@ -9,7 +9,8 @@ from click.testing import CliRunner
 
 from benchmarks import compare
 from benchmarks.answers import Answer
-from benchmarks.compare import Row, by_kind, summary
+from benchmarks.compare import Row, by_kind, results, summary
+from benchmarks.compare_report import print_differences
 from benchmarks.contestants import BASELINE, ENGINES, QUALITY
 from benchmarks.questions import Question
 from poss_export.prompts import Prompt
@@ -68,6 +69,14 @@ def test_figures_of_a_kind_are_those_of_its_prompts() -> None:
     assert story[BASELINE]["prefill_tokens_per_second"] == pytest.approx(9 / 2)
     assert story["fast"]["tau"] == pytest.approx(4 / 3)
     assert (story["fast"]["equal_answers"], code["fast"]["equal_answers"]) == (1, 1)
+
+
+def test_differences_are_told_of_engines_of_one_quality(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Row(BASELINE, [[answer([1, 2, 3], 3.0)]])]
+    rows += [Row(name, [[answer([1, 9, 3], 3.0)]]) for name in ("as fine", "coarser")]
+    qualities = {BASELINE: "fp32", "as fine": "fp32", "coarser": "8 bits"}
+    print_differences(results(rows, [asking("story", 4)], qualities, []))
+    assert capsys.readouterr().out == f"as fine differs from {BASELINE} in q:1, token 1\n"
 
 
 def test_every_peer_says_its_quality() -> None:
