@@ -3,11 +3,11 @@
     python -m benchmarks.compare BUNDLE --prompts FILE.jsonl
 
 Every engine lives in a process of its own and they take turns, prompt by prompt, in a rotating order,
-so that noise of the machine hits all alike. Greedy, float32, one sequence, the chat template.
+so that noise of the machine hits all alike. Greedy, one sequence, the chat template.
 """
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -17,11 +17,13 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from benchmarks import environment, questions
-from benchmarks.contestants import BASELINE, ENGINES, Answer, Engine
+from benchmarks.answers import Answer, Engine
+from benchmarks.compare_report import print_results
+from benchmarks.contestants import BASELINE, ENGINES, QUALITY
 from benchmarks.peers import Peers
+from benchmarks.questions import Question
 from benchmarks.workers import Setup, Worker
 from poss_export.errors import InputError
 from poss_export.evaluation import metrics
@@ -41,6 +43,14 @@ class Row:
     def speeds(self) -> list[float]:
         """Return tokens/s of each repeat, prefill included."""
         return [metrics.tokens_per_second(run) for run in self.answers]
+
+    def decode_speed(self) -> float:
+        """Return tokens/s without prefill, the median of the repeats."""
+        return statistics.median(map(metrics.decode_speed, self.answers))
+
+    def of(self, prompts: Sequence[int]) -> "Row":
+        """Return what it did with these prompts only."""
+        return Row(self.name, [[run[prompt] for prompt in prompts] for run in self.answers])
 
     def differences(self, other: "Row") -> list[tuple[int, int]]:
         """Return (prompt, position) of the first token that differs from `other`, where one does."""
@@ -66,13 +76,21 @@ def measure(workers: Mapping[str, Engine], prompts: list[list[int]], tokens: int
     return list(rows.values())
 
 
+def prompt_tokens(asked: Iterable[Question]) -> int:
+    """Return the tokens of all prompts."""
+    return sum(len(question.ids) for question in asked)
+
+
 def baseline_of(rows: list[Row]) -> Row:
     """Return what ratios and equality are against: target-only, or the first where that is not measured."""
     return next((row for row in rows if row.name == BASELINE), rows[0])
 
 
-def summary(rows: list[Row], prompt_tokens: int) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each row, medians over repeats; ratios and equality are to `baseline_of` them."""
+def summary(rows: list[Row], read: int) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each row, medians over repeats; ratios and equality are to `baseline_of` them.
+
+    `read`: the tokens of all prompts.
+    """
     baseline = baseline_of(rows)
     for row in rows:
         speeds, differences = row.speeds(), row.differences(baseline)
@@ -82,9 +100,10 @@ def summary(rows: list[Row], prompt_tokens: int) -> Iterator[dict[str, Any]]:
             "tokens_per_second_by_repeat": speeds,
             "ratio": statistics.median(speeds) / statistics.median(baseline.speeds()),
             "prefill_tokens_per_second": statistics.median(
-                metrics.prefill_speed(run, prompt_tokens) for run in row.answers
+                metrics.prefill_speed(run, read) for run in row.answers
             ),
-            "decode_tokens_per_second": statistics.median(map(metrics.decode_speed, row.answers)),
+            "decode_tokens_per_second": row.decode_speed(),
+            "decode_ratio": row.decode_speed() / baseline.decode_speed(),
             "tau": metrics.pooled_tau(row.answers[0]),
             "tokens": sum(answer.tokens for answer in row.answers[0]),
             "equal_answers": len(row.answers[0]) - len(differences),
@@ -92,26 +111,32 @@ def summary(rows: list[Row], prompt_tokens: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def table(figures: list[dict[str, Any]], missing: list[str], prompts: int) -> Table:
-    """Return the figures as a table; engines that are not installed have a row too."""
-    result = Table(box=None, pad_edge=False, collapse_padding=True)
-    for heading in ("engine", "tokens/s", "range", "ratio", "prefill", "decode", "tau", "equal"):
-        result.add_column(heading, no_wrap=True, justify="left" if heading == "engine" else "right")
-    for row in figures:
-        speeds = row["tokens_per_second_by_repeat"]
-        result.add_row(
-            row["engine"],
-            f"{row['tokens_per_second']:.1f}",
-            f"{min(speeds):.1f}-{max(speeds):.1f}",
-            f"{row['ratio']:.2f}",
-            f"{row['prefill_tokens_per_second']:.0f}",
-            f"{row['decode_tokens_per_second']:.1f}",
-            f"{row['tau']:.2f}",
-            f"{row['equal_answers']}/{prompts}",
-        )
-    for name in missing:
-        result.add_row(name, "not installed")
-    return result
+def by_kind(rows: list[Row], asked: Sequence[Question]) -> dict[str, dict[str, Any]]:
+    """Return, for each kind of text, how many prompts it has and the `figures` of each row on them."""
+    found = {}
+    for kind in dict.fromkeys(question.kind for question in asked):
+        chosen = [index for index, question in enumerate(asked) if question.kind == kind]
+        part = [row.of(chosen) for row in rows]
+        figures = list(summary(part, prompt_tokens([asked[index] for index in chosen])))
+        for row in figures:
+            del row["first_differences"]  # they count the prompts of the kind: the whole has them
+        found[kind] = {"prompts": len(chosen), "figures": figures}
+    return found
+
+
+def results(
+    rows: list[Row], asked: Sequence[Question], qualities: Mapping[str, str], missing: Sequence[str]
+) -> dict[str, Any]:
+    """Return all that was found, as JSON values."""
+    return {
+        "not_installed": missing,
+        "qualities": qualities,
+        "baseline": baseline_of(rows).name,
+        "prompts": [{"place": q.place, "kind": q.kind, "tokens": len(q.ids)} for q in asked],
+        "figures": list(summary(rows, prompt_tokens(asked))),
+        "kinds": by_kind(rows, asked),
+        "answers": {row.name: [list(map(asdict, run)) for run in row.answers] for row in rows},
+    }
 
 
 def open_peers(manifest: Manifest, target: str | None, cache: Path) -> Peers:
@@ -122,6 +147,14 @@ def open_peers(manifest: Manifest, target: str | None, cache: Path) -> Peers:
             f"the bundle was built from another target than {checkpoint.name!r}: pass that one with --target"
         )
     return Peers(checkpoint, cache)
+
+
+def ask_every_turn(
+    asked: Iterable[Question], text: Text, workers: Mapping[str, Engine], tokens: int
+) -> list[Question]:
+    """Return a question for each turn; all engines are asked it behind the baseline's earlier answers."""
+    answers = workers.get(BASELINE) or next(iter(workers.values()))
+    return list(questions.every_turn(asked, text, lambda ids: answers(ids, tokens).token_ids))
 
 
 @click.command(help=__doc__.partition("\n")[0])
@@ -149,33 +182,29 @@ def main(
     """Parse, measure, print."""
     manifest = read_manifest(bundle)
     text = Text((bundle / TOKENIZER).read_text(encoding="utf-8"), manifest.text)
-    asked = [question.ids for question in questions.load(text, prompts, limit)]
+    found = questions.load(text, prompts, limit)
     machine = environment.record()
     kinds = {name: ENGINES[name] for name in only or ENGINES}
     missing = [name for name, kind in kinds.items() if find_spec(kind.module) is None]
     if len(missing) == len(kinds):
         raise InputError(f"not installed: {', '.join(missing)}; see benchmarks/README.md, or name others")
+    setups = {}
+    for name, kind in kinds.items():
+        if name not in missing:
+            model = kind.files(open_peers(manifest, target, cache)) if kind.files else bundle
+            setups[name] = Setup(model, manifest.text.stop_ids, manifest.capacity, threads)
     with ExitStack() as stack:
-        workers = {}
-        for name, kind in kinds.items():
-            if name not in missing:
-                model = kind.files(open_peers(manifest, target, cache)) if kind.files else bundle
-                setup = Setup(model, manifest.text.stop_ids, manifest.capacity, threads)
-                workers[name] = stack.enter_context(Worker(kind.open, setup))
-        rows = measure(workers, asked, max_new_tokens, repeats)
-    figures = list(summary(rows, sum(map(len, asked))))
-    Console().print(table(figures, missing, len(asked)))
-    other = baseline_of(rows).name
-    for row in figures:
-        for prompt, token in row["first_differences"]:
-            click.echo(f"{row['engine']} differs from {other} in prompt {prompt}, token {token}")
+        workers = {name: stack.enter_context(Worker(kinds[name].open, setups[name])) for name in setups}
+        asked = ask_every_turn(found, text, workers, max_new_tokens)
+        rows = measure(workers, [question.ids for question in asked], max_new_tokens, repeats)
+    qualities = {name: kind.quality or QUALITY[manifest.label("target")] for name, kind in kinds.items()}
+    values = results(rows, asked, qualities, missing)
+    print_results(values)
     click.echo(
         f"{len(asked)} prompts, at most {max_new_tokens} new tokens, {repeats} repeats, {threads} threads, "
         f"{machine['processor']}; load average before {machine['load_average']}"
     )
     if report is not None:
-        answers = {row.name: [[asdict(answer) for answer in run] for run in row.answers] for row in rows}
-        values = {"not_installed": missing, "figures": figures, "answers": answers}
         environment.write(report, machine, values)
 
 

@@ -1,58 +1,19 @@
 """The engines that are compared, each as a function from a prompt's ids to a timed greedy answer.
 
-Those of `ENGINES` compute in float32 with the same weights. All decode one sequence, and stop at the
-same tokens. Prompts come as ids; ours decodes its answer to text as it goes, the others do not.
+Those of `ENGINES` whose quality is "fp32" compute in float32 with the same weights. All decode one sequence,
+and stop at the same tokens. Prompts come as ids; ours decodes its answer to text as it goes, the others do
+not.
 """
 
-import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+from benchmarks.answers import Answer, Engine
+from benchmarks.peer_engines import GENAI_NGRAMS, llama_cpp, onnxruntime_genai, openvino_genai, transformers
 from benchmarks.peers import Peers
 from benchmarks.workers import Setup
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A greedy answer; a stop token, where there was one, is its last token."""
-
-    token_ids: list[int]
-    prefill_seconds: float  # until the first token
-    seconds: float  # until the last token, prefill included
-    rounds: int  # calls of the target after prefill
-    target_seconds: float = 0.0  # of the rounds; peers do not tell
-    draft_seconds: float = 0.0
-    chains: bool = True  # every tree that was verified was a chain
-
-    @property
-    def tokens(self) -> int:
-        """Tokens emitted."""
-        return len(self.token_ids)
-
-
-Engine = Callable[[list[int], int], Answer]  # ids and the most new tokens to an answer
-
-
-class _Clock:
-    """Notes the time of every token; its methods are what transformers wants of a streamer."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-        self.times: list[float] = []
-
-    def put(self, _token: Any) -> None:
-        self.times.append(time.perf_counter() - self.start)
-
-    def end(self) -> None:
-        pass
-
-    def answer(self, tokens: list[int]) -> Answer:
-        """Return the answer of an engine whose every round is one token."""
-        times = self.times[-len(tokens) :]
-        return Answer(tokens, times[0], times[-1], len(tokens) - 1)
 
 
 def target_only(setup: Setup) -> Engine:
@@ -81,121 +42,68 @@ def _ours(setup: Setup, target_only: bool) -> Engine:
     return ours
 
 
-def transformers(setup: Setup) -> Engine:
-    """Hugging Face transformers: `generate` with its defaults."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.set_num_threads(setup.threads)
-    model: Any = AutoModelForCausalLM.from_pretrained(setup.model, dtype=torch.float32)
-
-    def answer(ids: list[int], max_new_tokens: int) -> Answer:
-        clock = _Clock()
-        prompt = torch.tensor([ids])
-        output = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=list(setup.stop_ids),
-            pad_token_id=setup.stop_ids[0],
-            streamer=clock,
-        )
-        return clock.answer(output[0, len(ids) :].tolist())
-
-    return answer
-
-
-def open_genai(setup: Setup) -> Any:
-    """Return the model of onnxruntime-genai, CPU."""
-    import onnxruntime_genai as og
-
-    config = og.Config(str(setup.model))
-    session = {"intra_op_num_threads": setup.threads}
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
-    return og.Model(config)
-
-
-def onnxruntime_genai(setup: Setup) -> Engine:
-    """onnxruntime-genai on the folder that its model builder makes, CPU."""
-    import onnxruntime_genai as og
-
-    model = open_genai(setup)
-
-    def answer(ids: list[int], max_new_tokens: int) -> Answer:
-        clock = _Clock()
-        parameters = og.GeneratorParams(model)
-        length = min(len(ids) + max_new_tokens, setup.capacity)
-        parameters.set_search_options(max_length=length, do_sample=False)
-        generator = og.Generator(model, parameters)
-        generator.append_tokens(ids)
-        tokens: list[int] = []
-        while not generator.is_done() and len(tokens) < max_new_tokens:
-            generator.generate_next_token()
-            tokens.append(int(generator.get_next_tokens()[0]))
-            clock.put(tokens[-1])
-            if tokens[-1] in setup.stop_ids:
-                break
-        return clock.answer(tokens)
-
-    return answer
-
-
-def open_llama(setup: Setup, **options: Any) -> Any:
-    """Return llama.cpp's model by llama-cpp-python."""
-    import llama_cpp as cpp
-
-    return cpp.Llama(
-        str(setup.model),
-        n_ctx=setup.capacity,
-        n_threads=setup.threads,
-        n_threads_batch=setup.threads,
-        verbose=False,
-        **options,
-    )
-
-
-def llama_cpp(setup: Setup) -> Engine:
-    """llama.cpp by llama-cpp-python: float32 weights and cache."""
-    import llama_cpp as cpp
-
-    return _llama(open_llama(setup, type_k=cpp.GGML_TYPE_F32, type_v=cpp.GGML_TYPE_F32), setup)
-
-
-def llama_cpp_by_default(setup: Setup) -> Engine:
-    """llama.cpp by llama-cpp-python with its own choice of a cache, which is float16."""
-    return _llama(open_llama(setup), setup)
-
-
-def _llama(model: Any, setup: Setup) -> Engine:
-    def answer(ids: list[int], max_new_tokens: int) -> Answer:
-        model.reset()  # or it would reuse the cache of the previous, equal prompt
-        clock = _Clock()
-        tokens: list[int] = []
-        for token in model.generate(ids, temp=0.0, repeat_penalty=1.0):
-            tokens.append(token)
-            clock.put(token)
-            if token in setup.stop_ids or len(tokens) == max_new_tokens:
-                break
-        return clock.answer(tokens)
-
-    return answer
-
-
 @dataclass(frozen=True)
 class Kind:
-    """An engine to compare: the module it needs, how it opens, which files it reads (None: the bundle)."""
+    """An engine to compare: what it needs, how it opens, which files it reads, and what it computes in.
+
+    `files` and `quality` are None where the bundle says both.
+    """
 
     module: str
     open: Callable[[Setup], Engine]
     files: Callable[[Peers], Path] | None = None
+    quality: str | None = None  # one of the values of `QUALITY`: engines are compared with those of their own
+
+
+FULL, HALF, EIGHT, FOUR = "fp32", "16 bits", "8 bits", "4 bits"
+QUALITY = {  # of what a graph computes in, `Manifest.label`
+    "fp32": FULL,
+    "fp16": HALF,
+    "bf16": HALF,
+    "w8a8": EIGHT,
+    "int8": EIGHT,
+    "fp8": EIGHT,
+    "int4": FOUR,
+}
+
+
+def _genai() -> Iterator[tuple[str, Kind]]:
+    for precision in ("fp32", "int8", "int4"):
+        files = partial(Peers.genai, precision=precision)
+        name, quality = f"onnxruntime-genai {precision}", QUALITY[precision]
+        yield name, Kind("onnxruntime_genai", onnxruntime_genai, files, quality)
+        drafting = partial(onnxruntime_genai, speculation=GENAI_NGRAMS)
+        yield f"{name} n-gram", Kind("onnxruntime_genai", drafting, files, quality)
+
+
+def _llama() -> Iterator[tuple[str, Kind]]:
+    for name, float32_cache, files, quality in (
+        ("llama.cpp fp32", True, Peers.gguf, FULL),
+        ("llama.cpp Q8_0", False, partial(Peers.quantised_gguf, kind="Q8_0"), EIGHT),
+    ):
+        plain = partial(llama_cpp, float32_cache=float32_cache)
+        yield name, Kind("llama_cpp", plain, files, quality)
+        yield f"{name} lookup", Kind("llama_cpp", partial(plain, lookup=True), files, quality)
+
+
+def _openvino() -> Iterator[tuple[str, Kind]]:
+    for name, float32, weights, quality in (
+        ("OpenVINO fp32", True, "fp32", FULL),
+        ("OpenVINO default", False, "fp32", HALF),
+        ("OpenVINO int8", False, "int8", EIGHT),
+    ):
+        plain = partial(openvino_genai, float32=float32)
+        files = partial(Peers.openvino, weights=weights)
+        yield name, Kind("openvino_genai", plain, files, quality)
+        yield f"{name} lookup", Kind("openvino_genai", partial(plain, lookup=True), files, quality)
 
 
 ENGINES = {
     "target-only": Kind("onnxruntime", target_only),
     "speculative": Kind("onnxruntime", speculative),
-    "transformers": Kind("transformers", transformers, Peers.hugging_face),
-    "onnxruntime-genai": Kind("onnxruntime_genai", onnxruntime_genai, Peers.genai),
-    "llama.cpp": Kind("llama_cpp", llama_cpp, Peers.gguf),
+    "transformers": Kind("transformers", transformers, Peers.hugging_face, FULL),
+    **dict(_genai()),
+    **dict(_llama()),
+    **dict(_openvino()),
 }
 BASELINE = "target-only"  # ratios and equality are against it

@@ -25,6 +25,7 @@ PACKAGES = (
     "transformers",
     "onnxruntime-genai",
     "llama-cpp-python",
+    "openvino-genai",
 )
 
 

@@ -41,6 +41,14 @@ class Peers:
         name = "genai" if precision == "fp32" else f"genai-{precision}"
         return self._once(name, partial(self._write_genai, precision))
 
+    def openvino(self, weights: str = "fp32") -> Path:
+        """Return a folder of OpenVINO's with weights in "fp32" or "int8", made by optimum-intel.
+
+        Raises:
+            InputError: optimum-intel is not in its environment, or fails.
+        """
+        return self._once(f"openvino-{weights}", partial(self._write_openvino, weights))
+
     def gguf(self) -> Path:
         """Return a float32 GGUF file of a target that is itself a GGUF file."""
         return self._once("gguf", self._write_gguf) / "model.gguf"
@@ -84,10 +92,19 @@ class Peers:
 
     def _write_genai(self, precision: str, folder: Path) -> None:
         paths = ["-i", str(self.hugging_face()), "-o", str(folder), "-c", str(folder / "cache")]
-        command = [sys.executable, *genai_builder(precision), *paths]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            raise InputError(f"onnxruntime-genai's model builder failed: {result.stderr.strip()[-500:]}")
+        _convert("onnxruntime-genai's model builder", [sys.executable, *genai_builder(precision), *paths])
+
+    def _write_openvino(self, weights: str, folder: Path) -> None:
+        environment = self.folder.parent / "converter"
+        converter = environment / "bin/optimum-cli"
+        if not converter.exists():
+            raise InputError(
+                f"OpenVINO's models are made by {str(converter)!r}, which does not exist: run "
+                f"`python -m venv {environment}` and `{environment}/bin/pip install -r "
+                "benchmarks/requirements-converter.txt`, or name other engines"
+            )
+        paths = ["-m", str(self.hugging_face()), str(folder)]
+        _convert("optimum-intel", [str(converter), *openvino_export(weights), *paths])
 
     def _gguf_reader(self) -> Any:
         import gguf
@@ -147,6 +164,20 @@ def genai_builder(precision: str) -> list[str]:
     builder's defaults for a CPU.
     """
     return ["-m", "onnxruntime_genai.models.builder", "-p", precision, "-e", "cpu"]
+
+
+def openvino_export(weights: str) -> list[str]:
+    """Return the arguments of optimum-cli, but for paths.
+
+    "int8" is weights only, asymmetric, a scale for each output, the export's default.
+    """
+    return ["export", "openvino", "--task", "text-generation-with-past", "--weight-format", weights]
+
+
+def _convert(maker: str, command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise InputError(f"{maker} failed: {result.stderr.strip()[-500:]}")
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -20,9 +20,10 @@ from typing import Any
 import click
 
 from benchmarks import environment, questions
+from benchmarks.answers import Engine
 from benchmarks.call_costs import measure_calls
-from benchmarks.compare import Row, measure, summary
-from benchmarks.contestants import BASELINE, Engine, speculative, target_only
+from benchmarks.compare import Row, measure, prompt_tokens, summary
+from benchmarks.contestants import BASELINE, speculative, target_only
 from benchmarks.divergences import count, judged
 from benchmarks.precision_report import plot_rows, print_rows
 from benchmarks.precision_subjects import PEERS, Ours, check_fit, label, open_bundles, peer_setups
@@ -99,11 +100,6 @@ def divergences(ours: Ours, plain: Row, drafted: Row, asked: Sequence[Question])
             assert divergence is not None
             found[asked[prompt].place] = judged(divergence, ours.manifest.exactness, mine.chains)
     return found
-
-
-def prompt_tokens(asked: Sequence[Question]) -> int:
-    """Return the tokens of all prompts."""
-    return sum(len(question.ids) for question in asked)
 
 
 def draft_milliseconds(drafted: Row) -> float:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from benchmarks.answers import Engine
 from benchmarks.call_costs import WIDTHS
 from benchmarks.compare import open_peers
-from benchmarks.contestants import Engine, llama_cpp_by_default, onnxruntime_genai
+from benchmarks.peer_engines import llama_cpp, onnxruntime_genai
 from benchmarks.peers import Peers, genai_builder
 from benchmarks.scorers import Scorer, genai_logits, llama_logits
 from benchmarks.workers import Setup
@@ -35,7 +36,7 @@ def _genai(precision: str) -> Peer:
 def _llama(gguf: str) -> Peer:
     files = partial(Peers.quantised_gguf, kind=gguf)
     made_by = f"llama_model_quantize to ftype {gguf}, unless the target's own file is of it"
-    return Peer("llama_cpp", files, llama_cpp_by_default, llama_logits, made_by)
+    return Peer("llama_cpp", files, llama_cpp, llama_logits, made_by)
 
 
 PEERS = {

@@ -1,8 +1,8 @@
 """Prompts of a benchmark, as ids, from files that no drafter was trained on."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -18,16 +18,23 @@ DEMO = Path(__file__).parent / "prompts/demo.jsonl"
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt of a file, and the ids that its first turn is asked with, chat template included."""
+    """A prompt of a file, and the ids that one of its turns is asked with, chat template included."""
 
     file: str  # its name
     prompt: Prompt
     ids: list[int]
+    turn: int = 1
 
     @property
     def place(self) -> str:
         """Where it stands, for people."""
-        return f"{self.file}:{self.prompt.id}"
+        place = f"{self.file}:{self.prompt.id}"
+        return place if self.turn == 1 else f"{place}, turn {self.turn}"
+
+    @property
+    def kind(self) -> str:
+        """What kind of text it asks for: its category, or its file where it has none."""
+        return self.prompt.category or self.file
 
 
 def options(command: Callable[..., None]) -> Callable[..., None]:
@@ -68,6 +75,24 @@ def spread(asked: list[Question], limit: int | None) -> list[Question]:
     if limit is None or limit >= len(asked):
         return asked
     return [asked[index * len(asked) // limit] for index in range(limit)]
+
+
+def every_turn(
+    asked: Iterable[Question], text: Text, answer: Callable[[list[int]], Sequence[int]]
+) -> Iterator[Question]:
+    """Yield each question once for every turn of its prompt.
+
+    A later turn stands behind the earlier ones and what `answer`, from ids to ids, answers to them.
+    """
+    for question in asked:
+        first, *later = question.prompt.turns
+        messages = [user_says(first)]
+        yield question
+        for number, turn in enumerate(later, start=2):
+            messages.append({"role": "assistant", "content": text.decode(answer(question.ids))})
+            messages.append(user_says(turn))
+            question = replace(question, ids=text.encode_chat(messages), turn=number)
+            yield question
 
 
 def _from_lines(path: Path, text: Text) -> Iterator[Question]:

@@ -7,7 +7,7 @@ the predictions of the window's next tokens.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from benchmarks.contestants import open_genai, open_llama
+from benchmarks.peer_engines import open_genai, open_llama
 from benchmarks.workers import Setup
 from poss_export.evaluation.text_quality import Floats, log_softmax, read_logits
 

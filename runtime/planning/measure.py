@@ -53,13 +53,15 @@ def measure_costs(
 
     vocab: tokens to read are drawn from it. chains: whether trees that are verified must be chains.
     """
-    room = target.capacity - max(_ROWS)
-    widths = target.widths or tuple(width for width in effort.widths if width < room)
-    contexts = [c for c in effort.contexts if c + max(widths) <= room] or [max(room - max(widths), 1)]
+    capacity = target.capacity
+    widths = target.widths or tuple(width for width in effort.widths if 2 * width <= capacity)
+    most = max(widths[-1], _ROWS[-1])
+    contexts = [c for c in effort.contexts if c + most <= capacity] or [max(capacity // 4, 1)]
+    rows = [rows for rows in _ROWS if rows == _ROWS[0] or contexts[-1] + rows <= capacity]
     rounds, drafts = list[tuple[float, ...]](), dict[int, list[float]]()
     for number, context in enumerate(contexts):
         behind = _Behind(target, drafter, vocab, context, chains)
-        by_width, by_rows = _take_turns(behind, widths, effort)
+        by_width, by_rows = _take_turns(behind, widths, rows, effort)
         rounds.append(tuple(map(statistics.median, by_width.values())))
         drafts = drafts or by_rows
         progress("measuring costs", number + 1, len(contexts), "")
@@ -74,24 +76,24 @@ def measure_costs(
 
 
 def _take_turns(
-    behind: "_Behind", widths: abc.Sequence[int], effort: Effort
+    behind: "_Behind", widths: abc.Sequence[int], rows: abc.Sequence[int], effort: Effort
 ) -> tuple[dict[int, list[float]], dict[int, list[float]]]:
     """Return the milliseconds of rounds by width, and of draft calls by new rows."""
     rounds: dict[int, list[float]] = {width: [] for width in widths}
-    drafts: dict[int, list[float]] = {rows: [] for rows in _ROWS}
+    drafts: dict[int, list[float]] = {count: [] for count in rows}
     start = time.perf_counter()
     for turn in range(-1, effort.repeats):
         if turn > 0 and time.perf_counter() - start > effort.seconds:
             break
-        calls = [(width, _ROWS[0]) for width in widths] + [(widths[-1], rows) for rows in _ROWS[1:]]
-        for width, rows in calls:
-            rest, draft = behind.round(width, rows)
+        calls = [(width, rows[0]) for width in widths] + [(widths[-1], count) for count in rows[1:]]
+        for width, count in calls:
+            rest, draft = behind.round(width, count)
             if turn < 0:
                 continue
-            if rows == _ROWS[0]:
+            if count == rows[0]:
                 rounds[width].append(rest)
             if width > 1:
-                drafts[rows].append(draft)
+                drafts[count].append(draft)
     return rounds, drafts
 
 

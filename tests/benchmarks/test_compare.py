@@ -1,11 +1,19 @@
-"""The figures of a comparison, from answers made by hand."""
+"""The figures of a comparison, from answers made by hand, and a whole run with a tiny bundle."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from benchmarks.compare import Row, summary
-from benchmarks.contestants import BASELINE, Answer
+from benchmarks import compare
+from benchmarks.answers import Answer
+from benchmarks.compare import Row, by_kind, results, summary
+from benchmarks.compare_report import print_differences
+from benchmarks.contestants import BASELINE, ENGINES, QUALITY
+from benchmarks.questions import Question
+from poss_export.prompts import Prompt
 
 
 def answer(tokens: list[int], seconds: float, rounds: int | None = None) -> Answer:
@@ -13,7 +21,7 @@ def answer(tokens: list[int], seconds: float, rounds: int | None = None) -> Answ
 
 
 def figures(*rows: Row) -> dict[str, dict[str, Any]]:
-    return {row["engine"]: row for row in summary(list(rows), prompt_tokens=30)}
+    return {row["engine"]: row for row in summary(list(rows), read=30)}
 
 
 BASE = Row(BASELINE, [[answer([1, 2, 3, 4], 5.0)], [answer([1, 2, 3, 4], 3.0)], [answer([1, 2, 3, 4], 4.0)]])
@@ -44,3 +52,72 @@ def test_differences_name_prompt_and_token() -> None:
     found = figures(other, base)["other"]
     assert found["first_differences"] == [(1, 1), (2, 2)]
     assert found["equal_answers"] == 1
+
+
+def asking(kind: str, tokens: int) -> Question:
+    return Question("q", Prompt("1", ("?",), kind), [1] * tokens)
+
+
+def test_figures_of_a_kind_are_those_of_its_prompts() -> None:
+    base = Row(BASELINE, [[answer([1, 2, 3], 3.0), answer([4, 5, 6], 3.0), answer([7, 8, 9], 3.0)]])
+    fast = Row("fast", [[answer([1, 2, 3], 2.0, 1), answer([4, 5, 6], 5.0), answer([7, 8, 0], 2.0, 2)]])
+    found = by_kind([base, fast], [asking("story", 4), asking("code", 6), asking("story", 5)])
+    assert {kind: values["prompts"] for kind, values in found.items()} == {"story": 2, "code": 1}
+    story, code = ({row["engine"]: row for row in found[kind]["figures"]} for kind in ("story", "code"))
+    assert story["fast"]["decode_ratio"] == pytest.approx(2.0)
+    assert code["fast"]["decode_ratio"] == pytest.approx(0.5)
+    assert story[BASELINE]["prefill_tokens_per_second"] == pytest.approx(9 / 2)
+    assert story["fast"]["tau"] == pytest.approx(4 / 3)
+    assert (story["fast"]["equal_answers"], code["fast"]["equal_answers"]) == (1, 1)
+
+
+def test_differences_are_told_of_engines_of_one_quality(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Row(BASELINE, [[answer([1, 2, 3], 3.0)]])]
+    rows += [Row(name, [[answer([1, 9, 3], 3.0)]]) for name in ("as fine", "coarser")]
+    qualities = {BASELINE: "fp32", "as fine": "fp32", "coarser": "8 bits"}
+    print_differences(results(rows, [asking("story", 4)], qualities, []))
+    assert capsys.readouterr().out == f"as fine differs from {BASELINE} in q:1, token 1\n"
+
+
+def test_every_peer_says_its_quality() -> None:
+    assert {kind.quality for kind in ENGINES.values() if kind.files} == set(QUALITY.values())
+    assert all(kind.quality is None for kind in ENGINES.values() if not kind.files)
+
+
+def test_every_turn_of_every_kind_is_asked_and_reported(chat_bundle: Path, tmp_path: Path) -> None:
+    prompts, report = tmp_path / "kinds.jsonl", tmp_path / "report.json"
+    prompts.write_text(
+        '{"id": "a", "category": "story", "prompt": "<5> <6>"}\n'
+        '{"id": "b", "category": "dialogue", "turns": ["<7>", "<8> <9>"]}\n'
+    )
+    only = ["--only", "speculative", "--only", BASELINE]
+    arguments = [chat_bundle, "--prompts", prompts, "--json", report, "--max-new-tokens", 5, "--repeats", 2]
+    result = CliRunner().invoke(compare.main, [*map(str, arguments), *only, "--threads", "1"])
+    assert result.exit_code == 0, f"{result.output} {result.exception!r}"
+    found = json.loads(report.read_text())
+    places = [(prompt["place"], prompt["kind"]) for prompt in found["prompts"]]
+    first, second = "kinds.jsonl:b", "kinds.jsonl:b, turn 2"
+    assert places == [("kinds.jsonl:a", "story"), (first, "dialogue"), (second, "dialogue")]
+    answered = found["answers"][BASELINE][0][1]["token_ids"]
+    framed = len(answered) + 2, 2 + 2  # the answer and the turn, each in the two words of the template
+    assert found["prompts"][2]["tokens"] == found["prompts"][1]["tokens"] + sum(framed)
+    kinds = {kind: [row["equal_answers"] for row in part["figures"]] for kind, part in found["kinds"].items()}
+    assert kinds == {"story": [1, 1], "dialogue": [2, 2]}
+    assert set(found["qualities"].values()) == {"fp32"}
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines.count(["engine", "quality", "story", "dialogue"]) == 4
+    assert ["speculative", "fp32", "1/1", "2/2"] in lines
+
+
+def test_an_engine_that_is_not_installed_has_a_row(
+    chat_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "find_spec", lambda module: None if module == "llama_cpp" else module)
+    prompts = tmp_path / "q.jsonl"
+    prompts.write_text('{"prompt": "<5> <6>"}\n')
+    only = ["--only", BASELINE, "--only", "llama.cpp Q8_0"]
+    arguments = [str(chat_bundle), "--prompts", str(prompts), "--max-new-tokens", "3", "--repeats", "1"]
+    result = CliRunner().invoke(compare.main, [*arguments, *only])
+    assert result.exit_code == 0, f"{result.output} {result.exception!r}"
+    assert "llama.cpp Q8_0 8 bits  not installed" in result.stdout
+    assert "by kind" not in result.stdout

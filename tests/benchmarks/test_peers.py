@@ -73,3 +73,23 @@ def test_llama_cpp_quantises(tiny_folder: Callable[[str], Path], tmp_path: Path)
 
 def test_the_builder_is_told_the_precision() -> None:
     assert genai_builder("int8")[-4:] == ["-p", "int8", "-e", "cpu"]
+
+
+def test_a_converter_that_is_not_there_is_named(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    peers = Peers(open_target(str(tiny_folder("llama"))), tmp_path)
+    with pytest.raises(InputError, match=r"converter/bin/optimum-cli', which does not exist: run `python -m"):
+        peers.openvino()
+    assert list(peers.folder.iterdir()) == []
+
+
+def test_a_converter_that_fails_says_why_and_leaves_nothing(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    peers = Peers(open_target(str(tiny_folder("llama"))), tmp_path)
+    converter = tmp_path / "converter/bin/optimum-cli"
+    converter.parent.mkdir(parents=True)
+    converter.write_text('#!/bin/sh\necho "no such thing: $*" >&2\nexit 3\n')
+    converter.chmod(0o755)
+    with pytest.raises(InputError, match=r"failed: no such thing: export .*--weight-format int8"):
+        peers.openvino("int8")
+    assert [path.name for path in peers.folder.iterdir()] == ["hugging-face"]

@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks import precision
+from benchmarks.answers import Answer
 from benchmarks.compare import Row
-from benchmarks.contestants import Answer
 from benchmarks.precision import bundle_figures, draft_milliseconds, peer_figures
 from benchmarks.precision_subjects import PEERS, Ours, open_bundles
 from benchmarks.questions import Question

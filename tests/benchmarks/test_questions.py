@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import questions
 from poss_export.errors import InputError
+from poss_export.prompts import Prompt
 from poss_export.text import Text, TextConfig
 
 TOKENIZER = {
@@ -93,3 +94,29 @@ def test_a_limit_spreads_evenly(tmp_path: Path) -> None:
 
 def test_the_demo_prompts_are_readable() -> None:
     assert len(questions.load(TEXT, [questions.DEMO], None)) == 8
+
+
+def test_every_turn_stands_behind_the_answers_before_it() -> None:
+    text = Text(
+        json.dumps(TOKENIZER),
+        TextConfig(
+            stop_ids=(0,), chat_template="{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+        ),
+    )
+    asked = [
+        questions.Question("q", Prompt("1", ("a", "b", "c")), [1, 2]),
+        questions.Question("q", Prompt("2", ("b",)), [1, 3]),
+    ]
+    found = list(questions.every_turn(asked, text, lambda ids: [4] * (len(ids) // 2)))
+    user, assistant = 1, 0  # no word of the tokenizer's
+    second = [user, 2, assistant, 4, user, 3]
+    third = [*second, assistant, 4, 4, 4, user, 4]
+    assert [question.ids for question in found] == [[1, 2], second, third, [1, 3]]
+    assert [question.place for question in found] == ["q:1", "q:1, turn 2", "q:1, turn 3", "q:2"]
+
+
+def test_there_is_a_prompt_of_every_kind() -> None:
+    found = questions.load(TEXT, [questions.DEMO.with_name("kinds.jsonl")], None)
+    kinds = [question.kind for question in found]
+    assert len(set(kinds)) == len(kinds) == 8
+    assert [len(question.prompt.turns) for question in found if question.kind == "dialogue"] == [4]

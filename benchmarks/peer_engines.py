@@ -1,0 +1,195 @@
+"""The peers, each as a function from a prompt's ids to a timed greedy answer.
+
+Where a peer speculates by itself, from what stands in prompt and answer, it does so with the settings that
+its own documentation starts from.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.answers import Answer, Clock, Engine
+from benchmarks.workers import Setup
+
+# From the documentation of speculative decoding in onnxruntime-genai, version 0.18.
+GENAI_NGRAMS = {"ngram_size": 4, "max_draft_tokens": 8, "ngram_chained_lookup": True, "min_adaptive_k": 2}
+
+
+def transformers(setup: Setup) -> Engine:
+    """Hugging Face transformers: `generate` with its defaults."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(setup.threads)
+    model: Any = AutoModelForCausalLM.from_pretrained(setup.model, dtype=torch.float32)
+
+    def answer(ids: list[int], max_new_tokens: int) -> Answer:
+        clock = Clock()
+        prompt = torch.tensor([ids])
+        output = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(setup.stop_ids),
+            pad_token_id=setup.stop_ids[0],
+            streamer=clock,
+        )
+        return clock.answer(output[0, len(ids) :].tolist())
+
+    return answer
+
+
+def open_genai(setup: Setup) -> Any:
+    """Return the model of onnxruntime-genai, CPU."""
+    import onnxruntime_genai as og
+
+    config = og.Config(str(setup.model))
+    session = {"intra_op_num_threads": setup.threads}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+    return og.Model(config)
+
+
+def onnxruntime_genai(setup: Setup, speculation: Mapping[str, Any] | None = None) -> Engine:
+    """onnxruntime-genai on the folder that its model builder makes, CPU.
+
+    With `speculation`, such as `GENAI_NGRAMS`, as its own documentation of speculative decoding says.
+    """
+    import onnxruntime_genai as og
+
+    model = open_genai(setup)
+
+    def answer(ids: list[int], max_new_tokens: int) -> Answer:
+        clock = Clock()
+        parameters = og.GeneratorParams(model)
+        length = min(len(ids) + max_new_tokens, setup.capacity)
+        parameters.set_search_options(max_length=length, do_sample=False)
+        parameters.set_speculative_options(**speculation or {})
+        generator = og.Generator(model, parameters)
+        generator.append_tokens(ids)
+        tokens: list[int] = []
+        while not generator.is_done() and len(tokens) < max_new_tokens:
+            generator.generate_next_token()
+            tokens.append(int(generator.get_next_tokens()[0]))
+            clock.put(tokens[-1])
+            if tokens[-1] in setup.stop_ids:
+                break
+        return clock.answer(tokens, _genai_rounds(generator) if speculation else None)
+
+    return answer
+
+
+def _genai_rounds(generator: Any) -> int:
+    """Return the calls of the target after that which gave the first token."""
+    stats = generator.get_speculative_stats()
+    return int(stats["rounds"] + stats["standard_fallback_steps"]) - 1
+
+
+def open_llama(setup: Setup, **options: Any) -> Any:
+    """Return llama.cpp's model by llama-cpp-python."""
+    import llama_cpp as cpp
+
+    return cpp.Llama(
+        str(setup.model),
+        n_ctx=setup.capacity,
+        n_threads=setup.threads,
+        n_threads_batch=setup.threads,
+        verbose=False,
+        **options,
+    )
+
+
+def llama_cpp(setup: Setup, *, float32_cache: bool = False, lookup: bool = False) -> Engine:
+    """llama.cpp by llama-cpp-python; its own choice of a cache is float16.
+
+    With `lookup` it drafts by prompt lookup, two tokens a round, as it advises for a CPU. It then computes
+    the logits of all tokens of a prompt, which makes prefill slower.
+    """
+    import llama_cpp as cpp
+    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+    cache = {"type_k": cpp.GGML_TYPE_F32, "type_v": cpp.GGML_TYPE_F32} if float32_cache else {}
+    drafts = _Counted(LlamaPromptLookupDecoding(num_pred_tokens=2)) if lookup else None
+    model = open_llama(setup, draft_model=drafts, **cache)
+
+    def answer(ids: list[int], max_new_tokens: int) -> Answer:
+        model.reset()  # or it would reuse the cache of the previous, equal prompt
+        before = drafts.calls if drafts else 0
+        clock = Clock()
+        tokens: list[int] = []
+        for token in model.generate(ids, temp=0.0, repeat_penalty=1.0):
+            tokens.append(token)
+            clock.put(token)
+            if token in setup.stop_ids or len(tokens) == max_new_tokens:
+                break
+        return clock.answer(tokens, drafts.calls - before if drafts else None)
+
+    return answer
+
+
+class _Counted:
+    """Counts calls of a draft model of llama-cpp-python: one before each call of the target after prefill."""
+
+    def __init__(self, draft: Any) -> None:
+        self.draft = draft
+        self.calls = 0
+
+    def __call__(self, ids: Any, **options: Any) -> Any:
+        self.calls += 1
+        return self.draft(ids, **options)
+
+
+def _open_openvino(setup: Setup, lookup: bool, float32: bool) -> Any:
+    import openvino_genai as ov
+
+    properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": setup.threads}
+    if float32:
+        properties |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    if lookup:
+        properties |= {"prompt_lookup": True}
+    scheduler = ov.SchedulerConfig()
+    scheduler.enable_prefix_caching = False  # or a repeat would find its prompt read
+    scheduler.max_num_batched_tokens = setup.capacity
+    return ov.LLMPipeline(str(setup.model), "CPU", scheduler_config=scheduler, **properties)
+
+
+def openvino_genai(setup: Setup, *, lookup: bool = False, float32: bool = False) -> Engine:
+    """OpenVINO GenAI, CPU, which computes in bfloat16 where the processor does, unless `float32`.
+
+    With `lookup` it drafts by prompt lookup, with the settings of its own sample.
+    """
+    import numpy as np
+    import openvino_genai as ov
+    from openvino import Tensor
+
+    pipeline = _open_openvino(setup, lookup, float32)
+    config = ov.GenerationConfig()
+    config.stop_token_ids = set(setup.stop_ids)
+    if lookup:
+        config.num_assistant_tokens, config.max_ngram_size = 5, 3
+
+    class Streamer(ov.StreamerBase):  # type: ignore[misc]
+        """Notes the time of every token, and how many writes there were: one a call of the target."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.clock, self.writes = Clock(), 0
+
+        def write(self, token: int | list[int]) -> Any:
+            self.writes += 1
+            for one in [token] if isinstance(token, int) else token:
+                self.clock.put(one)
+            return ov.StreamingStatus.RUNNING
+
+        def end(self) -> None:
+            pass
+
+    def answer(ids: list[int], max_new_tokens: int) -> Answer:
+        config.max_new_tokens = max_new_tokens
+        prompt = Tensor(np.array([ids], dtype=np.int64))
+        inputs = ov.TokenizedInputs(prompt, Tensor(np.ones((1, len(ids)), dtype=np.int64)))
+        streamer = Streamer()
+        found = pipeline.generate(inputs, config, streamer)
+        return streamer.clock.answer(list(found.tokens[0]), streamer.writes - 1)
+
+    return answer
