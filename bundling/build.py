@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from poss_export.bundling.engines import build_engines, missing_engines
 from poss_export.bundling.graphs import library_versions, make_graphs
 from poss_export.bundling.plan import Plan
 from poss_export.bundling.staging import check_output, link_or_copy, publish, unfinished
+from poss_export.engine_spec import GraphName
 from poss_export.errors import InputError
-from poss_export.manifest import ACCEPTANCE, Manifest, describe_files, read_manifest, write_manifest
+from poss_export.manifest import Manifest, describe_files, read_manifest, write_manifest
 from poss_export.progress import Progress, Report, silent
 
 _DECIDING = ("poss-export", "torch", "onnx", "onnxscript")  # their versions decide what a graph is
@@ -66,15 +68,15 @@ def _unchanged(plan: Plan, folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     drafter, planned, present = manifest.drafter, plan.drafter, library_versions()
-    requests = {graph: entry["request"] for graph, entry in manifest.quantisation.items()}
+    learned = manifest.calibration
     facts: list[tuple[str, object, object]] = [
         ("target", manifest.target.sha256, plan.target.sha256),
         ("text", manifest.text, plan.target.text.config),
         ("drafter", drafter and drafter.sha256, planned and planned.sha256),
         ("tree", drafter and drafter.tree, planned and plan.tree),
         ("precision", manifest.precision, plan.precision),
-        ("quantisation", requests, plan.quantise_requests),
-        ("acceptance", ACCEPTANCE in manifest.files, plan.calibrates_acceptance),
+        ("quantisation", _requests(manifest), plan.quantise_requests),
+        ("calibration", learned and learned["request"], plan.calibration_request),
         ("cache form", manifest.cache_form, plan.cache_form),
         ("capacity", manifest.capacity, plan.capacity),
         *((f"version of {name}", manifest.versions[name], present[name]) for name in _DECIDING),
@@ -87,3 +89,10 @@ def _unchanged(plan: Plan, folder: Path) -> Manifest:
                 options=("force",),
             )
     return manifest
+
+
+def _requests(manifest: Manifest) -> dict[GraphName, Any]:
+    """Return what was asked of each graph that was quantised, kept or not."""
+    tried = (manifest.calibration or {}).get("drafter")
+    requests = {graph: entry["request"] for graph, entry in manifest.quantisation.items()}
+    return requests if tried is None else {**requests, "draft": tried["request"]}

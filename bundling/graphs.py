@@ -1,4 +1,4 @@
-"""The graphs of a bundle: exported, compared with PyTorch, quantised where that is asked for."""
+"""The graphs of a bundle: exported, compared with PyTorch, quantised; rounds of them, to learn from."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -51,8 +51,8 @@ def make_graphs(
     with tempfile.TemporaryDirectory(dir=folder) as name:
         source = _source(Path(name) / "source", plan, argv, report)
         reference = source
-        if plan.cache_form != "shared":
-            report("exporting again, to decide and to compare")
+        if plan.cache_form != "shared" or plan.precision == "bf16":
+            report("exporting again, as the CPU runs it")
             common = replace(plan, cache_form="shared", precision="fp32")
             reference = _source(Path(name) / "reference", common, argv, silent)
         manifest = quantise_bundle(source, reference, folder, plan.quantise, report=report, progress=progress)
@@ -67,7 +67,10 @@ def graphs_of_capacity(folder: Path, plan: Plan, capacity: int, report: Report) 
         return
     with tempfile.TemporaryDirectory(dir=folder) as other:
         report(f"exporting again for {capacity} tokens")
-        make_graphs(Path(other), replace(plan, capacity=capacity, engines=None), (), silent, silent)
+        smaller = replace(plan, capacity=capacity, engines=None)
+        if not plan.quantise_requests:
+            smaller = replace(smaller, quantise=None)  # nothing is learned that these graphs need
+        make_graphs(Path(other), smaller, (), silent, silent)
         yield Path(other)
 
 

@@ -1,63 +1,77 @@
 """What a quantised build learns of a graph by running it on samples: what is fed, and what rounding costs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from poss_export.bundling.export import Export
+from poss_export.calibration.passages import Passage, play
 from poss_export.calibration.record import Record
-from poss_export.calibration.replay import Feed, check_feeds, replay
-from poss_export.engine_spec import GraphName
-from poss_export.manifest import GRAPHS
+from poss_export.calibration.replay import Feed, check_feeds, dialogue_feeds
+from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH
 from poss_export.progress import Progress
 from poss_export.quantisation.decisions import Sweep
 from poss_export.quantisation.sensitivity import sensitivities
 from poss_export.quantisation.statistics import Statistics, observe
 from poss_export.runtime.bundle import contracts_of
-from poss_export.runtime.sessions.ort import OrtDraftSession, OrtTargetSession
+from poss_export.runtime.round import Round
+from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, OrtTargetSession
 
-DIALOGUES = 24  # of the samples are observed; what they bring beyond is for the acceptance
+DIALOGUES = 24  # of the samples are observed
+_MOST_ROWS = 512  # of a dialogue, which one call reads
 _SWEEP_TOKENS = 192
 
 
-def observe_graph(
-    export: Export, graph: GraphName, samples: Record, progress: Progress
-) -> dict[str, Statistics]:
-    """Return what reaches the sites of a graph when a `shared` export replays the samples."""
-    dialogues = samples.dialogues[:DIALOGUES]
-    rows = max(dialogue.rows for dialogue in dialogues)
-    calls = sum(len(dialogue.rounds) + 1 for dialogue in dialogues)
-    with export.open(rows) as bundle:
-        assert isinstance(bundle.target, OrtTargetSession)
-        assert bundle.drafter is None or isinstance(bundle.drafter, OrtDraftSession)
-        drafter = bundle.drafter if graph == "draft" else None
-        fed = (feed for name, feed in replay(samples, bundle.target, drafter, DIALOGUES) if name == graph)
-        counted = _counted(check_feeds(fed), calls, f"observing {GRAPHS[graph]}", progress)
-        return observe(export.graph(graph), counted)
+def observe_target(reference: Export, samples: Record, progress: Progress) -> dict[str, Statistics]:
+    """Return what reaches the sites of a target whose `shared` export reads every row of the samples."""
+    graph, dialogues = reference.graph("target"), samples.dialogues[:DIALOGUES]
+    contract = contracts_of(reference.manifest)["target"]
+    most = min(_MOST_ROWS, reference.manifest.capacity)
+
+    def feeds(target: OrtTargetSession) -> Iterator[Feed]:
+        for number, dialogue in enumerate(dialogues, start=1):
+            yield from dialogue_feeds(target, dialogue)
+            progress(f"observing {TARGET_GRAPH}", number, len(dialogues), "")
+
+    with OrtTargetSession(graph, contract, most, OrtOptions()) as target:
+        return observe(graph, check_feeds(feeds(target)))
 
 
-def _counted(feeds: Iterator[Feed], total: int, what: str, progress: Progress) -> Iterator[Feed]:
-    for number, feed in enumerate(feeds, start=1):
-        progress(what, min(number, total), total, "")
-        yield feed
+def observe_drafter(
+    export: Export, drafter: OrtDraftSession, passages: Sequence[Passage], progress: Progress
+) -> tuple[dict[str, Statistics], list[list[Round]]]:
+    """Return what reaches the sites of a drafter that plays passages, and its rounds of each."""
+    rounds = list[list[Round]]()
+
+    def feeds() -> Iterator[Feed]:
+        for number, passage in enumerate(passages, start=1):
+            rounds.append([])
+            for done in play(drafter, passage):
+                rounds[-1].append(done)
+                yield drafter.last_feed()
+            progress(f"observing {DRAFT_GRAPH}", number, len(passages), "")
+
+    return observe(export.graph("draft"), check_feeds(feeds())), rounds
 
 
 def make_sweep(reference: Export, samples: Record, progress: Progress) -> Sweep:
     """Return what measures how sensitive the target's activations are, on tokens of the samples."""
-    feed = _target_feed(reference, _longest_context(samples)[:_SWEEP_TOKENS])
+    most = min(_SWEEP_TOKENS, reference.manifest.capacity)
+    feed = _chain_feed(reference, _joined(samples)[:most])
     return lambda model, limits: sensitivities(model, limits, feed, progress=progress)
 
 
-def _longest_context(samples: Record) -> list[int]:
-    """Return the tokens of the dialogue that needs most rows: its prompt and what was committed behind it."""
-    dialogue = max(samples.dialogues, key=lambda dialogue: dialogue.rows)
-    committed = (round.tree.tokens[list(round.path)] for round in dialogue.rounds)
-    tokens: list[int] = np.concatenate((dialogue.prompt, *committed)).tolist()
+def _joined(samples: Record) -> list[int]:
+    """Return the tokens of all dialogues, longest first: prompts, and what was committed behind them."""
+    parts = list[Any]()
+    for dialogue in sorted(samples.dialogues, key=lambda dialogue: -dialogue.rows):
+        parts += [dialogue.prompt, *(done.tree.tokens[list(done.path)] for done in dialogue.rounds)]
+    tokens: list[int] = np.concatenate(parts).tolist()
     return tokens
 
 
-def _target_feed(reference: Export, ids: list[int]) -> Feed:
+def _chain_feed(reference: Export, ids: list[int]) -> Feed:
     """Return every input of the target's graph for ids read at once into empty caches, all logits wanted."""
     n = len(ids)
     feed: dict[str, Any] = {

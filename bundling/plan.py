@@ -5,7 +5,7 @@ from typing import Any
 
 from poss_export.bundling import sizes
 from poss_export.bundling.engine_request import EngineRequest
-from poss_export.bundling.quantise import QuantiseRequest
+from poss_export.bundling.quantise_request import QuantiseRequest
 from poss_export.calibration.record import check_record
 from poss_export.config import CacheForm, Precision, Scheme, TreeShape
 from poss_export.contract import draft_contract, target_contract
@@ -37,9 +37,11 @@ class Plan:
     quantise: QuantiseRequest | None = None
 
     @property
-    def calibrates_acceptance(self) -> bool:
-        """Whether the bundle will say how its drafter's scores are to be read."""
-        return self.drafter is not None and self.quantise is not None and self.quantise.samples is not None
+    def calibration_request(self) -> dict[str, Any] | None:
+        """From which samples a build learns of its drafter, and whether it chooses; or None."""
+        if self.drafter is None or self.quantise is None:
+            return None
+        return self.quantise.calibration_request
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -196,11 +198,7 @@ def _check_quantise(
     request: QuantiseRequest, target: Target, drafter: DrafterCheckpoint | None, cache_form: CacheForm
 ) -> None:
     """Raise InputError where a graph cannot be quantised as it is asked."""
-    if "draft" in request.graphs and drafter is None:
-        raise InputError(
-            "a draft precision needs a drafter: name one, or leave it out",
-            options=("drafter", "draft_precision"),
-        )
+    assert drafter is not None or "draft" not in request.graphs
     for graph in request.graphs:
         _check_schemes(request, graph, cache_form)
     if request.samples is not None:
@@ -223,10 +221,4 @@ def _check_schemes(request: QuantiseRequest, graph: GraphName, cache_form: Cache
     if cache_form == "static" and "int8" in wanted.all_schemes:
         raise InputError(
             f"{graph} precision int8 (weights only) is for ONNX Runtime on the CPU: take w8a8 or int4"
-        )
-    if (rounding := wanted.need_samples) and request.samples is None:
-        raise InputError(
-            f"{graph} precision {min(rounding)} needs samples of real rounds: record them with "
-            "`poss-export calibrate` and name the file",
-            options=("samples",),
         )

@@ -1,57 +1,42 @@
-"""From a bundle in floating point to a quantised one: observe, decide, rewrite, measure."""
+"""From graphs in floating point to a bundle's own: learn from rounds, decide, rewrite, measure."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
 
+from poss_export.bundling.draft_choice import DraftChoice, quantise_drafter
 from poss_export.bundling.export import Export
-from poss_export.bundling.observing import make_sweep, observe_graph
+from poss_export.bundling.learning import LONG, hear, tell
+from poss_export.bundling.observing import make_sweep, observe_target
+from poss_export.bundling.quantise_request import QuantiseRequest
+from poss_export.bundling.rewriting import describe, write_graph, write_other
 from poss_export.calibration.acceptance_fit import from_record
 from poss_export.calibration.record import Record
-from poss_export.calibration.recording import record_rounds
-from poss_export.config import Thresholds
 from poss_export.engine_spec import GraphName
-from poss_export.evaluation.held_out import HELD_OUT, PROMPTS
 from poss_export.evaluation.quality import Trial, measure_quality
 from poss_export.evaluation.text_quality import read_windows
 from poss_export.evaluation.thresholds import require_quality
 from poss_export.evaluation.widths import measure_widths
-from poss_export.exporters.embedding import find_embedding
 from poss_export.manifest import ACCEPTANCE, GRAPHS, TARGET_GRAPH, Manifest
 from poss_export.progress import Progress, Report, silent
-from poss_export.prompts import Prompt
-from poss_export.quantisation import insertion
-from poss_export.quantisation.decisions import Decisions, GraphRequest, decide
-from poss_export.quantisation.gains import COPY, GAIN, add_gains, untie
-from poss_export.quantisation.sites import find_sites
-from poss_export.quantisation.smoothing import find_migrations, move_scales
-from poss_export.runtime.sessions.base import Ints
+from poss_export.quantisation.decisions import Decisions, decide
 
 _NEW_TOKENS = 48  # a prompt
 _STATIC_WINDOWS = 2
 
 
 @dataclass(frozen=True)
-class QuantiseRequest:
-    """What is asked of a bundle's graphs, and what the result is measured by."""
+class _Work:
+    """What every step reads: the export in floating point, the one in the making, and what is asked."""
 
-    graphs: Mapping[GraphName, GraphRequest]
-    samples: Record | None = None
-    thresholds: Thresholds = field(default_factory=Thresholds)
-    text: Path = HELD_OUT
-    prompts: tuple[Prompt, ...] = PROMPTS
-
-    def to_dict(self) -> dict[GraphName, dict[str, Any]]:
-        """Return what decides how each graph is quantised, as plain JSON values."""
-        samples = None if self.samples is None else self.samples.sha256
-        return {
-            graph: {**asdict(wanted), "layers": [list(layer) for layer in wanted.layers], "samples": samples}
-            for graph, wanted in self.graphs.items()
-        }
+    reference: Export
+    made: Export
+    request: QuantiseRequest
+    report: Report
+    progress: Progress
 
 
 def quantise_bundle(
@@ -63,13 +48,14 @@ def quantise_bundle(
     report: Report,
     progress: Progress = silent,
 ) -> Manifest:
-    """Write quantised graphs of `source` to the folder `to`; return its manifest, files not yet listed.
+    """Write a bundle of `source`, quantised as asked, to the folder `to`; return its manifest without files.
 
-    Decisions are made on `reference` and made of `source`: the same one, or another cache form of it.
+    Decisions are made on `reference` and made of `source`: the same one, or another cache form of it. With a
+    drafter the bundle gets its acceptance too.
 
     Args:
         source: the export in floating point.
-        reference: the same target, drafter and tree in float32 with `shared` caches.
+        reference: the same target, drafter and tree, as the CPU runs them.
         to: an existing folder.
         request: what is asked.
         report: told what begins.
@@ -80,93 +66,91 @@ def quantise_bundle(
         QualityError: the result misses a threshold.
     """
     same = source.folder == reference.folder
-    bundle, limit = reference.open(), None if _timed(source) else _STATIC_WINDOWS
-    windows = read_windows(bundle.text, bundle.target.capacity, request.text, limit)
     with TemporaryDirectory(dir=to) as temporary:
         folder = to if same else Path(temporary)
-        shared, decided = _quantise_shared(reference, folder, request, report, progress)
-        result = shared if same else _quantise_other(source, to, decided, request)
-        quality = _measure(result, shared, reference, request, windows, report) if decided else None
-        if request.samples is not None and shared.manifest.drafter is not None:
-            report("calibrating acceptance")
-            write_acceptance(shared, request.samples, to)
-    return replace(result.manifest, quality=quality)
+        work = _Work(reference, Export(folder, reference.manifest), request, report, progress)
+        shared, decided = _quantise_shared(work, to)
+        result = shared
+        if not same:
+            result = describe(write_other(source, to, decided), decided, request)
+        quality = _judge(work, result, shared) if "target" in decided else None
+    return replace(result.manifest, quality=quality, calibration=shared.manifest.calibration)
 
 
-def _quantise_shared(
-    reference: Export, folder: Path, request: QuantiseRequest, report: Report, progress: Progress
-) -> tuple[Export, dict[GraphName, Decisions]]:
-    """Write the reference to `folder`, quantised as its CPU runs it; return that, and what was decided."""
-    result = Export(folder, reference.manifest)
-    reference.link(GRAPHS.keys() - request.graphs.keys(), folder)
+def _quantise_shared(work: _Work, to: Path) -> tuple[Export, dict[GraphName, Decisions]]:
+    """Quantise the reference as its CPU runs it; return that, and what was decided of its graphs.
+
+    The acceptance of its drafter goes to the folder `to`.
+    """
+    reference, request = work.reference, work.request
+    # Before its weights have a second link, which onnx refuses to read.
+    draft = onnx.load(reference.graph("draft")) if "draft" in request.graphs else None
     decided = dict[GraphName, Decisions]()
-    for graph in (graph for graph in GRAPHS if graph in request.graphs):  # the target first
-        report(f"quantising {GRAPHS[graph]}")
-        model = onnx.load(reference.graph(graph))  # before it has a second link, which it refuses
-        statistics, sweep = None, None
-        if request.samples is not None:
-            if graph == "draft":
-                reference.link([graph], folder)
-            # A drafter reads the features of the target that will run.
-            running = result if graph == "draft" else reference
-            statistics = observe_graph(running, graph, request.samples, progress)
-            sweep = make_sweep(reference, request.samples, progress) if graph == "target" else None
-        decided[graph] = decide(model, request.graphs[graph], statistics, sweep)
-        _write(model, decided[graph], "qoperator", result.graph(graph))
-    return _described(result, decided, request), decided
-
-
-def _quantise_other(
-    source: Export, to: Path, decided: Mapping[GraphName, Decisions], request: QuantiseRequest
-) -> Export:
-    """Write another cache form to `to`, quantised as was decided, in operators that every engine knows."""
-    source.link(GRAPHS.keys() - decided.keys(), to)
-    result = Export(to, source.manifest)
-    for graph, decisions in decided.items():
-        _write(_moved(source.graph(graph), decisions), decisions, "qdq", result.graph(graph))
-    return _described(result, decided, request)
-
-
-def write_acceptance(source: Export, samples: Record, to: Path) -> None:
-    """Answer the prompts of the samples with the bundle; write how its drafter's scores are to be read."""
-    prompts = [dialogue.prompt.tolist() for dialogue in samples.dialogues]
-    longest = max(sum(len(r.path) for r in dialogue.rounds) for dialogue in samples.dialogues)
-    with source.open() as bundle:
-        record = record_rounds(bundle, prompts, longest, argv=source.manifest.argv)
+    if "target" in request.graphs:
+        decided["target"] = _quantise_target(work)
+    reference.link([graph for graph in GRAPHS if graph not in decided], work.made.folder)
+    made = describe(work.made, decided, request)
+    if made.manifest.drafter is None:
+        return made, decided
+    record, choice = _learn(replace(work, made=made), draft, again="target" in decided)
+    work.report("calibrating acceptance")
     from_record(record).save(to / ACCEPTANCE)
+    if choice is not None and choice.decisions is not None:
+        decided["draft"] = choice.decisions
+    made = describe(work.made, decided, request)
+    calibration = _calibration(request, record, choice)
+    return replace(made, manifest=replace(made.manifest, calibration=calibration)), decided
 
 
-def _write(model: onnx.ModelProto, decisions: Decisions, form: insertion.Form, path: Path) -> None:
-    """Rewrite `model`, whose scales were moved, and save it."""
-    limits: dict[str, float] = {}
-    for site in find_sites(model):
-        if site.name in decisions.limits:
-            limits[site.input] = max(limits.get(site.input, 0.0), decisions.limits[site.name])
-    insertion.quantise(model, decisions.schemes, limits, form)
-    for file in (path, path.with_name(f"{path.name}.data")):
-        file.unlink(missing_ok=True)  # a link to what is copied
-    insertion.save(model, path)
+def _quantise_target(work: _Work) -> Decisions:
+    """Write the quantised target, and return what was decided of it."""
+    reference, wanted, samples = work.reference, work.request.graphs["target"], work.request.samples
+    if samples is None and (reference.manifest.drafter is not None or wanted.need_samples):
+        work.report("recording rounds")
+        with reference.open() as bundle:
+            passages = hear(bundle, None, False, work.progress, LONG)
+            samples = tell(bundle.manifest, passages, bundle.drafter)
+    work.report(f"quantising {TARGET_GRAPH}")
+    model = onnx.load(reference.graph("target"))
+    statistics, sweep = None, None
+    if samples is not None:
+        statistics = observe_target(reference, samples, work.progress)
+        sweep = make_sweep(reference, samples, work.progress)
+    decisions = decide(model, wanted, statistics, sweep)
+    write_graph(model, decisions, "qoperator", work.made.graph("target"))
+    return decisions
 
 
-def _moved(graph: Path, decisions: Decisions) -> onnx.ModelProto:
-    """Load another export of a graph that was decided on, and move its scales likewise."""
-    model = onnx.load(graph)
-    untie(model, {name.removesuffix(COPY) for name in decisions.schemes if name.endswith(COPY)})
-    add_gains(model, {name.removesuffix(GAIN) for name in decisions.scales if name.endswith(GAIN)})
-    move_scales(model, find_migrations(model, find_sites(model)), decisions.scales)
-    return model
+def _learn(work: _Work, draft: onnx.ModelProto | None, again: bool) -> tuple[Record, DraftChoice | None]:
+    """Return the rounds of the bundle's drafter; where it is to be quantised, also what became of that.
+
+    `again`: the target answers anew.
+    """
+    with work.made.open() as bundle:
+        work.report("answering prompts to learn from")
+        passages = hear(bundle, work.request.samples, again, work.progress)
+        if draft is None:
+            return tell(bundle.manifest, passages, bundle.drafter), None
+        choice = quantise_drafter(
+            draft, work.made, bundle, passages, work.request, work.report, work.progress
+        )
+    if not again and not work.request.contest:
+        tau, exact = choice.tau[choice.kept], choice.tau["float"]
+        require_quality({"rounds": {"tau": tau, "reference_tau": exact}}, work.request.thresholds)
+    return choice.record, choice
 
 
-def _described(export: Export, decided: Mapping[GraphName, Decisions], request: QuantiseRequest) -> Export:
-    """Return an export whose manifest tells what was decided of its graphs."""
-    asked = request.to_dict()
-    quantisation = {
-        graph: {"scheme": request.graphs[graph].scheme, "request": asked[graph], **decisions.to_dict()}
-        for graph, decisions in decided.items()
+def _calibration(request: QuantiseRequest, record: Record, choice: DraftChoice | None) -> dict[str, Any]:
+    """Return what the manifest tells of the rounds, and of the drafter that was tried on them."""
+    found: dict[str, Any] = {
+        "request": request.calibration_request,
+        "dialogues": len(record.dialogues),
+        "rounds": len(record.rounds),
+        "tau": record.tau,
     }
-    embedding = find_embedding(export.folder / TARGET_GRAPH)
-    target = replace(export.manifest.target, embedding=embedding)
-    return replace(export, manifest=replace(export.manifest, target=target, quantisation=quantisation))
+    if choice is not None:
+        found["drafter"] = {**choice.to_dict(), "request": request.to_dict()["draft"]}
+    return found
 
 
 def _timed(export: Export) -> bool:
@@ -177,27 +161,27 @@ def _timed(export: Export) -> bool:
     return export.manifest.cache_form == "shared"
 
 
-def _measure(
-    result: Export,
-    shared: Export,
-    reference: Export,
-    request: QuantiseRequest,
-    windows: Sequence[Ints],
-    report: Report,
-) -> dict[str, Any]:
+def _judge(work: _Work, result: Export, shared: Export) -> dict[str, Any]:
     """Return the figures of the result, if they are good enough; its `shared` form answers the prompts."""
-    timed = _timed(result)
-    trial = Trial(windows, request.prompts, _NEW_TOKENS, timed)
+    request, timed = work.request, _timed(result)
+    bundle = work.reference.open()
+    windows = read_windows(
+        bundle.text, bundle.target.capacity, request.text, None if timed else _STATIC_WINDOWS
+    )
     figures: dict[str, Any] = {"thresholds": asdict(request.thresholds)}
     if timed:  # first: plain steps have the least width that it finds
-        report("measuring widths")
+        work.report("measuring widths")
         figures["widths"] = measure_widths(result.open(), windows[0])
     answering = replace(shared, manifest=replace(shared.manifest, quality=figures))
-    with reference.open() as exact, answering.open() as pair:
-        if timed:
-            figures |= measure_quality(exact, pair, pair, trial, report)
-        else:
-            with result.open() as bundle:
-                figures |= measure_quality(exact, bundle, pair, trial, report)
+    figures |= _measure(work, result, answering, Trial(windows, request.prompts, _NEW_TOKENS, timed))
     require_quality(figures, request.thresholds)
     return figures
+
+
+def _measure(work: _Work, result: Export, answering: Export, trial: Trial) -> dict[str, Any]:
+    """Return the figures of quality; `answering` answers prompts: the result, or another form of it."""
+    with work.reference.open() as exact, answering.open() as pair:
+        if trial.timed:
+            return measure_quality(exact, pair, pair, trial, work.report)
+        with result.open() as bundle:
+            return measure_quality(exact, bundle, pair, trial, work.report)

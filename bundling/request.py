@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard, cast, get_args
 
-from poss_export.config import CacheForm, Observer, Precision, Scheme, Thresholds, TreeShape
+from poss_export.config import CacheForm, DraftPrecision, Observer, Precision, Scheme, Thresholds, TreeShape
 from poss_export.engine_spec import BACKENDS, Backend, EngineOptions, GraphName
 from poss_export.errors import InputError
 from poss_export.prompts import read_prompts
@@ -15,7 +15,7 @@ from poss_export.prompts import read_prompts
 if TYPE_CHECKING:
     from poss_export.bundling.engine_request import EngineRequest
     from poss_export.bundling.plan import Plan
-    from poss_export.bundling.quantise import QuantiseRequest
+    from poss_export.bundling.quantise_request import QuantiseRequest
     from poss_export.quantisation.decisions import GraphRequest
 
 
@@ -49,8 +49,10 @@ class BuildRequest:
     """What a build is asked for; what is None is decided by `plan`.
 
     `target` and `drafter` are names or places, `positions_per_specialist` is of a drafter that does not state
-    it. `engine_capacities` are of further engines, below the bundle's; `engine_widths` are the rows of the
-    calls that the target's are made for, none for 2, 4, 8, 16 up to the tree's; `timing_cache` is TensorRT's.
+    it. A `draft_precision` of None lets a bundle for ONNX Runtime on the CPU have the faster of "w8a8" and
+    "float". `engine_capacities` are of further engines, below the bundle's; `engine_widths` are the rows of
+    the calls that the target's are made for, none for 2, 4, 8, 16 up to the tree's; `timing_cache` is
+    TensorRT's.
     """
 
     target: str
@@ -59,7 +61,7 @@ class BuildRequest:
     tree: TreeShape = field(default_factory=TreeShape)
     capacity: int | None = None  # tokens of prompt and answer together
     precision: Precision | Scheme = "fp32"
-    draft_precision: Scheme | None = None
+    draft_precision: DraftPrecision | None = None
     cache_form: CacheForm | None = None
     backend: Backend = "onnxruntime"
     quantisation: QuantisationOptions = field(default_factory=QuantisationOptions)
@@ -81,13 +83,21 @@ class BuildRequest:
         return "fp32" if self.form == "shared" else "fp16"
 
     @property
-    def schemes(self) -> dict[GraphName, Scheme]:
-        """How each graph is quantised that is."""
-        asked: dict[GraphName, Precision | Scheme | None] = {
-            "target": self.precision,
-            "draft": self.draft_precision,
-        }
+    def asked_schemes(self) -> dict[GraphName, Scheme]:
+        """How each graph is quantised for which that is asked."""
+        asked: dict[GraphName, str | None] = {"target": self.precision, "draft": self.draft_precision}
         return {graph: scheme for graph, scheme in asked.items() if _is_scheme(scheme)}
+
+    @property
+    def contest(self) -> bool:
+        """Whether the drafter's precision is left to a build that ONNX Runtime on the CPU can measure."""
+        left_out = self.drafter is not None and self.draft_precision is None
+        return left_out and self.form == "shared" and self.float_type == "fp32"
+
+    @property
+    def schemes(self) -> dict[GraphName, Scheme]:
+        """How each graph is quantised that is, or may be."""
+        return {**self.asked_schemes, **({"draft": "w8a8"} if self.contest else {})}
 
 
 def plan(request: BuildRequest) -> "Plan":
@@ -103,6 +113,11 @@ def plan(request: BuildRequest) -> "Plan":
         raise InputError(
             "positions per specialist are a drafter's; name the drafter, or leave them out",
             options=("drafter", "positions_per_specialist"),
+        )
+    if request.drafter is None and request.draft_precision is not None:
+        raise InputError(
+            "a draft precision needs a drafter: name one, or leave it out",
+            options=("drafter", "draft_precision"),
         )
     from poss_export.bundling.plan import plan_build
     from poss_export.drafters.checkpoint import load_drafter
@@ -130,7 +145,7 @@ def _check_values(request: BuildRequest) -> None:
     options = request.quantisation
     values: dict[str, tuple[str | None, tuple[str, ...]]] = {
         "precision": (request.precision, (*get_args(Precision), *get_args(Scheme))),
-        "draft_precision": (request.draft_precision, get_args(Scheme)),
+        "draft_precision": (request.draft_precision, get_args(DraftPrecision)),
         "cache_form": (request.cache_form, get_args(CacheForm)),
         "backend": (request.backend, BACKENDS),
         "observer": (options.observer, get_args(Observer)),
@@ -169,9 +184,9 @@ def _quantise_request(request: BuildRequest) -> "QuantiseRequest | None":
     """Return what is asked of quantised graphs, and read the files that it takes; None where nothing is."""
     _check_options(request)
     options = request.quantisation
-    if not request.schemes and options.samples is None:
+    if not request.schemes and options.samples is None and request.drafter is None:
         return None
-    from poss_export.bundling.quantise import QuantiseRequest
+    from poss_export.bundling.quantise_request import QuantiseRequest
     from poss_export.calibration.record import load_record
     from poss_export.evaluation.held_out import HELD_OUT, PROMPTS
 
@@ -183,6 +198,7 @@ def _quantise_request(request: BuildRequest) -> "QuantiseRequest | None":
         thresholds=options.thresholds,
         text=options.held_out or HELD_OUT,
         prompts=prompts,
+        contest=request.contest,
     )
 
 
@@ -190,12 +206,12 @@ def _check_options(request: BuildRequest) -> None:
     """Raise InputError where an option says something of graphs that are not quantised."""
     options = request.quantisation
     for graph, layers in _LAYERS.items():
-        if getattr(options, layers) and graph not in request.schemes:
+        if getattr(options, layers) and graph not in request.asked_schemes:
             raise InputError(
                 f"precisions of layers are of a quantised {graph}: name its precision too",
                 options=("precision" if graph == "target" else "draft_precision",),
             )
-    if request.schemes:
+    if request.asked_schemes:
         return
     for name in (option.name for option in fields(options) if option.name != "samples"):
         if getattr(options, name) != getattr(QuantisationOptions(), name):

@@ -8,6 +8,7 @@ from pathlib import Path
 from poss_export.calibration.record import Dialogue, Record
 from poss_export.errors import InputError
 from poss_export.machine import versions
+from poss_export.manifest import Manifest
 from poss_export.progress import Progress, silent
 from poss_export.prompts import Prompt
 from poss_export.runtime.bundle import Bundle, open_bundle
@@ -84,14 +85,19 @@ def _record(
     for done, streams in enumerate(conversations, start=1):
         dialogues += map(_note, streams)
         progress("recording", done, len(conversations), f"{sum(len(d.rounds) for d in dialogues)} rounds")
-    target, drafter = bundle.manifest.target, bundle.manifest.drafter
+    return make_record(bundle.manifest, dialogues, argv)
+
+
+def make_record(manifest: Manifest, dialogues: Iterable[Dialogue], argv: Sequence[str] = ()) -> Record:
+    """Return a record of dialogues that the bundle of a manifest made now."""
+    target, drafter = manifest.target, manifest.drafter
     return Record(
         target_name=target.name,
         target_sha256=target.sha256,
         drafter_name=None if drafter is None else drafter.name,
         drafter_sha256=None if drafter is None else drafter.sha256,
         tree=None if drafter is None else drafter.tree,
-        precision=bundle.manifest.precision,
+        precision=manifest.precision,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         argv=tuple(argv),
         versions=versions("onnxruntime", "numpy"),

@@ -1,4 +1,4 @@
-"""Replay: the recorded rounds once more, on any precision of their target and drafter, for what is fed."""
+"""Replay: recorded rounds once more, for what is fed to the target."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -6,66 +6,57 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poss_export.calibration.record import Dialogue, Record
+from poss_export.calibration.record import Dialogue
 from poss_export.contract import PAST
-from poss_export.engine_spec import GraphName
 from poss_export.errors import InputError
-from poss_export.runtime.loop import PREFILL_CHUNK, read
-from poss_export.runtime.sessions.ort import OrtDraftSession, OrtTargetSession
+from poss_export.runtime.sessions.ort import OrtTargetSession
+from poss_export.runtime.tree import DraftTree
 
 Feed = Mapping[str, NDArray[Any]]  # every input of a graph, by name
 
 
-def replay(
-    record: Record, target: OrtTargetSession, drafter: OrtDraftSession | None, limit: int | None = None
-) -> Iterator[tuple[GraphName, Feed]]:
-    """Run entered sessions through the first `limit` dialogues; yield what each call was fed.
+def dialogue_tree(dialogue: Dialogue, most: int) -> DraftTree:
+    """Return a dialogue as one tree: its prompt, a chain, and behind it every tree that was drafted.
 
-    The calls are those of the loop: the prompt in chunks, then each round's proposal and verification. The
-    recorded trees and paths are taken whatever these sessions would say, and the drafter reads the features
-    that this target computes. Without a drafter only the target's calls come.
-
-    A feed is a view of the session's own buffers and valid until the next item; cache rows behind its
-    `past_length` are provisional. Leave the sessions alone until the last item.
-
-    Raises:
-        InputError: a dialogue does not fit the capacity.
+    A node's ancestors are the rows that it was verified with, so one call shows a target every row that the
+    rounds showed it. The tree ends with the last round that does not pass `most` nodes.
     """
-    dialogues = record.dialogues[:limit]
-    if (rows := max((dialogue.rows for dialogue in dialogues), default=0)) > target.capacity:
-        raise InputError(
-            f"the samples need a capacity of {rows} tokens, the bundle's is {target.capacity}: "
-            "record them with this bundle, or build with a larger capacity",
-            options=("capacity",),
-        )
-    for dialogue in dialogues:
-        yield from _replay_dialogue(dialogue, target, drafter)
-
-
-def _replay_dialogue(
-    dialogue: Dialogue, target: OrtTargetSession, drafter: OrtDraftSession | None
-) -> Iterator[tuple[GraphName, Feed]]:
-    """Yield the calls of `runtime.loop.speculate`, whose letters these are; its choices are recorded here."""
-    for session in (target, drafter):
-        if session is not None:
-            session.reset()
-    prompt = dialogue.prompt
-    for start, output in read(target, prompt, chunk=PREFILL_CHUNK):
-        yield "target", target.last_feed()
-        f = output.features
-        end = start + len(f)
-        if drafter is not None and end < len(prompt):
-            drafter.propose(prompt[start + 1 : end + 1], f)
-            yield "draft", drafter.last_feed()
-    t = prompt[start + 1 :]  # without the root, which the round's tree begins with
+    prompt = DraftTree.chain(dialogue.prompt[:most])
+    tokens, parents, committed = [prompt.tokens], [prompt.parents], len(prompt) - 1
+    nodes = len(prompt)
     for done in dialogue.rounds:
-        if drafter is not None:
-            drafter.propose(np.append(t, done.tree.tokens[0]), f)
-            yield "draft", drafter.last_feed()
-        output = target.forward(done.tree)
-        yield "target", target.last_feed()
-        target.commit(done.path)
-        t, f = done.tokens[:-1], output.features[list(done.path)]
+        if nodes + len(done.tree) > most:
+            break
+        tokens.append(done.tree.tokens)
+        parents.append(np.append(committed, done.tree.parents[1:] + nodes))
+        committed = nodes + done.path[-1]
+        nodes += len(done.tree)
+    return DraftTree(np.concatenate(tokens), np.concatenate(parents), np.zeros(nodes, np.float32))
+
+
+def dialogue_feeds(target: OrtTargetSession, dialogue: Dialogue) -> Iterator[Feed]:
+    """Yield what an entered target would be fed to read a dialogue in two calls: its first token, the rest.
+
+    The target itself runs the first only. A feed is a view of its buffers and valid until the next item. Of
+    the rest it asks for the logits that the rounds asked for: of drafted rows, and of the prompt's last.
+    """
+    # The operator of the `shared` form heeds positions only behind committed rows.
+    tree = dialogue_tree(dialogue, target.capacity)
+    target.reset()
+    target.forward(DraftTree.chain(tree.tokens[:1]))
+    yield target.last_feed()
+    target.commit([0])
+    if len(tree) > 1:
+        wanted = np.arange(max(min(len(dialogue.prompt), len(tree)) - 2, 0), len(tree) - 1)
+        caches = {name: value for name, value in target.last_feed().items() if name.startswith(f"{PAST}.")}
+        yield {
+            "input_ids": tree.tokens[None, 1:],
+            "position_ids": tree.depths[None, 1:],
+            "tree_mask": tree.mask[None, 1:, 1:],
+            "past_length": np.ones(1, np.int64),
+            "logits_rows": wanted[None],
+            **caches,
+        }
 
 
 def check_feeds(feeds: Iterable[Feed]) -> Iterator[Feed]:

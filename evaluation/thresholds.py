@@ -8,15 +8,15 @@ from poss_export.errors import QualityError
 
 
 def failures(figures: Mapping[str, Any], thresholds: Thresholds) -> list[str]:
-    """Return a sentence for every threshold that the figures miss."""
-    text, rounds = figures["text"], figures["rounds"]
+    """Return a sentence for every threshold that the figures miss; without a text none of it is looked at."""
+    text, rounds = figures.get("text"), figures["rounds"]
     found = []
-    if not text["perplexity"] <= (most := thresholds.perplexity * text["reference_perplexity"]):
+    if text and not text["perplexity"] <= (most := thresholds.perplexity * text["reference_perplexity"]):
         found.append(
             f"perplexity is {text['perplexity']:.3f}, allowed are {most:.3f} "
             f"({thresholds.perplexity} times {text['reference_perplexity']:.3f})"
         )
-    if not text["agreement"] >= thresholds.agreement:
+    if text and not text["agreement"] >= thresholds.agreement:
         found.append(f"agreement is {text['agreement']:.3f}, wanted are {thresholds.agreement}")
     if rounds and not rounds["tau"] >= (least := thresholds.tau * rounds["reference_tau"]):
         found.append(

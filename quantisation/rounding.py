@@ -14,11 +14,13 @@ BYTES: dict[Scheme, float] = {
     "int8": 1.125,
     "int4": 0.625,
 }  # a weight, its scales included
+OUTPUTS = 2048  # of a weight that are looked at, at most, spread evenly: a head has tens of thousands
 LARGEST: dict[Scheme, float] = {"w8a8": 127.0, "fp8": 448.0}  # of the schemes that round activations
 
 
 def output_error(scheme: Scheme, weight: Floats, statistics: Statistics) -> float:
     """Return the squared error of x W relative to its size, the mean over the rows of `statistics`."""
+    weight = weight[:, :: -(-weight.shape[1] // OUTPUTS)]
     rows = np.concatenate((statistics.rows, statistics.extremes))
     exact = rows @ weight
     rounded = round_rows(scheme, rows, min_max(statistics)) @ round_weight(scheme, weight)

@@ -54,6 +54,9 @@ def observe(graph: Path, feeds: Iterable[Feed], threads: int | None = None) -> d
     sites = find_sites(model)
     collectors = {name: _Collector() for name in sorted({site.input for site in sites})}
     computed = sorted(collectors.keys() - {value.name for value in model.graph.input})
+    unwanted = [value for value in model.graph.output if value.name not in computed]
+    for value in unwanted:  # what only they need is not computed
+        model.graph.output.remove(value)
     given = {value.name for value in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed if name not in given)
     session = load_graph(model.SerializeToString(), OrtOptions(threads=threads), graph.parent)

@@ -11,6 +11,7 @@ from poss_export.errors import CheckpointError, InputError
 Precision = Literal["fp32", "fp16", "bf16"]
 # How a graph is quantised: 8-bit weights and activations, fixed scales; 8- or 4-bit weights only; float8.
 Scheme = Literal["w8a8", "int8", "int4", "fp8"]
+DraftPrecision = Literal[Scheme, "float"]
 CacheForm = Literal["shared", "static"]
 Observer = Literal["min-max", "percentile", "entropy", "mse"]  # how far the range of an activation reaches
 

@@ -93,7 +93,8 @@ class Manifest:
     A bundle without a drafter can only decode with the target. `versions` maps library to version,
     `parity` maps a check to its figure, `created` is an ISO 8601 time, `argv` the command that built it.
     `engines` are compiled from the graphs; ONNX Runtime reads the graphs themselves. `quantisation` says how
-    each graph was quantised, `quality` what that costs (docs/quantisation.md).
+    each graph was quantised, `quality` what that costs, `calibration` what was learned of the drafter from
+    real rounds, and which of its precisions was kept (docs/quantisation.md).
     """
 
     target: TargetEntry
@@ -110,6 +111,7 @@ class Manifest:
     engines: tuple[EngineEntry, ...] = ()
     quantisation: dict[GraphName, dict[str, Any]] = field(default_factory=dict)
     quality: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
 
     @property
     def exactness(self) -> Exactness:

@@ -7,7 +7,7 @@ import pytest
 
 from poss_export.bundling.engine_request import EngineRequest
 from poss_export.bundling.plan import Plan, plan_build
-from poss_export.bundling.quantise import QuantiseRequest
+from poss_export.bundling.quantise_request import QuantiseRequest
 from poss_export.bundling.sizes import engine_bytes
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint
@@ -101,16 +101,6 @@ def test_a_drafter_of_another_target_is_told(make_plan: Callable[..., Plan]) -> 
         ({"tree": TreeShape(1, 61, 61)}, "tree top-k is 61, but the drafter knows 60 words", ("top_k",)),
         (engines(widths=(0,)), "engine width is 0 rows; it may be 1 to 48, the longest", ("engine_widths",)),
         (engines((40,), (4, 41)), "engine width is 41 rows; it may be 1 to 40,", ("engine_widths",)),
-        (
-            {"drafter": False, "quantise": QuantiseRequest({"draft": GraphRequest("int8")})},
-            "a draft precision needs a drafter",
-            ("drafter", "draft_precision"),
-        ),
-        (
-            {"quantise": QuantiseRequest({"target": GraphRequest("w8a8")})},
-            "target precision w8a8 needs samples of real rounds",
-            ("samples",),
-        ),
         (
             {"quantise": QuantiseRequest({"target": GraphRequest("int8")}), "cache_form": "static"},
             "target precision int8 (weights only) is for ONNX Runtime",

@@ -32,13 +32,33 @@ def test_form_and_float_type_follow_the_backend(asked: dict[str, Any], form: str
 def test_schemes_are_of_quantised_graphs_only() -> None:
     assert BuildRequest("target", precision="fp16").schemes == {}
     assert BuildRequest("target", precision="int8").schemes == {"target": "int8"}
-    assert BuildRequest("target", draft_precision="w8a8").schemes == {"draft": "w8a8"}
+    assert BuildRequest("target", "drafter", draft_precision="int8").schemes == {"draft": "int8"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "contest"),
+    [
+        ({"drafter": "d"}, True),
+        ({"drafter": "d", "precision": "int4"}, True),
+        ({}, False),
+        ({"drafter": "d", "draft_precision": "float"}, False),
+        ({"drafter": "d", "draft_precision": "w8a8"}, False),
+        ({"drafter": "d", "precision": "fp16"}, False),
+        ({"drafter": "d", "cache_form": "static"}, False),
+        ({"drafter": "d", "backend": "tensorrt", "precision": "w8a8"}, False),
+    ],
+)
+def test_a_drafter_for_the_cpu_may_be_quantised_unasked(asked: dict[str, Any], contest: bool) -> None:
+    request = BuildRequest("target", **asked)
+    assert request.contest == contest
+    assert request.schemes.get("draft") == ("w8a8" if contest else request.asked_schemes.get("draft"))
 
 
 @pytest.mark.parametrize(
     ("asked", "message", "options"),
     [
         ({"positions_per_specialist": 2}, "positions per specialist are a drafter's", {"drafter"}),
+        ({"draft_precision": "float"}, "a draft precision needs a drafter", {"drafter", "draft_precision"}),
         ({"precision": "fp99"}, "precision is 'fp99'; expected one of fp32, fp16", {"precision"}),
         ({"draft_precision": "int3"}, "draft precision is 'int3'; expected one of w8a8", {"draft_precision"}),
         ({"cache_form": "paged"}, "cache form is 'paged'; expected one of shared, static", {"cache_form"}),

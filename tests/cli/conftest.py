@@ -31,7 +31,20 @@ def bundle(target: Path, drafter: Path, tmp_path_factory: pytest.TempPathFactory
     and what builds of quantised bundles are asked with.
     """
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    done("build", target, "--drafter", drafter, "-o", folder, "--capacity", 48, "--tree-nodes", 8)
+    done(
+        "build",
+        target,
+        "--drafter",
+        drafter,
+        "-o",
+        folder,
+        "--capacity",
+        48,
+        "--tree-nodes",
+        8,
+        "--draft-precision",
+        "float",
+    )
     return folder
 
 
@@ -70,7 +83,7 @@ def samples(
     float_options: tuple[object, ...], drafter: Path, inputs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     folder = tmp_path_factory.mktemp("samples")
-    done(*float_options, "--drafter", drafter, "-o", folder / "float")
+    done(*float_options, "--drafter", drafter, "--draft-precision", "float", "-o", folder / "float")
     record = folder / "samples.npz"
     done("calibrate", folder / "float", "--prompts", inputs / "prompts.jsonl", "-o", record)
     return record

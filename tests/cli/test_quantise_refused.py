@@ -31,10 +31,7 @@ def spoilt(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--precision w8a8", "target precision w8a8 needs samples of real rounds: record them with"),
-        ("--precision fp8 --cache-form static", "target precision fp8 needs samples of real rounds"),
-        ("--drafter {drafter} --draft-precision w8a8", "draft precision w8a8 needs samples"),
-        ("--precision int4 --layer-precision head=w8a8", "target precision w8a8 needs samples"),
+        ("--drafter {drafter} --observer mse", "observer is of quantised graphs"),
         ("--precision w8a8 --samples {spoilt}/none.npz", "none.npz"),
         ("--precision w8a8 --samples {spoilt}/damaged.npz", "damaged.npz"),
         ("--precision w8a8 --samples {spoilt}/target.npz", "the samples are of target"),
@@ -45,6 +42,7 @@ def spoilt(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         ("--precision int3", "Invalid value for '--precision'"),
         ("--draft-precision fp32", "Invalid value for '--draft-precision'"),
+        ("--draft-precision float", "a draft precision needs a drafter"),
         ("--precision fp8 --samples {samples}", "target precision fp8 is for TensorRT"),
         ("--precision int8 --cache-form static", "target precision int8 (weights only) is for ONNX Runtime"),
         ("--precision int8 --draft-precision int8", "a draft precision needs a drafter"),

@@ -10,7 +10,7 @@ from poss_export.cli import options
 from poss_export.cli.built import print_bundle
 from poss_export.cli.printing import log, print_facts
 from poss_export.cli.progress import show_progress
-from poss_export.config import CacheForm, Observer, Precision, Scheme, Thresholds, TreeShape
+from poss_export.config import CacheForm, DraftPrecision, Observer, Precision, Scheme, Thresholds, TreeShape
 from poss_export.engine_spec import BACKENDS, Backend, EngineOptions
 
 _TARGET = (
@@ -48,12 +48,18 @@ _PRECISION = (
         default="fp32",
         help="w8a8: 8-bit weights and activations; int8, int4: weights only; fp8: TensorRT.",
     ),
-    click.option("--draft-precision", type=click.Choice(get_args(Scheme)), help="Quantise the drafter."),
+    click.option(
+        "--draft-precision",
+        type=click.Choice(get_args(DraftPrecision)),
+        show_default="the faster of w8a8 and float for ONNX Runtime's CPU, else float",
+        help="Quantise the drafter, or leave it in floating point; what is emitted does not depend on it.",
+    ),
     click.option(
         "--samples",
         metavar="RECORD",
         type=options.FILE,
-        help="Real rounds, from `poss-export calibrate`; w8a8 and fp8 need them, int8 and int4 gain.",
+        show_default="a short record made by the build",
+        help="Real rounds to learn from, from `poss-export calibrate`.",
     ),
     click.option(
         "--layer-precision",
@@ -188,7 +194,7 @@ def build(
     top_k: int,
     tree_nodes: int,
     precision: Precision | Scheme,
-    draft_precision: Scheme | None,
+    draft_precision: DraftPrecision | None,
     samples: Path | None,
     layers: tuple[str, ...],
     draft_layers: tuple[str, ...],

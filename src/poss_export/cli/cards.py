@@ -34,6 +34,7 @@ def bundle_card(facts: "BundleFacts") -> Table:
     rows = {
         "target": _target_line(facts),
         "drafter": _drafter_line(facts),
+        "drafter's precision": choice_line(manifest.calibration),
         "tree": _tree_line(manifest),
         "capacity": f"{manifest.capacity:,} tokens of prompt and answer",
         "on disk": megabytes(facts.sizes["all"]),
@@ -136,6 +137,18 @@ def _drafter_line(facts: "BundleFacts") -> str:
     if drafter is None:
         return ""
     return f"{drafter.name}, {facts.manifest.label('draft')}, {megabytes(facts.sizes['draft'])}"
+
+
+def choice_line(calibration: Mapping[str, Any] | None) -> str:
+    """Return which precision of the drafter was kept, and the figures of each that was tried."""
+    tried = (calibration or {}).get("drafter")
+    if tried is None:
+        return ""
+    figures = [
+        f"{name} {tau:.2f} tokens a round" + (f" in {tried['ms'][name]:.1f} ms" if tried["ms"] else "")
+        for name, tau in tried["tau"].items()
+    ]
+    return f"{tried['kept']}, {tried['why']}: {', '.join(figures)}"
 
 
 def _tree_line(manifest: "Manifest") -> str:
