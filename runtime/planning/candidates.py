@@ -1,9 +1,12 @@
 """The nodes that a round may verify: drafted and looked up, in one tree, each with its chance."""
 
+from math import log
+
 import numpy as np
-from numpy.typing import NDArray
 
 from poss_export.runtime.tree import DraftTree
+
+_LEAST = 0.02  # chance below which a looked-up token is not worth a thought
 
 
 class Candidates:
@@ -14,8 +17,8 @@ class Candidates:
 
     def __init__(self, root: int) -> None:
         """Begin with the root alone."""
-        self.tokens, self.parents, self.depths, self.chances = [root], [0], [0], [1.0]
-        self._children: list[dict[int, int]] = [{}]
+        self.tokens, self.parents, self.chances = [root], [0], [1.0]
+        self._nodes: dict[tuple[int, int], int] = {}  # by parent and token
 
     def __len__(self) -> int:
         """Return the number of nodes, the root's included."""
@@ -24,16 +27,13 @@ class Candidates:
     def add(self, parent: int, token: int, chance: float) -> int:
         """Return the node of `token` behind `parent`; of two chances the higher counts."""
         chance = min(chance, self.chances[parent])
-        node = self._children[parent].get(token)
-        if node is not None:
+        node = self._nodes.setdefault((parent, token), len(self.tokens))
+        if node < len(self.tokens):
             self.chances[node] = max(self.chances[node], chance)
-            return node
-        node = self._children[parent][token] = len(self.tokens)
-        self.tokens.append(token)
-        self.parents.append(parent)
-        self.depths.append(self.depths[parent] + 1)
-        self.chances.append(chance)
-        self._children.append({})
+        else:
+            self.tokens.append(token)
+            self.parents.append(parent)
+            self.chances.append(chance)
         return node
 
     def graft(self, node: int, tokens: list[int], chances: list[float]) -> None:
@@ -41,6 +41,8 @@ class Candidates:
         chance = self.chances[node]
         for token, share in zip(tokens, chances, strict=True):
             chance *= share
+            if chance < _LEAST:
+                return
             node = self.add(node, token, chance)
 
     def best_path(self) -> list[int]:
@@ -51,7 +53,7 @@ class Candidates:
             parent = self.parents[node]
             if best[parent] == parent or gains[node] > gains[best[parent]]:
                 best[parent] = node
-            gains[parent] = self.chances[parent] + gains[best[parent]]
+                gains[parent] = self.chances[parent] + gains[node]
         path = [0]
         while best[path[-1]] != path[-1]:
             path.append(best[path[-1]])
@@ -59,16 +61,13 @@ class Candidates:
 
     def by_chance(self) -> list[int]:
         """Return all nodes, the likeliest first and parents before children: each beginning is a tree."""
-        return sorted(range(len(self)), key=lambda node: -self.chances[node])
+        return sorted(range(len(self)), key=self.chances.__getitem__, reverse=True)
 
     def tree(self, nodes: list[int]) -> DraftTree:
         """Return the tree of these nodes, parents before children; a score is the logarithm of a chance."""
         number = {node: index for index, node in enumerate(nodes)}
-        scores: NDArray[np.float32] = np.log(
-            np.maximum([self.chances[node] for node in nodes], 1e-9), dtype=np.float32
-        )
         return DraftTree(
             np.array([self.tokens[node] for node in nodes], dtype=np.int64),
             np.array([number[self.parents[node]] for node in nodes], dtype=np.int64),
-            scores,
+            np.array([log(max(self.chances[node], 1e-9)) for node in nodes], dtype=np.float32),
         )

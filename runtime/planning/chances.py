@@ -1,7 +1,6 @@
 """The chance that a drafted node is accepted: what was calibrated, corrected by how this answer goes."""
 
-import numpy as np
-from numpy.typing import NDArray
+from math import exp, log
 
 from poss_export.acceptance import AcceptanceCurves
 from poss_export.runtime.tree import DraftTree
@@ -15,20 +14,17 @@ class Calibration:
 
     def __init__(self, curves: AcceptanceCurves) -> None:
         """Read the curves, by depth from 0 on, at evenly spaced probabilities."""
-        scores = np.log(np.maximum(np.linspace(0, 1, _STEPS + 1), 1e-12))
-        self._table: NDArray[np.float64] = np.array(
-            [
-                [curves.chance(depth, float(score)) for score in scores]
-                for depth in range(len(curves.depths) + 1)
-            ]
-        )
+        scores = [log(max(step / _STEPS, 1e-12)) for step in range(_STEPS + 1)]
+        depths = range(len(curves.depths) + 1)
+        self._table = [[curves.chance(depth, score) for score in scores] for depth in depths]
 
     def of(self, tree: DraftTree) -> list[float]:
         """Return the chance of each node's whole path."""
-        depths = np.minimum(tree.depths, len(self._table) - 1)
-        steps = np.rint(_STEPS * np.exp(tree.scores)).astype(np.int64)
-        chances: list[float] = self._table[depths, np.clip(steps, 0, _STEPS)].tolist()
-        return chances
+        table, last = self._table, len(self._table) - 1
+        return [
+            table[min(depth, last)][min(round(_STEPS * exp(score)), _STEPS)]
+            for depth, score in zip(tree.depths.tolist(), tree.scores.tolist(), strict=True)
+        ]
 
 
 class DraftChances:
@@ -42,35 +38,32 @@ class DraftChances:
     def __init__(self, calibration: Calibration) -> None:
         """Begin with the calibration as it is."""
         self._calibration = calibration
-        self._expected, self._right = list[float](), list[float]()  # by depth, from 1 on
+        self._expected, self._right = [1.0], [1.0]  # by depth; the root is right
+        self._raw: list[float] = []  # of the tree that was asked for last
 
     def of(self, tree: DraftTree) -> list[float]:
         """Return the chance of each node's whole path, at most its parent's."""
-        raw, parents = self._calibration.of(tree), tree.parents.tolist()
+        raw = self._raw = self._calibration.of(tree)
+        while len(self._right) <= tree.depths.max():
+            self._expected.append(_WORTH)
+            self._right.append(_WORTH)
+        corrections = [right / expected for right, expected in zip(self._right, self._expected, strict=True)]
         chances = [1.0]
-        for node, depth in enumerate(tree.depths.tolist()[1:], start=1):
-            parent = parents[node]
-            share = min(raw[node] / max(raw[parent], 1e-9), 1.0) * self._correction(depth)
-            chances.append(chances[parent] * min(share, 1.0))
+        for node, (parent, depth) in enumerate(zip(tree.parents.tolist(), tree.depths.tolist(), strict=True)):
+            if node > 0:
+                share = raw[node] / max(raw[parent], 1e-9) * corrections[depth]
+                chances.append(chances[parent] * min(share, 1.0))
         return chances
 
     def learn(self, tree: DraftTree, tokens: list[int]) -> None:
-        """Note what came instead of, or as, the nodes of a drafted tree."""
-        raw, node = self._calibration.of(tree), 0
+        """Note what came instead of, or as, the nodes of the tree that was asked for last."""
+        raw, node = self._raw, 0
         for depth, token in enumerate(tokens, start=1):
             children = tree.children[node]
             if not children:
                 return
-            while len(self._right) < depth:
-                self._expected.append(_WORTH)
-                self._right.append(_WORTH)
-            self._expected[depth - 1] += min(sum(raw[c] for c in children) / max(raw[node], 1e-9), 1.0)
-            node = next((c for c in children if tree.tokens[c] == token), 0)
+            self._expected[depth] += min(sum(raw[child] for child in children) / max(raw[node], 1e-9), 1.0)
+            node = next((child for child in children if tree.tokens[child] == token), 0)
             if node == 0:
                 return
-            self._right[depth - 1] += 1
-
-    def _correction(self, depth: int) -> float:
-        if depth > len(self._right):
-            return 1.0
-        return self._right[depth - 1] / self._expected[depth - 1]
+            self._right[depth] += 1

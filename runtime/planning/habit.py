@@ -3,6 +3,7 @@
 _HOPE = 1.25  # plain steps' worth of drafting, before anything is known
 _MEMORY = 6  # rounds that the running mean is of
 _SLACK = 0.03  # below a plain step before drafting is left, above before it is taken up
+_BESIDE = 1.4  # times what drafting is worth, lookup must be: a drafted round has what was looked up as well
 _FIRST_WAIT, _LONGEST_WAIT = 16, 128  # rounds between two trials
 
 
@@ -20,7 +21,7 @@ class Habit:
 
     def drafts(self, otherwise: float) -> bool:
         """Return whether to draft in a round that is worth `otherwise` without."""
-        return self._is_trial or (self._on and self._worth >= otherwise * (1 - _SLACK))
+        return self._is_trial or (self._on and self._worth * _BESIDE >= otherwise)
 
     def skipped(self) -> None:
         """Note a round without a draft."""

@@ -5,6 +5,7 @@ the target's own (docs/lossless-sampling.md).
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -174,10 +175,7 @@ class AdaptivePlanner:
         Every width is tried: costs rise in steps, and the best may lie behind one that does not pay.
         """
         order = candidates.best_path() if self._chains else candidates.by_chance()
-        order = order[: len(costs) - 1]
-        plans, tokens = [], 0.0
-        for width, node in enumerate(order, start=1):
-            tokens += candidates.chances[node]
-            plans.append(Plan(draft > 0, tokens, costs[width] + draft))
-        best = max(plans, key=lambda plan: plan.rate) if self._planning.sizing else plans[-1]
-        return order[: plans.index(best) + 1], best
+        tokens = list(accumulate(candidates.chances[node] for node in order[: len(costs) - 1]))
+        rates = [emitted / (cost + draft) for emitted, cost in zip(tokens, costs[1:], strict=False)]
+        width = 1 + (rates.index(max(rates)) if self._planning.sizing else len(rates) - 1)
+        return order[:width], Plan(draft > 0, tokens[width - 1], costs[width] + draft)

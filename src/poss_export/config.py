@@ -185,12 +185,13 @@ _CHOICES = {"fusion": Fusion, "alignment": Alignment, "drafting": Drafting, "mas
 class TreeShape:
     """Size of a drafted tree: `depth` levels, beam of `top_k`, best `nodes` kept.
 
-    `nodes` are drafted tokens; the root is none of them. `width` counts it: rows of the target call.
+    `nodes` are drafted tokens; the root is none of them. `width` counts it: rows of the target call. Planned
+    rounds verify the part of a tree that pays (docs/planning.md), so a large one costs next to nothing.
     """
 
-    depth: int = 5
+    depth: int = 4
     top_k: int = 4
-    nodes: int = 11
+    nodes: int = 23
 
     def __post_init__(self) -> None:
         """Check the values."""
