@@ -204,6 +204,13 @@ class TreeShape:
                 f"{self.candidates} candidates: ask for fewer nodes, or more depth or top-k"
             )
 
+    @classmethod
+    def of(cls, depth: int, top_k: int, nodes: int | None = None) -> "TreeShape":
+        """Return a shape; without `nodes` those of the default, or all candidates where there are fewer."""
+        if nodes is None:
+            nodes = min(cls.nodes, max(cls(depth, top_k, 1).candidates, 1))
+        return cls(depth, top_k, nodes)
+
     @property
     def width(self) -> int:
         """Rows of the target call that verifies such a tree: the root and the nodes."""

@@ -101,7 +101,7 @@ def test_build_refuses_truncated_weights(target: Path, drafter: Path, tmp_path: 
     [
         (("--capacity", 129), "capacity is 129 tokens; this target was made for 1 to 128"),
         (("--capacity", 8), "capacity is 8 tokens; a bundle needs at least 32"),
-        (("--tree-nodes", 99), "tree nodes is 99, but depth 5 and top-k 4 give only 68 candidates"),
+        (("--tree-nodes", 99), "tree nodes is 99, but depth 4 and top-k 4 give only 52 candidates"),
         (("--tree-depth", 0), "tree depth is 0; it must be at least 1"),
         (("--top-k", 61, "--capacity", 48), "tree top-k is 61, but the drafter knows 60"),
     ],

@@ -29,15 +29,16 @@ _TARGET = (
 )
 _DRAFTER = (
     click.option(
-        "--drafter", help="Shipped drafter or folder; left out: the bundle decodes with the target only."
+        "--drafter", help="Shipped drafter or folder; left out: the bundle speculates by lookup alone."
     ),
     options.POSITIONS,
     click.option("--tree-depth", default=TreeShape.depth, help="Levels of the drafted tree."),
     click.option("--top-k", default=TreeShape.top_k, help="Beam of the drafted tree."),
     click.option(
         "--tree-nodes",
-        default=TreeShape.nodes,
-        help="Drafted tokens that the target verifies at once, the root not counted.",
+        type=int,
+        show_default=f"{TreeShape.nodes}, or all that there are",
+        help="Drafted tokens to choose from each round, the root not counted.",
     ),
 )
 _LAYER = "LAYER=PRECISION"
@@ -192,7 +193,7 @@ def build(
     positions_per_specialist: int | None,
     tree_depth: int,
     top_k: int,
-    tree_nodes: int,
+    tree_nodes: int | None,
     precision: Precision | Scheme,
     draft_precision: DraftPrecision | None,
     samples: Path | None,
@@ -233,7 +234,7 @@ def build(
         target=target,
         drafter=drafter,
         positions_per_specialist=positions_per_specialist,
-        tree=TreeShape(tree_depth, top_k, tree_nodes),
+        tree=TreeShape.of(tree_depth, top_k, tree_nodes),
         capacity=capacity,
         precision=precision,
         draft_precision=draft_precision,
