@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from poss_export.runtime import verify
+from poss_export.runtime.round import Round
+from poss_export.runtime.tree import DraftTree
 from tests.cli.command import done, refused
 
 
@@ -35,6 +38,68 @@ def test_speculative_and_target_only_json(bundle: Path, tmp_path: Path) -> None:
             *("rounds", "tau", "accepted_by_depth", "finish_reason"),
         }
     )
+
+
+def test_rounds_are_planned_or_whole_trees(planned_bundle: Path) -> None:
+    def answer(*options: object) -> tuple[dict[str, Any], str]:
+        result = done("generate", planned_bundle, "<5> <7>", "--raw", "--json", *options)
+        return json.loads(result.stdout), result.stderr
+
+    planned, told = answer()
+    whole, _ = answer("--fixed-tree")
+    assert planned["token_ids"] == whole["token_ids"]
+    assert "lookup" not in whole["summary"]["rounds"]
+    assert planned["summary"]["mean_width"] < whole["summary"]["mean_width"] <= 9
+    assert planned["summary"]["expected_seconds"] > 0
+    assert whole["summary"]["expected_seconds"] is None
+    kinds = ", ".join(f"{count} {kind}" for kind, count in planned["summary"]["rounds"].items())
+    assert sorted(told.partition("rounds: ")[2].partition(", finish")[0].split(", ")) == sorted(
+        kinds.split(", ")
+    )
+
+
+def test_a_text_of_the_users_is_looked_up_in(planned_bundle: Path, tmp_path: Path) -> None:
+    """The answer itself, as a corpus, is proposed from its first tokens on."""
+    result = done("generate", planned_bundle, "<5> <7>", "--raw", "--json")
+    alone = json.loads(result.stdout)
+    (tmp_path / "corpus.txt").write_text(f"<5> <7> {alone['text']}", encoding="utf-8")
+    result = done(
+        "generate", planned_bundle, "<5> <7>", "--raw", "--json", "--lookup", tmp_path / "corpus.txt"
+    )
+    helped = json.loads(result.stdout)
+    assert helped["token_ids"] == alone["token_ids"]
+    assert helped["tau"] > 2 * alone["tau"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read"),
+        (b"", "has 0 tokens; expected 1 to 200000"),
+        (b"\xff\xfe", "plain text in UTF-8"),
+    ],
+)
+def test_a_text_that_cannot_be_looked_up_in_is_refused(
+    bundle: Path, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "corpus.txt").write_bytes(content)
+    told = refused("generate", bundle, "<5>", "--raw", "--lookup", tmp_path / "corpus.txt")
+    assert message in told
+    assert "(--lookup)" in told
+
+
+def test_a_drafter_whose_tokens_are_never_accepted_is_told(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(tree: DraftTree, wanted: Any) -> Round:
+        return Round(tree, (0,), wanted([0]))
+
+    monkeypatch.setattr(verify, "walk", nothing)
+    result = done("generate", bundle, "<5>", "--raw", "--max-new-tokens", 30, "--fixed-tree")
+    assert "warning: nothing that the drafter proposed was accepted" in result.stderr
+    result = done("generate", bundle, "<5>", "--raw", "--max-new-tokens", 30, "--target-only")
+    assert "warning" not in result.stderr
 
 
 def test_all_turns_of_a_prompt_are_asked(chat_bundle: Path, tmp_path: Path) -> None:

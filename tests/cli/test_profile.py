@@ -65,6 +65,20 @@ def test_defaults_fit_the_bundle_and_the_table_has_a_row_a_call(tiny_bundle: Pat
     assert "measuring behind 16 tokens" in result.stderr
 
 
+def test_costs_are_kept_for_plans(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    result = run(tiny_bundle, "--repeats", 1, "--threads", 1, "--save")
+    assert result.exit_code == 0, result.output
+    (kept,) = tmp_path.rglob("*.json")
+    assert str(kept) in result.stderr.replace("\n", "")
+    assert json.loads(kept.read_text())["fingerprint"]["threads"] == 1
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    result = CliRunner().invoke(main, ["profile", str(tiny_bundle), "--repeats", "1", "--save"])
+    assert result.exit_code == 2
+    assert "set XDG_CACHE_HOME" in result.stderr
+
+
 def test_the_plot_is_a_picture(tiny_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "plot.png"
     assert run(tiny_bundle, "--repeats", 1, "--plot", path).exit_code == 0
