@@ -20,6 +20,7 @@ from poss_export.runtime.sessions.base import DraftSession, TargetSession
 
 SHORT, LONG = 40, 96  # tokens of an answer: to learn of a drafter, and of a target, whose ranges need more
 _TURNS = 12  # rounds that are timed with each drafter
+_VERIFIED = 8  # rows of such a round: about what a plan takes of a tree
 
 
 def hear(
@@ -76,7 +77,7 @@ def time_rounds(
     def one_round(drafter: DraftSession) -> None:
         drafter.trim(rows - 1)
         tree = drafter.propose(passage.tokens[rows : rows + 1], passage.features[rows - 1 : rows])
-        target.forward(tree.first(target.room()))
+        target.forward(tree.first(min(_VERIFIED, target.room())))
 
     for turn in range(-1, _TURNS):  # the first warms up
         for name, drafter in drafters.items():

@@ -20,6 +20,15 @@ class Candidates:
         self.tokens, self.parents, self.chances = [root], [0], [1.0]
         self._nodes: dict[tuple[int, int], int] = {}  # by parent and token
 
+    @classmethod
+    def drafted(cls, tree: DraftTree, chances: list[float]) -> "Candidates":
+        """Begin with a drafted tree, whose siblings differ; `chances` are those of its nodes."""
+        made = cls(int(tree.tokens[0]))
+        made.tokens, made.parents, made.chances = tree.tokens.tolist(), tree.parents.tolist(), chances
+        behind = zip(made.parents[1:], made.tokens[1:], strict=True)
+        made._nodes = {place: node for node, place in enumerate(behind, start=1)}
+        return made
+
     def __len__(self) -> int:
         """Return the number of nodes, the root's included."""
         return len(self.tokens)

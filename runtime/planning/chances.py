@@ -7,24 +7,17 @@ from poss_export.runtime.tree import DraftTree
 
 _STEPS = 256  # of a probability, in the table that is looked up while drafting
 _WORTH = 8.0  # nodes of an answer that the calibration counts as
+_LEVELS = 64  # that are counted apart; deeper ones count with the last
 
 
 class Calibration:
-    """Acceptance curves as a table; one serves all answers of a bundle."""
+    """Acceptance curves as a table, by depth and by probability in `_STEPS`; one serves a whole bundle."""
 
     def __init__(self, curves: AcceptanceCurves) -> None:
         """Read the curves, by depth from 0 on, at evenly spaced probabilities."""
         scores = [log(max(step / _STEPS, 1e-12)) for step in range(_STEPS + 1)]
         depths = range(len(curves.depths) + 1)
-        self._table = [[curves.chance(depth, score) for score in scores] for depth in depths]
-
-    def of(self, tree: DraftTree) -> list[float]:
-        """Return the chance of each node's whole path."""
-        table, last = self._table, len(self._table) - 1
-        return [
-            table[min(depth, last)][min(round(_STEPS * exp(score)), _STEPS)]
-            for depth, score in zip(tree.depths.tolist(), tree.scores.tolist(), strict=True)
-        ]
+        self.table = [[curves.chance(depth, score) for score in scores] for depth in depths]
 
 
 class DraftChances:
@@ -37,28 +30,30 @@ class DraftChances:
 
     def __init__(self, calibration: Calibration) -> None:
         """Begin with the calibration as it is."""
-        self._calibration = calibration
-        self._expected, self._right = [1.0], [1.0]  # by depth; the root is right
-        self._raw: list[float] = []  # of the tree that was asked for last
+        self._table = calibration.table
+        self._expected, self._right = [_WORTH] * _LEVELS, [_WORTH] * _LEVELS  # by depth
+        self._raw: list[float] = []  # calibrated chances of the tree that was asked for last
 
     def of(self, tree: DraftTree) -> list[float]:
         """Return the chance of each node's whole path, at most its parent's."""
-        raw = self._raw = self._calibration.of(tree)
-        while len(self._right) <= tree.depths.max():
-            self._expected.append(_WORTH)
-            self._right.append(_WORTH)
         corrections = [right / expected for right, expected in zip(self._right, self._expected, strict=True)]
-        chances = [1.0]
-        for node, (parent, depth) in enumerate(zip(tree.parents.tolist(), tree.depths.tolist(), strict=True)):
-            if node > 0:
-                share = raw[node] / max(raw[parent], 1e-9) * corrections[depth]
-                chances.append(chances[parent] * min(share, 1.0))
+        table, last = self._table, len(self._table) - 1
+        depths, raw, chances = [0], [1.0], [1.0]
+        for parent, score in zip(tree.parents.tolist()[1:], tree.scores.tolist()[1:], strict=True):
+            depth = depths[parent] + 1
+            calibrated = table[depth if depth < last else last][int(_STEPS * exp(score) + 0.5)]
+            share = calibrated / max(raw[parent], 1e-9) * corrections[min(depth, _LEVELS - 1)]
+            depths.append(depth)
+            raw.append(calibrated)
+            chances.append(chances[parent] * share if share < 1 else chances[parent])
+        self._raw = raw
         return chances
 
     def learn(self, tree: DraftTree, tokens: list[int]) -> None:
         """Note what came instead of, or as, the nodes of the tree that was asked for last."""
         raw, node = self._raw, 0
-        for depth, token in enumerate(tokens, start=1):
+        for number, token in enumerate(tokens, start=1):
+            depth = min(number, _LEVELS - 1)
             children = tree.children[node]
             if not children:
                 return

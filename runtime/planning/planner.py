@@ -151,11 +151,7 @@ class AdaptivePlanner:
 
     def _with_drafts(self, drafted: DraftTree, chances: DraftChances) -> Candidates:
         """Return what was drafted, with what was looked up behind the root and behind its best path."""
-        tokens, parents = drafted.tokens.tolist(), drafted.parents.tolist()
-        candidates = Candidates(tokens[0])
-        numbers = [0]
-        for node, chance in enumerate(chances.of(drafted)[1:], start=1):
-            numbers.append(candidates.add(numbers[parents[node]], tokens[node], chance))
+        candidates = Candidates.drafted(drafted, chances.of(drafted))
         if self._planning.lookup and self._planning.grafting:
             path = candidates.best_path()
             self._look_up(candidates, [0])

@@ -1,6 +1,7 @@
 import numpy as np
 
 from poss_export.runtime.planning.candidates import Candidates
+from poss_export.runtime.tree import DraftTree
 
 
 def drawn() -> Candidates:
@@ -20,6 +21,16 @@ def test_a_shared_beginning_is_there_once() -> None:
     assert made.parents[6] == 3
     assert made.chances[1:4:2] == [0.6, 0.5]  # the higher of two estimates
     assert made.chances[6] == 0.25
+
+
+def test_a_drafted_tree_is_taken_as_it_is() -> None:
+    tree = DraftTree.with_root(7, [8, 9, 8], [0, 0, 1], np.zeros(3))
+    made = Candidates.drafted(tree, [1.0, 0.5, 0.2, 0.4])
+    made.graft(0, [8, 8, 3], [1.0, 1.0, 1.0])
+    made.graft(0, [7], [0.1])  # as the root's own token, which is no child
+    assert made.tokens == [7, 8, 9, 8, 3, 7]
+    assert made.parents == [0, 0, 0, 1, 3, 0]
+    assert made.chances == [1.0, 1.0, 0.2, 1.0, 1.0, 0.1]
 
 
 def test_a_child_is_never_likelier_than_its_parent() -> None:
