@@ -14,6 +14,7 @@ from benchmarks.answers import Answer, Engine
 from benchmarks.peer_engines import GENAI_NGRAMS, llama_cpp, onnxruntime_genai, openvino_genai, transformers
 from benchmarks.peers import Peers
 from benchmarks.workers import Setup
+from poss_export.runtime.planning.planner import ADAPTIVE, Planning
 
 
 def target_only(setup: Setup) -> Engine:
@@ -22,18 +23,23 @@ def target_only(setup: Setup) -> Engine:
 
 
 def speculative(setup: Setup) -> Engine:
-    """Our bundle, through draft and verify."""
+    """Our bundle, through draft and verify, each round planned."""
     return _ours(setup, target_only=False)
 
 
-def _ours(setup: Setup, target_only: bool) -> Engine:
+def fixed_tree(setup: Setup) -> Engine:
+    """Our bundle, verifying the drafter's whole tree every round."""
+    return _ours(setup, target_only=False, planning=None)
+
+
+def _ours(setup: Setup, target_only: bool, planning: Planning | None = ADAPTIVE) -> Engine:
     from poss_export.evaluation.answers import answer
     from poss_export.runtime.bundle import open_bundle
 
     bundle = open_bundle(setup.model, threads=setup.threads).__enter__()  # until the process ends
 
     def ours(ids: list[int], max_new_tokens: int) -> Answer:
-        made = answer(bundle, ids, max_new_tokens, target_only=target_only)
+        made = answer(bundle, ids, max_new_tokens, target_only=target_only, planning=planning)
         times = made.prefill_seconds, made.seconds
         return Answer(
             list(made.token_ids), *times, made.rounds, made.target_seconds, made.draft_seconds, made.chains
@@ -101,6 +107,7 @@ def _openvino() -> Iterator[tuple[str, Kind]]:
 ENGINES = {
     "target-only": Kind("onnxruntime", target_only),
     "speculative": Kind("onnxruntime", speculative),
+    "fixed tree": Kind("onnxruntime", fixed_tree),
     "transformers": Kind("transformers", transformers, Peers.hugging_face, FULL),
     **dict(_genai()),
     **dict(_llama()),

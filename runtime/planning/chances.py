@@ -6,7 +6,7 @@ from poss_export.acceptance import AcceptanceCurves
 from poss_export.runtime.tree import DraftTree
 
 _STEPS = 256  # of a probability, in the table that is looked up while drafting
-_WORTH = 8.0  # nodes of an answer that the calibration counts as
+_WORTH = 2.0  # nodes of an answer that the calibration counts as: few, for it may not suit the text
 _LEVELS = 64  # that are counted apart; deeper ones count with the last
 
 

@@ -1,7 +1,7 @@
 """Whether to draft at all, decided before a draft is paid for."""
 
 _HOPE = 1.25  # plain steps' worth of drafting, before anything is known
-_MEMORY = 6  # rounds that the running mean is of
+_MEMORY = 4  # rounds that the running mean is of
 _SLACK = 0.03  # below a plain step before drafting is left, above before it is taken up
 _BESIDE = 1.4  # times what drafting is worth, lookup must be: a drafted round has what was looked up as well
 _FIRST_WAIT, _LONGEST_WAIT = 16, 128  # rounds between two trials

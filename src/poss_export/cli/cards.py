@@ -94,12 +94,10 @@ def millions(parameters: int) -> str:
 
 def lossless(manifest: "Manifest") -> str:
     """Return in one sentence whether speculation leaves the target's own output."""
-    if manifest.drafter is None:
-        return "it decodes with the target only"
     exactness = manifest.exactness
-    if not exactness.claims(chain=manifest.drafter.tree.is_chain):
+    if not exactness.claims(chain=manifest.drafter is None or manifest.drafter.tree.is_chain):
         if exactness.chains:
-            return "in chains only, bit for bit; not claimed of trees with siblings (build with top-k 1)"
+            return "bit for bit, in chains, which plans keep to; not claimed of fixed trees with siblings"
         return "not claimed: what a token gets depends on the others in its call"
     if exactness.near_ties:
         return "yes; where two tokens are equally likely, rounding may decide"

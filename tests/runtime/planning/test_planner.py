@@ -47,9 +47,9 @@ def tokens_of(made: Made) -> list[int]:
     return list(chain.from_iterable(done.tokens.tolist() for done, _ in made))
 
 
-def plain(fake_target: Any, seed: int, sampling: Sampling = GREEDY) -> list[int]:
+def plain(fake_target: Any, seed: int, sampling: Sampling = GREEDY, rows: int = 60) -> list[int]:
     sequence = Sequence(np.array([1, 2, 3]), verifier(sampling))
-    rounds: Iterator[Round] = speculate(fake_target(table(seed), 60), None, sequence, chunk=4)
+    rounds: Iterator[Round] = speculate(fake_target(table(seed), rows), None, sequence, chunk=4)
     return list(chain.from_iterable(done.tokens.tolist() for done in rounds))
 
 
@@ -135,3 +135,23 @@ def test_a_plan_says_what_it_costs(
         assert plan is not None
         assert plan.milliseconds == FLAT.by_width(0)[len(done.tree)] + 2.0 * plan.drafted
         assert 1.0 <= plan.tokens <= len(done.tree)
+
+
+@pytest.mark.parametrize("claimed", [0.3, 0.9])
+def test_a_drafter_that_lies_costs_little(
+    fake_target: Any, fake_drafter: Any, calibration: Calibration, claimed: float
+) -> None:
+    """Its tokens are never right, whatever it and its calibration say: found out within some rounds."""
+    calibration.table = [[1.0] * 257, *[[claimed**depth] * 257 for depth in range(1, 5)]]
+    costs = Costs({}, (64,), (1, 8, 16), ((30.0, 43.0, 52.0),), (1,), (7.0,))
+    planner = AdaptivePlanner(costs, DraftChances(calibration), Lookup(), planning=Planning(lookup=False))
+    answer, target = plain(fake_target, 6, rows=260), fake_target(table(6), 260)
+
+    def grow() -> tuple[list[int], list[int]]:
+        right = answer[min(target.length() - 2, len(answer) - 1)]
+        return [(right + 1) % VOCAB] * 4, list(range(4))
+
+    made = rounds_of(target, fake_drafter(grow, 260), planner)
+    spent = sum(plan.milliseconds for _, plan in made[1:] if plan)
+    assert tokens_of(made) == answer
+    assert 30.0 * (len(answer) - 1) / spent > 0.95
