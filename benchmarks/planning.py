@@ -117,7 +117,7 @@ def _answer(bundle: Bundle, way: str, row: Row, ids: Sequence[int], tokens: int,
     alone = way == BASELINE
     planner = TimedPlanner(WHOLE_TREES if alone else bundle.planners.planner(PLANNINGS[way]))
     drafter = None if alone else bundle.drafter
-    request: dict[str, Any] = {"planner": planner, "max_new_tokens": tokens, "sampling": sampling}
+    request: dict[str, Any] = {"planner": lambda: planner, "max_new_tokens": tokens, "sampling": sampling}
     stream = Stream(bundle.target, drafter, bundle.text, "", ids, **request)
     row.answers.append(stream.run())
     row.rounds += stream.timed

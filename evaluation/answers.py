@@ -1,10 +1,11 @@
 """Answers to ids, with a bundle's drafter and with its target alone."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.generation import Generation, Stream
-from poss_export.runtime.planning.planner import ADAPTIVE, WHOLE_TREES, Planning
+from poss_export.runtime.planning.planner import ADAPTIVE, Planning, WholeTrees
 from poss_export.runtime.sampling import GREEDY, Sampling
 
 
@@ -24,7 +25,7 @@ def answer(
         bundle.text,
         "",
         ids,
-        planner=WHOLE_TREES if target_only else bundle.planners.planner(planning),
+        planner=WholeTrees if target_only else partial(bundle.planners.planner, planning),
         max_new_tokens=tokens,
         sampling=sampling,
     ).run()

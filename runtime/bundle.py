@@ -16,7 +16,7 @@ from poss_export.errors import BackendError, BundleError, InputError
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
 from poss_export.prompts import Prompt
 from poss_export.runtime.generation import Generation, Stream
-from poss_export.runtime.planning.planner import ADAPTIVE, WHOLE_TREES, Planning
+from poss_export.runtime.planning.planner import ADAPTIVE, Planning, WholeTrees
 from poss_export.runtime.planning.planners import Planners, read_corpus
 from poss_export.runtime.sampling import GREEDY, Sampling
 from poss_export.runtime.sessions.base import DraftSession, TargetSession
@@ -136,7 +136,7 @@ class Bundle:
             self.text,
             prompt if isinstance(prompt, str) else prompt[-1]["content"],
             ids,
-            planner=WHOLE_TREES if target_only else self.planners.planner(planning),
+            planner=WholeTrees if target_only else partial(self.planners.planner, planning),
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             stop=stop,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from poss_export.errors import InputError
 from poss_export.runtime.loop import PREFILL_CHUNK, speculate
-from poss_export.runtime.planning.planner import WHOLE_TREES, Planner
+from poss_export.runtime.planning.planner import Planner, WholeTrees
 from poss_export.runtime.round import Round
 from poss_export.runtime.sampling import GREEDY, Sampling
 from poss_export.runtime.sequence import Sequence
@@ -97,13 +97,13 @@ class Stream:
         prompt: str,
         prompt_ids: abc.Sequence[int],
         *,
-        planner: Planner = WHOLE_TREES,
+        planner: abc.Callable[[], Planner] = WholeTrees,
         max_new_tokens: int = 128,
         sampling: Sampling = GREEDY,
         stop: abc.Sequence[str] = (),
         prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
-        """Check the request; a drafter of None decodes with the target alone.
+        """Check the request; a drafter of None proposes nothing, and `planner` is made when the answer begins.
 
         Raises:
             InputError: a value cannot be used, or the prompt does not fit the capacity.
@@ -115,7 +115,8 @@ class Stream:
         self._prompt, self._chunk = prompt, prefill_chunk
         self._transcript = Transcript(text, max_new_tokens, (stop,) if isinstance(stop, str) else stop)
         ids = np.asarray(prompt_ids, dtype=np.int64)
-        self._sequence = Sequence(ids, verifier(sampling), self._transcript, planner=planner)
+        self._sequence = Sequence(ids, verifier(sampling), self._transcript)
+        self._planner = planner
         self._pieces = self._answer()
 
     def __iter__(self) -> abc.Iterator[str]:
@@ -124,6 +125,9 @@ class Stream:
 
     def _answer(self) -> abc.Iterator[str]:
         transcript, clock = self._transcript, time.perf_counter
+        self._sequence.planner = (
+            self._planner()
+        )  # it may use the sessions, which a stream before this one had
         for session in self._sessions:
             session.reset()
         seconds, resumed = 0.0, clock()

@@ -67,3 +67,13 @@ def test_a_home_that_cannot_be_written_is_no_error(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with open_bundle(tiny_bundle, threads=1) as bundle:
         assert bundle.planners.costs.widths[0] == 1
+
+
+def test_a_stream_that_is_asked_for_disturbs_none_that_runs(tiny_bundle: Path) -> None:
+    """Costs are measured when an answer begins, not when it is asked for: that empties the sessions."""
+    with open_bundle(tiny_bundle, threads=1) as bundle:
+        whole = bundle.generate("<5> <9>", raw=True, target_only=True, max_new_tokens=12).token_ids
+        stream = bundle.stream("<5> <9>", raw=True, target_only=True, max_new_tokens=12)
+        next(iter(stream))
+        bundle.stream("<7>", raw=True)
+        assert stream.run().token_ids == whole
