@@ -103,7 +103,7 @@ class Stream:
         stop: abc.Sequence[str] = (),
         prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
-        """Check the request; a drafter of None proposes nothing, and `planner` is made when the answer begins.
+        """Check the request; a drafter of None proposes nothing. `planner` is made when the answer begins.
 
         Raises:
             InputError: a value cannot be used, or the prompt does not fit the capacity.

@@ -29,8 +29,8 @@ def test_what_fits_a_small_capacity_is_measured(tiny_bundle: Path, effort: Effor
     assert costs.fingerprint["threads"] == 1
 
 
-def test_answers_are_as_before_a_measurement(tiny_bundle: Path) -> None:
-    with open_bundle(tiny_bundle, threads=1) as bundle:
+def test_answers_are_as_before_a_measurement(planned_bundle: Path) -> None:
+    with open_bundle(planned_bundle, threads=1) as bundle:
         before = bundle.generate("<5> <9>", raw=True, target_only=True, max_new_tokens=12).token_ids
         bundle.planners.measure(Effort((1, 2, 4), (8,), 1))
         assert bundle.generate("<5> <9>", raw=True, max_new_tokens=12).token_ids == before
@@ -69,9 +69,9 @@ def test_a_home_that_cannot_be_written_is_no_error(
         assert bundle.planners.costs.widths[0] == 1
 
 
-def test_a_stream_that_is_asked_for_disturbs_none_that_runs(tiny_bundle: Path) -> None:
+def test_a_stream_that_is_asked_for_disturbs_none_that_runs(planned_bundle: Path) -> None:
     """Costs are measured when an answer begins, not when it is asked for: that empties the sessions."""
-    with open_bundle(tiny_bundle, threads=1) as bundle:
+    with open_bundle(planned_bundle, threads=1) as bundle:
         whole = bundle.generate("<5> <9>", raw=True, target_only=True, max_new_tokens=12).token_ids
         stream = bundle.stream("<5> <9>", raw=True, target_only=True, max_new_tokens=12)
         next(iter(stream))
