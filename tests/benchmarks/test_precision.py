@@ -157,7 +157,7 @@ def test_two_precisions_in_one_table(measured: SimpleNamespace) -> None:
     assert half["megabytes"]["target"] < 0.75 * full["megabytes"]["target"]
     for row in (full, half):
         assert row["plain_width"] == 1
-        assert list(row["milliseconds_by_width"]) == ["1", "2", "4", "8", "12", "16", "32"]
+        assert list(row["milliseconds_by_width"]) == ["1", "2", "4", "8", "12", "16", "24", "32"]
         assert row["plain_steps_by_width"]["1"] == 1.0
         assert row["draft_milliseconds"] > 0
         assert len(row["speculative"]["tokens_per_second_by_repeat"]) == 2
