@@ -113,7 +113,7 @@ def test_edited_manifest(bundle: tuple[Path, m.Manifest]) -> None:
 
 FIELDS = (
     *("target", "drafter", "precision", "cache_form", "capacity", "text", "created", "argv"),
-    *("versions", "parity", "files", "engines", "quantisation", "quality"),
+    *("versions", "parity", "files", "engines", "quantisation", "quality", "calibration"),
 )
 
 

@@ -106,7 +106,7 @@ def test_a_wheel_holds_all_source_files(wheel: Path) -> None:
     assert "poss_export/py.typed" in names
 
 
-RUNTIME = {"click", "jinja2", "numpy", "onnxruntime", "rich", "tokenizers"}
+RUNTIME = {"click", "jinja2", "numpy", "onnxruntime", "platformdirs", "rich", "tokenizers"}
 
 
 def test_the_plain_install_is_the_deployment_runtime(wheel: Path) -> None:

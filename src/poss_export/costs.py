@@ -94,7 +94,7 @@ class Costs:
         return found
 
 
-_MAKE = "measure one with `poss-export profile BUNDLE --save`"
+_MAKE = "measure one: profile the bundle, and save what rounds cost"
 
 
 def cached_costs(fingerprint: Fingerprint) -> Path:

@@ -32,7 +32,7 @@ def test_the_card_of_a_bundle(bundle: Path, target: Path, drafter: Path) -> None
     rows = {name: text.strip() for name, text in card(bundle).items()}
     assert rows["title"] == f"tiny: bundle of {target.name}, drafter {drafter.name}"
     assert rows["target"].startswith(f"{target.name}, 0.1 million parameters, fp32, ")
-    assert rows["tree"] == "8 drafted tokens, depth 5, top-k 4"
+    assert rows["tree"] == "8 drafted tokens, depth 4, top-k 4"
     assert rows["capacity"] == "48 tokens of prompt and answer"
     assert rows["runs on"] == "ONNX Runtime; shared caches"
     assert rows["parity"].endswith(" of PyTorch")

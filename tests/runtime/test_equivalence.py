@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
-from itertools import chain, islice
+from itertools import chain, islice, product
 from typing import Any
 
 import numpy as np
@@ -125,9 +125,9 @@ def test_planned_tokens_are_the_targets(
 ) -> None:
     """Rounds of every kind, behind each other, with rows that the drafter catches up with."""
     target, drafter = open_sessions(form, POSS, 1, family)
-    costs = Costs({}, (1,), (1, 24), ((1.0, 1.3),), (1,), (0.3,))
     kinds = set()
-    for prompt in PROMPTS:
+    for prompt, draft in product(PROMPTS, (0.3, 3.0)):  # drafts that pay, and that do not
+        costs = Costs({}, (1,), (1, 24), ((1.0, 1.3),), (1,), (draft,))
         plain = list(chain.from_iterable(emitted((target, drafter), prompt, sampling, drafts=False)))
         for session in (target, drafter):
             session.reset()
