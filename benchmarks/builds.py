@@ -25,7 +25,7 @@ from poss_export.errors import BackendError, InputError
 from poss_export.exporters.engine_build import build_engine, shapes_of
 from poss_export.manifest import TARGET_GRAPH, Manifest, read_manifest
 from poss_export.runtime.bundle import contracts_of
-from poss_export.runtime.loop import PREFILL_CHUNK
+from poss_export.runtime.sessions.base import PREFILL_CHUNK
 
 COLUMNS = ("widths", "seconds", "peak MB", "of weights", "MB", "estimated peak MB", "estimated MB")
 DEVICE_COLUMNS = ("weights MB", "open MB", "fixed MB")

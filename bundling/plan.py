@@ -17,7 +17,7 @@ from poss_export.evaluation.text_quality import read_windows
 from poss_export.exporters.target import check_target
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER
 from poss_export.reference import ROWS
-from poss_export.runtime.loop import PREFILL_CHUNK
+from poss_export.runtime.sessions.base import PREFILL_CHUNK
 from poss_export.targets.checkpoint import Target
 
 _COMMON_CAPACITY = 2048  # tokens

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from poss_export.calibration.record import Dialogue
 from poss_export.errors import InputError
-from poss_export.runtime.loop import PREFILL_CHUNK, read
+from poss_export.runtime.loop import read
 from poss_export.runtime.round import Round
-from poss_export.runtime.sessions.base import DraftSession, Ints, TargetSession
+from poss_export.runtime.sessions.base import PREFILL_CHUNK, DraftSession, Ints, TargetSession
 from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import walk
 

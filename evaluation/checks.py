@@ -180,5 +180,5 @@ def _first_round(
     drafter.reset()
     sequence = Sequence(np.asarray(prompt_ids), verifier(GREEDY))
     prefill(target, drafter, sequence)
-    tree = drafter.propose(*sequence.take_unread()).first(target.room())
+    tree = sequence.draft(drafter).first(target.room())
     return tree, target.forward(tree).logits.copy()

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poss_export.errors import InputError
-from poss_export.runtime.loop import PREFILL_CHUNK, speculate
+from poss_export.runtime.loop import speculate
 from poss_export.runtime.planning.planner import Planner, WholeTrees
 from poss_export.runtime.round import Round
 from poss_export.runtime.sampling import GREEDY, Sampling
 from poss_export.runtime.sequence import Sequence
-from poss_export.runtime.sessions.base import DraftSession, Session, TargetSession
+from poss_export.runtime.sessions.base import PREFILL_CHUNK, DraftSession, Session, TargetSession
 from poss_export.runtime.summary import Summary, TimedRound, summarise
 from poss_export.runtime.transcript import FinishReason, Transcript
 from poss_export.runtime.verify import verifier

@@ -6,10 +6,8 @@ import numpy as np
 
 from poss_export.runtime.round import Round
 from poss_export.runtime.sequence import Sequence
-from poss_export.runtime.sessions.base import DraftSession, Ints, TargetOutput, TargetSession
+from poss_export.runtime.sessions.base import PREFILL_CHUNK, DraftSession, Ints, TargetOutput, TargetSession
 from poss_export.runtime.tree import DraftTree
-
-PREFILL_CHUNK = 256  # tokens: bounds the memory of a long prompt's mask and activations
 
 
 def speculate(

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from poss_export.runtime.planning.planner import WHOLE_TREES, Planner
 from poss_export.runtime.round import Round
-from poss_export.runtime.sessions.base import TargetOutput
+from poss_export.runtime.sessions.base import PREFILL_CHUNK, DraftSession, TargetOutput
 from poss_export.runtime.transcript import Transcript
+from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import Verify
 
 
@@ -55,6 +56,14 @@ class Sequence:
         t, f = (np.concatenate(parts) for parts in zip(*self._unread, strict=True))
         self._unread.clear()
         return t, f
+
+    def draft(self, drafter: DraftSession) -> DraftTree:
+        """Return the drafter's tree behind the root; it reads what it has not read, in chunks."""
+        t, f = self.take_unread()
+        for start in range(0, len(t), PREFILL_CHUNK):
+            rows = slice(start, start + PREFILL_CHUNK)
+            tree = drafter.propose(t[rows], f[rows], self.slot)
+        return tree
 
     def keep(self, t: NDArray[np.int64], f: NDArray[Any]) -> None:
         """Keep rows that the drafter has not read, in the words of `take_unread`."""

@@ -22,7 +22,7 @@ from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.base import DraftSession, TargetOutput, TargetSession
 from poss_export.runtime.tree import DraftTree
 
-_ROWS = (2, 16, 64)  # new rows of a draft call; the first are those of most rounds
+_ROWS = (2, 16, 64, 256)  # new rows of a draft call; the first are those of most rounds
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,12 @@ def measure_costs(
     """
     capacity = target.capacity
     widths = target.widths or tuple(width for width in effort.widths if 2 * width <= capacity)
-    most = max(widths[-1], _ROWS[-1])
-    contexts = [c for c in effort.contexts if c + most <= capacity] or [max(capacity // 4, 1)]
-    rows = [rows for rows in _ROWS if rows == _ROWS[0] or contexts[-1] + rows <= capacity]
+    contexts = [c for c in effort.contexts if c + widths[-1] <= capacity] or [max(capacity // 4, 1)]
+    rows = [rows for rows in _ROWS if rows == _ROWS[0] or contexts[0] + rows <= capacity]
     rounds, drafts = list[tuple[float, ...]](), dict[int, list[float]]()
     for number, context in enumerate(contexts):
         behind = _Behind(target, drafter, vocab, context, chains)
-        by_width, by_rows = _take_turns(behind, widths, rows, effort)
+        by_width, by_rows = _take_turns(behind, widths, rows if number == 0 else rows[:1], effort)
         rounds.append(tuple(map(statistics.median, by_width.values())))
         drafts = drafts or by_rows
         progress("measuring costs", number + 1, len(contexts), "")
@@ -81,11 +80,12 @@ def _take_turns(
     """Return the milliseconds of rounds by width, and of draft calls by new rows."""
     rounds: dict[int, list[float]] = {width: [] for width in widths}
     drafts: dict[int, list[float]] = {count: [] for count in rows}
+    narrow = widths[min(1, len(widths) - 1)]
     start = time.perf_counter()
     for turn in range(-1, effort.repeats):
         if turn > 0 and time.perf_counter() - start > effort.seconds:
             break
-        calls = [(width, rows[0]) for width in widths] + [(widths[-1], count) for count in rows[1:]]
+        calls = [(width, rows[0]) for width in widths] + [(narrow, count) for count in rows[1:]]
         for width, count in calls:
             rest, draft = behind.round(width, count)
             if turn < 0:
@@ -157,7 +157,7 @@ class _Script:
     def propose(self, sequence: Sequence, drafter: DraftSession | None, room: int) -> DraftTree:
         """Return the tree, behind a draft call or without."""
         if drafter is not None and self.drafts:
-            drafter.propose(*sequence.take_unread(), sequence.slot)
+            sequence.draft(drafter)
         return self.tree
 
     def learn(self, done: Round) -> None:

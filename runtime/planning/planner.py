@@ -65,10 +65,10 @@ class WholeTrees:
 
     def propose(self, sequence: "Sequence", drafter: DraftSession | None, room: int) -> DraftTree:
         """Return what the drafter draws."""
-        unread = sequence.take_unread()
         if drafter is None:
+            sequence.take_unread()  # nobody will
             return DraftTree.with_root(sequence.root)
-        return drafter.propose(*unread, sequence.slot).first(room)
+        return sequence.draft(drafter).first(room)
 
     def learn(self, done: Round) -> None:
         """Learn nothing."""
@@ -126,11 +126,13 @@ class AdaptivePlanner:
         nodes, self.plan = self._choose(candidates, costs)
         self._drafted = None
         otherwise = self.plan.rate * costs[1]
+        if drafter is None:
+            sequence.take_unread()  # nobody will
         if drafter is None or self._chances is None or not self._drafts(otherwise):
             self._habit.skipped()
             return candidates.tree(nodes)
         rows = sequence.unread_rows
-        self._drafted = drafter.propose(*sequence.take_unread(), sequence.slot)
+        self._drafted = sequence.draft(drafter)
         candidates = self._with_drafts(self._drafted, self._chances)
         # A long catch-up is paid once, and says nothing of the rounds to come.
         nodes, plan = self._choose(candidates, costs, self._costs.draft(min(rows, _CATCH_UP)))

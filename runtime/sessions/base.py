@@ -18,6 +18,8 @@ from poss_export.runtime.tree import DraftTree
 
 Ints = NDArray[np.int64]
 
+PREFILL_CHUNK = 256  # tokens of a call that reads: bounds the memory of a mask and of activations
+
 
 @dataclass(frozen=True)
 class TargetOutput:
