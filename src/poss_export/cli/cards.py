@@ -114,7 +114,7 @@ def quality_rows(quality: Mapping[str, Any]) -> Rows:
     }
     if rounds:
         rows["tau"] = f"{rounds['tau']:.2f} tokens a round, in floating point {rounds['reference_tau']:.2f}"
-        rows["equal answers"] = f"{rounds['equal_answers']} of {rounds['prompts']} are target-only decoding's"
+        rows["fixed trees"] = f"{rounds['equal_answers']} of {rounds['prompts']} answers are target-only's"
     return rows
 
 
