@@ -72,7 +72,7 @@ QUALITY = {
     [
         ((2, True), (5, 4, 11), "yes, bit for bit"),
         ((2, False), (5, 1, 5), "yes, bit for bit"),
-        ((2, False), (5, 4, 11), "in chains only, bit for bit"),
+        ((2, False), (5, 4, 11), "bit for bit, in chains"),
         ((None, False), (5, 1, 5), "not claimed"),
     ],
 )
