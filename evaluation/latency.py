@@ -17,7 +17,8 @@ from poss_export.errors import InputError
 from poss_export.machine import peak_memory
 from poss_export.progress import Report, silent
 from poss_export.runtime.bundle import Bundle, contracts_of
-from poss_export.runtime.loop import advance, prefill
+from poss_export.runtime.loop import advance
+from poss_export.runtime.planning.measure import read_context
 from poss_export.runtime.sampling import GREEDY
 from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.base import DraftSession, Ints, TargetSession
@@ -150,18 +151,9 @@ def round_times(
 
 
 def _fill(target: TargetSession, drafter: DraftSession | None, ids: Ints) -> Sequence:
-    """Empty the sessions, then read `ids` as a prompt, which the drafter has read but for the last row."""
-    target.reset()
+    """Return a sequence whose prompt is `ids`, read as `read_context` does."""
     sequence = Sequence(ids, verifier(GREEDY))
-    if drafter is None:
-        prefill(target, None, sequence)
-        return sequence
-    drafter.reset()
-    prefill(target, drafter, sequence)
-    t, f = sequence.take_unread()
-    if len(t) > 1:
-        drafter.propose(t[:-1], f[:-1])
-    sequence.keep(t[-1:], f[-1:])
+    read_context(target, drafter, sequence)
     return sequence
 
 

@@ -120,19 +120,24 @@ class Lookup:
         self._text, self._corpus, self._behind = SuffixAutomaton(), corpus, Match()
         self._seen = [_WORTH] * len(_RIGHT)
         self._right = [_WORTH * share for share in _RIGHT]
+        self._found = self._look_behind(())
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Read on; what was proposed for these tokens is judged by them."""
         read = list(tokens)
-        for proposed in self.continuations():
+        for proposed in self._found:
             self._learn(proposed, read)
         for token in read:
             self._text.add(token)
             if self._corpus is not None:
                 self._behind = self._corpus.follow(self._behind, token)
+        self._found = self._look_behind(())
 
     def continuations(self, path: Sequence[int] = ()) -> list[Continuation]:
         """Return what may follow the text and then the tokens of `path`, at most one of each source."""
+        return self._look_behind(path) if path else self._found
+
+    def _look_behind(self, path: Sequence[int]) -> list[Continuation]:
         sources = [(self._text, self._text.match)]
         if self._corpus is not None:
             sources.append((self._corpus, self._behind))

@@ -97,6 +97,18 @@ def _take_turns(
     return rounds, drafts
 
 
+def read_context(target: TargetSession, drafter: DraftSession | None, sequence: Sequence) -> None:
+    """Empty the sessions and read the sequence's prompt, the drafter all but its last row, which is kept."""
+    for session in (target, drafter):
+        if session is not None:
+            session.reset()
+    prefill(target, drafter, sequence)
+    t, f = sequence.take_unread()
+    if drafter is not None and len(t) > 1:
+        drafter.propose(t[:-1], f[:-1], sequence.slot)
+    sequence.keep(t[-1:], f[-1:])
+
+
 class _Behind:
     """Rounds behind a context, each timed as often as it is asked for."""
 
@@ -106,16 +118,10 @@ class _Behind:
         """Read `context` tokens."""
         self._target, self._drafter, self._context, self._chains = target, drafter, context, chains
         self._tokens = np.random.default_rng(0).integers(0, vocab, max(context, *CAREFUL.widths))
-        for session in (target, drafter):
-            if session is not None:
-                session.reset()
         sequence = self._sequence(_Script())
-        prefill(target, drafter, sequence)
-        t, f = sequence.take_unread()
-        if drafter is not None and len(t) > 1:
-            drafter.propose(t[:-1], f[:-1])
+        read_context(target, drafter, sequence)
         self._read = 0 if drafter is None else drafter.length()
-        self._t, self._f = t[-1:], f[-1:]
+        self._t, self._f = sequence.take_unread()
 
     def round(self, width: int, rows: int) -> tuple[float, float]:
         """Return the milliseconds of a round without its draft call, and of that; plain steps have none."""

@@ -7,6 +7,7 @@ import click
 
 from poss_export.cli import options
 from poss_export.cli.printing import log, print_json, print_rich
+from poss_export.cli.progress import show_progress
 from poss_export.engine_spec import Backend
 from poss_export.errors import InputError
 
@@ -90,8 +91,8 @@ def _save_costs(engines: "Bundle") -> None:
     from poss_export.costs import cached_costs, keep
     from poss_export.runtime.planning.measure import CAREFUL
 
-    log("measuring rounds")
-    costs = engines.planners.measure(CAREFUL)
+    with show_progress() as progress:
+        costs = engines.planners.measure(CAREFUL, progress)
     if (path := keep(costs)) is None:
         raise InputError(f"cannot write {str(cached_costs(costs.fingerprint))!r}: set XDG_CACHE_HOME")
     plain, *wider = costs.rounds[0]
