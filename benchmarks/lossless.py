@@ -34,7 +34,8 @@ def compare(
 ) -> tuple[Generation, dict[str, dict[str, Any]]]:
     """Return the speculative answer, and where it parts from target-only, if it does, as JSON values."""
     (ours,), (plain,) = take_turns(bundle, [question.ids], tokens, sampling)
-    found = find_divergence(bundle.target, question.ids, ours.token_ids, plain.token_ids, sampling)
+    tie = bundle.manifest.exactness.tie(ours.chains)
+    found = find_divergence(bundle.target, question.ids, ours.token_ids, plain.token_ids, sampling, tie)
     if found is None:
         return ours, {}
     place = question.place if sampling.greedy else f"{question.place}, seed {sampling.seed}"

@@ -222,3 +222,7 @@ def _check_schemes(request: QuantiseRequest, graph: GraphName, cache_form: Cache
         raise InputError(
             f"{graph} precision int8 (weights only) is for ONNX Runtime on the CPU: take w8a8 or int4"
         )
+    if cache_form == "static" and (digits := wanted.all_schemes & {"w8a16", "w8a24", "w8a32"}):
+        raise InputError(
+            f"{graph} precision {min(digits)} is for ONNX Runtime on the CPU: take w8a8, or another backend"
+        )

@@ -171,7 +171,7 @@ def _judge(work: _Work, result: Export, shared: Export) -> dict[str, Any]:
     figures: dict[str, Any] = {"thresholds": asdict(request.thresholds)}
     if timed:  # first: plain steps have the least width that it finds
         work.report("measuring widths")
-        figures["widths"] = measure_widths(result.open(), windows[0])
+        figures["widths"] = measure_widths(result.open(), windows)
     answering = replace(shared, manifest=replace(shared.manifest, quality=figures))
     figures |= _measure(work, result, answering, Trial(windows, request.prompts, _NEW_TOKENS, timed))
     require_quality(figures, request.thresholds)

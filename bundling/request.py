@@ -226,16 +226,19 @@ def _graph_request(request: BuildRequest, graph: GraphName) -> "GraphRequest":
     from poss_export.quantisation.decisions import GraphRequest
 
     options, scheme = request.quantisation, request.schemes[graph]
-    # Weights only, which ONNX Runtime alone has kernels for.
-    fallback: Scheme | None = "int8" if request.form == "shared" else None
+    on_cpu = (
+        request.form == "shared"
+    )  # ONNX Runtime alone has kernels for activations in digits, or in floats
     layers = tuple(_layer(text, _LAYERS[graph]) for text in getattr(options, _LAYERS[graph]))
     return GraphRequest(
         scheme,
-        layers=(("head", fallback), *layers) if scheme == "int4" else layers,  # few bear a 4-bit head
+        layers=(("head", "int8" if on_cpu else None), *layers)
+        if scheme == "int4"
+        else layers,  # few bear a 4-bit head
         observer=options.observer,
         smoothing=options.smoothing,
         budget=options.budget,
-        fallback=fallback,
+        fallback="w8a16" if on_cpu else None,
     )
 
 

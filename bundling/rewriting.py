@@ -24,7 +24,7 @@ def write_graph(model: onnx.ModelProto, decisions: Decisions, form: insertion.Fo
     for site in find_sites(model):
         if site.name in decisions.limits:
             limits[site.input] = max(limits.get(site.input, 0.0), decisions.limits[site.name])
-    insertion.quantise(model, decisions.schemes, limits, form)
+    insertion.quantise(model, decisions.schemes, limits, form, decisions.small)
     for file in (path, path.with_name(f"{path.name}.data")):
         file.unlink(missing_ok=True)  # a link to what is copied
     insertion.save(model, path)

@@ -38,9 +38,9 @@ def judge(divergence: Divergence | None, exactness: Exactness, chain: bool) -> V
     """
     if divergence is None:
         return "equal"
-    if not exactness.claims(chain):
+    if (tie := exactness.tie(chain)) is None:
         return "not claimed"
-    return "near-tie" if exactness.near_ties and divergence.gap < NEAR_TIE else "mismatch"
+    return "near-tie" if divergence.gap < tie else "mismatch"
 
 
 def find_divergence(
@@ -49,10 +49,12 @@ def find_divergence(
     ours: Sequence[int],
     plain: Sequence[int],
     sampling: Sampling = GREEDY,
+    tie: float | None = None,
 ) -> Divergence | None:
     """Return where two answers to a prompt part, if they do; asks the target for the gap there.
 
-    `sampling` is that of both answers, with its seed.
+    `sampling` is that of both answers, with its seed; `tie` how close a near-tie is, for what its filters
+    nearly cut off: `NEAR_TIE` where nothing is claimed.
     """
     if (position := first_difference(ours, plain)) is None:
         return None
@@ -60,7 +62,7 @@ def find_divergence(
     logits = _last_logits(target, context)
     if not sampling.greedy:
         noise = Noise(sampling.seed)(len(context), len(logits))
-        return Divergence(position, draw_gap(logits, sampling, noise))
+        return Divergence(position, draw_gap(logits, sampling, noise, tie or NEAR_TIE))
     second, first = np.partition(logits.astype(np.float64), -2)[-2:]
     return Divergence(position, float(first - second))
 

@@ -26,12 +26,13 @@ PREFIXES = (17, 64, 120)  # committed tokens before them
 Floats = NDArray[np.float32]
 
 
-def measure_widths(bundle: Bundle, ids: Ints) -> dict[str, Any]:
+def measure_widths(bundle: Bundle, texts: Sequence[Ints]) -> dict[str, Any]:
     """Return the largest differences of logits, and from which width on there are none.
 
     Args:
         bundle: its target graph is loaded once more, without what `least_width` fills up.
-        ids: a text of at least 128 tokens, or as many as the capacity holds.
+        texts: ids, each of at least 128 tokens, or as many as the capacity holds. All widths are tried on the
+            first, siblings on all.
 
     Returns:
         `differences`: of single steps at each width to those at the widest. `neighbours`: of steps beside
@@ -41,12 +42,12 @@ def measure_widths(bundle: Bundle, ids: Ints) -> dict[str, Any]:
     contract = contracts_of(bundle.manifest)["target"]
     capacity = bundle.manifest.capacity
     worst: dict[str, float] = {}
-    room = min(capacity - max(WIDTHS), len(ids)) - STEPS
-    prefixes = [prefix for prefix in PREFIXES if prefix <= room] or [room]
     with OrtTargetSession(bundle.folder / TARGET_GRAPH, contract, capacity, OrtOptions()) as session:
-        for prefix in prefixes if room > 1 else ():
-            for name, difference in _differences(session, ids[:prefix], ids[prefix : prefix + STEPS]).items():
-                worst[name] = max(worst.get(name, 0.0), difference)
+        for number, ids in enumerate(texts):
+            measure = _siblings if number else _differences
+            for place in _places(capacity, ids):
+                for name, difference in measure(session, ids[:place], ids[place : place + STEPS]).items():
+                    worst[name] = max(worst.get(name, 0.0), difference)
     widths = {width: worst[str(width)] for width in WIDTHS if str(width) in worst}
     agreeing = [width for width in widths if all(widths[w] == 0 for w in widths if w >= width)]
     exact = bool(agreeing) and worst["neighbours"] == worst["chain"] == 0
@@ -54,8 +55,13 @@ def measure_widths(bundle: Bundle, ids: Ints) -> dict[str, Any]:
         "differences": {str(width): difference for width, difference in widths.items()},
         **{name: worst[name] for name in ("neighbours", "chain", "siblings") if name in worst},
         "least_width": min(agreeing) if exact else None,
-        "tree_exact": exact and worst["siblings"] == 0,
     }
+
+
+def _places(capacity: int, ids: Ints) -> Sequence[int]:
+    """Return behind how many committed tokens of a text steps are tried."""
+    room = min(capacity - max(WIDTHS), len(ids)) - STEPS
+    return [prefix for prefix in PREFIXES if prefix <= room] or ([room] if room > 1 else [])
 
 
 def _differences(session: TargetSession, prefix: Ints, tokens: Ints) -> dict[str, float]:
@@ -66,10 +72,19 @@ def _differences(session: TargetSession, prefix: Ints, tokens: Ints) -> dict[str
 
     found = {str(width): difference(_steps(session, prefix, tokens, width, seed=0)) for width in WIDTHS}
     found["neighbours"] = difference(_steps(session, prefix, tokens, max(WIDTHS), seed=1))
-    chain = DraftTree.chain(tokens)
-    found["chain"] = difference(_tree(session, prefix, chain, range(len(tokens))))
+    found["chain"] = difference(_chain(session, prefix, tokens))
     found["siblings"] = difference(_tree(session, prefix, *_between_siblings(tokens)))
     return found
+
+
+def _siblings(session: TargetSession, prefix: Ints, tokens: Ints) -> dict[str, float]:
+    """Return only what siblings change, beside a chain."""
+    tree = _tree(session, prefix, *_between_siblings(tokens))
+    return {"siblings": float(np.abs(tree - _chain(session, prefix, tokens)).max())}
+
+
+def _chain(session: TargetSession, prefix: Ints, tokens: Ints) -> Floats:
+    return _tree(session, prefix, DraftTree.chain(tokens), range(len(tokens)))
 
 
 def _steps(session: TargetSession, prefix: Ints, tokens: Ints, width: int, seed: int) -> Floats:

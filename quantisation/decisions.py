@@ -1,23 +1,28 @@
 """How each weight of a graph is quantised: decided on one graph, made of any export of the same model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from poss_export.config import Observer, Scheme
 from poss_export.errors import InputError
+from poss_export.quantisation.compensation import compensate
+from poss_export.quantisation.digits import DIGITS, digits_for
 from poss_export.quantisation.gains import COPY, add_gains, untie
 from poss_export.quantisation.observers import OBSERVERS
 from poss_export.quantisation.rounding import LARGEST, output_error
 from poss_export.quantisation.sites import Site, find_sites
+from poss_export.quantisation.small import Small
 from poss_export.quantisation.smoothing import Migration, choose_scales, find_migrations, move_scales
 from poss_export.quantisation.statistics import Floats, Statistics, by_weight
 
+_COARSE: tuple[Scheme, ...] = ("w8a8", "fp8")  # round activations so coarsely that layers may not bear it
 Sweep = Callable[[onnx.ModelProto, Mapping[str, float]], Mapping[str, float]]  # limits to sensitivities
 
 
@@ -26,8 +31,9 @@ class GraphRequest:
     """What is asked of one graph.
 
     `layers` override the scheme where a pattern fits: "head", "fusion", or a weight's name with wildcards; of
-    several the last one counts, and None leaves a layer in floating point. Rounded activations may cost
-    `budget` nats a token, added up over the layers; the most sensitive ones beyond it get `fallback` instead.
+    several the last one counts, and None leaves a layer in floating point. Activations of several digits get
+    more where their range takes them. Those of one digit may cost `budget` nats a token, added up over the
+    layers; the most sensitive ones beyond it get `fallback` instead.
     """
 
     scheme: Scheme
@@ -57,10 +63,12 @@ class Decisions:
     scales: dict[str, Floats]  # s, by the parameter that takes 1 / s
     sensitivity: dict[str, float]  # by weight, nats a token, where it was measured
     fallbacks: tuple[str, ...]  # weights that were too sensitive for the scheme
+    small: dict[str, Small] = field(default_factory=dict)  # INT8 forms, by weight, chosen by what reads them
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a report tells, as plain JSON values."""
-        values = asdict(self)
+        values = asdict(replace(self, small={}))
+        del values["small"]
         values["scales"] = sorted(self.scales)
         return values
 
@@ -88,19 +96,48 @@ def decide(
         return Decisions(schemes, {}, {}, {}, ())
     scales, divided = _migrate(model, schemes, statistics) if request.smoothing else ({}, {})
     sites = find_sites(model)
+    met = {site.name: _divided(statistics[site.name], divided.get(site.weight)) for site in sites}
     limits = {
-        site.name: _limit(request.observer, statistics[site.name], divided.get(site.weight))
+        site.name: _limit(request.observer, met[site.name])
         for site in sites
         if schemes.get(site.weight) in LARGEST
     }
-    sensitivity = {} if sweep is None else _sensitivity(model, sites, limits, sweep)
+    coarse = {site.name: limits[site.name] for site in sites if schemes.get(site.weight) in _COARSE}
+    sensitivity = {} if sweep is None else _sensitivity(model, sites, coarse, sweep)
     asked_for = {site.weight for site in sites if _override(site, request) is not None}
     fallbacks = _too_sensitive(sensitivity, request.budget) - asked_for
     for weight in fallbacks:
         del schemes[weight]
         if request.fallback is not None:
             schemes[weight] = request.fallback
-    return Decisions(schemes, limits, scales, sensitivity, tuple(sorted(fallbacks)))
+    joined = by_weight(sites, met)
+    _widen(schemes, sites, limits, joined)
+    small = _compensate(model, schemes, joined)
+    return Decisions(schemes, limits, scales, sensitivity, tuple(sorted(fallbacks)), small)
+
+
+def _widen(
+    schemes: dict[str, Scheme],
+    sites: Sequence[Site],
+    limits: Mapping[str, float],
+    statistics: Mapping[str, Statistics],
+) -> None:
+    """Give weights whose input has a range far beyond its spread more digits than were asked for."""
+    for site in sites:
+        if (scheme := schemes.get(site.weight)) in DIGITS and scheme not in _COARSE:
+            schemes[site.weight] = digits_for(scheme, limits[site.name], statistics[site.weight].spread)
+
+
+def _compensate(
+    model: onnx.ModelProto, schemes: Mapping[str, Scheme], statistics: Mapping[str, Statistics]
+) -> dict[str, Small]:
+    """Return the INT8 forms of weights whose activations are rounded to digits."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    return {
+        weight: compensate(numpy_helper.to_array(tensors[weight]), statistics[weight].rows)
+        for weight, scheme in schemes.items()
+        if scheme in DIGITS
+    }
 
 
 def _migrate(
@@ -109,7 +146,12 @@ def _migrate(
     """Move scales; return s by the parameter that takes 1 / s, and by the weight that takes s."""
     _add_gains(model, schemes)
     migrations = find_migrations(model, sites := find_sites(model))
-    errors = {weight: partial(output_error, scheme) for weight, scheme in schemes.items()}
+    # With several digits an activation is exact enough as it is, and weights lose less unscaled.
+    errors = {
+        weight: partial(output_error, scheme)
+        for weight, scheme in schemes.items()
+        if DIGITS.get(scheme, 1) == 1
+    }
     scales = choose_scales(model, migrations, by_weight(sites, statistics), errors)
     move_scales(model, migrations, scales)
     return scales, _by_reader(migrations, scales)
@@ -162,7 +204,7 @@ def _add_gains(model: onnx.ModelProto, schemes: Mapping[str, Scheme]) -> None:
     """Give heads and fusions whose input is rounded, and has no place for scales yet, a gain."""
     sites = find_sites(model)
     migrating = {weight for migration in find_migrations(model, sites) for weight in migration.weights}
-    rounded = {weight for weight, scheme in schemes.items() if scheme in LARGEST}
+    rounded = {weight for weight, scheme in schemes.items() if scheme in _COARSE}
     add_gains(model, {site.weight for site in sites if site.role != "layer"} & rounded - migrating)
 
 
@@ -183,8 +225,10 @@ def _by_reader(migrations: Sequence[Migration], scales: Mapping[str, Floats]) ->
     }
 
 
-def _limit(observer: Observer, statistics: Statistics, scale: Floats | None) -> float:
-    """Return how far the range of an activation divided by `scale` reaches; one that is always 0 has any."""
-    if not statistics.channel_max.any():
-        return 1.0
-    return OBSERVERS[observer](statistics if scale is None else statistics / scale)
+def _divided(statistics: Statistics, scale: Floats | None) -> Statistics:
+    return statistics if scale is None else statistics / scale
+
+
+def _limit(observer: Observer, statistics: Statistics) -> float:
+    """Return how far the range of an activation reaches; one that is always 0 has any."""
+    return OBSERVERS[observer](statistics) if statistics.channel_max.any() else 1.0

@@ -45,6 +45,7 @@ def add_gains(model: onnx.ModelProto, weights: Collection[str]) -> None:
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in weights:
             scaled = node.name + GAIN
+            graph.value_info.extend(_named_again(graph, node.input[0], scaled))
             nodes.append(
                 helper.make_node("Mul", [node.input[0], node.input[1] + GAIN], [scaled], name=scaled)
             )
@@ -53,3 +54,9 @@ def add_gains(model: onnx.ModelProto, weights: Collection[str]) -> None:
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # the field owns the old
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _named_again(graph: onnx.GraphProto, name: str, other: str) -> list[onnx.ValueInfoProto]:
+    """Return what a graph tells of a tensor under another name."""
+    told = [value for value in (*graph.input, *graph.value_info, *graph.output) if value.name == name]
+    return [onnx.ValueInfoProto(name=other, type=value.type) for value in told[:1]]

@@ -3,6 +3,7 @@
 | scheme | weights | activations |
 | --- | --- | --- |
 | w8a8 | INT8, a scale for each output | INT8, a fixed scale for each tensor |
+| w8a16, w8a24, w8a32 | likewise | two to four INT8 digits, likewise (`digits.py`) |
 | fp8 | float8 E4M3, likewise | float8 E4M3, likewise |
 | int8, int4 | blocks of 32 inputs, a scale for each block and output | as they are |
 
@@ -15,7 +16,7 @@ K inputs and N outputs of a weight, `[K, N]`; a head's table is `[N, K]`.
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -25,37 +26,38 @@ from onnx import TensorProto, helper, numpy_helper
 
 from poss_export.config import Scheme
 from poss_export.errors import InputError
+from poss_export.quantisation.digits import (
+    DIGITS,
+    FIRST_AXIS,
+    ZERO,
+    one_sequence,
+    product,
+    ranks,
+    stack,
+    steps,
+)
 from poss_export.quantisation.n_bits import n_bits_node
 from poss_export.quantisation.rounding import BLOCK
 from poss_export.quantisation.sites import Site, find_sites
+from poss_export.quantisation.small import TYPES, Small, above_zero, round_weight
 
 # Operators of ONNX Runtime wherever it has some, for its CPU; or standard ones only, for TensorRT.
 Form = Literal["qoperator", "qdq"]
 
+_ZERO = np.array(128, np.uint8)  # activations are bytes about it, which is fastest
 _EXTERNAL = 1024  # bytes: smaller tensors stay in the graph's own file
 _PAGE = 4096  # bytes
 
 
-class _Type(NamedTuple):
-    code: int
-    lowest: int
-    highest: int
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return helper.tensor_dtype_to_np_dtype(self.code)
-
-
-_TYPES: dict[Scheme, _Type] = {
-    "w8a8": _Type(TensorProto.INT8, -127, 127),
-    "fp8": _Type(TensorProto.FLOAT8E4M3FN, -448, 448),
-    "int4": _Type(TensorProto.INT4, -8, 7),
-}
 _BITS: dict[Scheme, int] = {"int8": 8, "int4": 4}  # of weights in blocks; activations stay as they are
 
 
 def quantise(
-    model: onnx.ModelProto, schemes: Mapping[str, Scheme], limits: Mapping[str, float], form: Form
+    model: onnx.ModelProto,
+    schemes: Mapping[str, Scheme],
+    limits: Mapping[str, float],
+    form: Form,
+    small: Mapping[str, Small] | None = None,
 ) -> None:
     """Quantise weights of `model`, in place.
 
@@ -65,16 +67,17 @@ def quantise(
     Args:
         model: as this project exported it, weights loaded.
         schemes: of each weight to quantise, by its name, as in `Site.weight`; all uses of it follow.
-        limits: largest magnitude of each activation that `w8a8` and `fp8` round, by its name, as in
-            `Site.input`; what lies beyond is clipped.
+        limits: largest magnitude of each activation that is rounded, by its name, as in `Site.input`; what
+            lies beyond is clipped.
         form: "qoperator" for a graph that ONNX Runtime runs on a CPU, "qdq" for TensorRT.
+        small: INT8 forms of weights that were chosen before, by weight; others are rounded to the nearest.
 
     Raises:
-        InputError: a weight is not multiplied by in this graph, or TensorRT has no such blocks of it; a
+        InputError: a weight is not multiplied by in this graph, or TensorRT has no such blocks or digits; a
             largest magnitude is missing or is no positive number.
     """
     sites = {site.output: site for site in find_sites(model)}
-    writer = _Writer(model.graph, form)
+    writer = _Writer(model.graph, form, small or {})
     _check(schemes, list(sites.values()), limits, writer)
     for node in model.graph.node:
         site = sites.get(node.output[0])
@@ -84,6 +87,8 @@ def quantise(
             assert not any(node.input[2:]), "heads have no bias (targets/decoder.py)"
             writer.write(node.name, site, schemes[site.weight], limits)
     writer.finish(schemes)
+    if any(DIGITS.get(scheme, 0) > 1 for scheme in schemes.values()):
+        one_sequence(model.graph)
     if form == "qoperator" and all(entry.domain != "com.microsoft" for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
@@ -115,6 +120,11 @@ def _check(
         scheme = schemes.get(site.weight)
         if scheme is not None and scheme not in _BITS:
             _check_range(site, limits.get(site.input))
+            if DIGITS.get(scheme, 0) > 1 and not (writer.form == "qoperator" and writer.in_floats(site)):
+                raise InputError(
+                    f"weight {site.weight!r}: activations of several digits are for float32 graphs that ONNX "
+                    "Runtime runs; elsewhere choose w8a8"
+                )
         elif scheme is not None and writer.form == "qdq":
             _check_blocks(site, scheme, writer.shape(site)[0])
 
@@ -143,8 +153,9 @@ def _check_blocks(site: Site, scheme: Scheme, inputs: int) -> None:
 class _Writer:
     """Collects the nodes of the new graph, in order, and its new weights; tensors are rounded once."""
 
-    def __init__(self, graph: onnx.GraphProto, form: Form) -> None:
-        self.graph, self.form = graph, form
+    def __init__(self, graph: onnx.GraphProto, form: Form, small: Mapping[str, Small]) -> None:
+        self.graph, self.form, self.small = graph, form, small
+        self.ranks = ranks(graph)
         self.floats = {tensor.name: tensor for tensor in graph.initializer}
         self.nodes = list[onnx.NodeProto]()
         self.added = dict[str, TensorProto]()
@@ -156,12 +167,17 @@ class _Writer:
         rows, columns = self.floats[site.weight].dims
         return (columns, rows) if site.transposed else (rows, columns)
 
+    def in_floats(self, site: Site) -> bool:
+        """Return whether a site computes in float32, which is all that some operators take."""
+        return int(self.floats[site.weight].data_type) == TensorProto.FLOAT
+
     def write(self, name: str, site: Site, scheme: Scheme, limits: Mapping[str, float]) -> None:
         """Add what replaces the node of a site, under its name."""
-        in_floats = self.floats[site.weight].data_type == TensorProto.FLOAT  # all that some operators take
         if scheme in _BITS and self.form == "qoperator":
             node = self._n_bits(site, scheme)
-        elif scheme == "w8a8" and self.form == "qoperator" and in_floats:
+        elif DIGITS.get(scheme, 0) > 1:
+            node = self._in_digits(site, scheme, limits[site.input])
+        elif scheme == "w8a8" and self.form == "qoperator" and self.in_floats(site):
             node = self._in_integers(site, limits[site.input])
         elif scheme in _BITS:
             node = helper.make_node("MatMul", [site.input, self._weight(site, scheme)], [site.output])
@@ -184,11 +200,28 @@ class _Writer:
         ONNX Runtime makes it of QuantizeLinear and DequantizeLinear too, but not where weights share an
         activation, nor where one comes out of another MatMul. It is fastest with activations of 0 to 255.
         """
-        zero = np.array(128, np.uint8)
-        x, x_scale, x_zero = self._quantised(site, "w8a8", largest, zero)
+        x, x_scale, x_zero = self._quantised(site, "w8a8", largest, _ZERO)
         weight, scale = self._small(site, "w8a8")
         inputs = [x, weight, x_scale, scale, x_zero]
         return helper.make_node("MatMulIntegerToFloat", inputs, [site.output], domain="com.microsoft")
+
+    def _in_digits(self, site: Site, scheme: Scheme, largest: float) -> onnx.NodeProto:
+        """Return the last of the nodes that multiply a site's digits; the others are written."""
+        count, stacked = DIGITS[scheme], f"{site.input}.{scheme}"
+        if stacked not in self.written:
+            self.written.add(stacked)
+            nodes, tensors = stack(site.input, largest, count, stacked)
+            self.nodes += nodes
+            self.added.update((tensor.name, tensor) for tensor in tensors)
+        weight, scale = self._small(site, scheme)
+        units = np.array(steps(largest, count), np.float32)[:, None, None]
+        scales = above_zero(units * numpy_helper.to_array(self.added[scale]), TensorProto.FLOAT)
+        self._add(f"{site.name}.scales", scales)
+        self._add(ZERO, _ZERO)
+        self._add(FIRST_AXIS, np.zeros(1, np.int64))
+        *nodes, last = product(site, stacked, weight, count, self.ranks[site.input])
+        self.nodes += nodes
+        return last
 
     def _activation(self, site: Site, scheme: Scheme, largest: float) -> str:
         """Return the rounded form of a site's input."""
@@ -196,14 +229,14 @@ class _Writer:
         if result not in self.written:
             self.written.add(result)
             # A zero point, though 0: without one ONNX Runtime never multiplies in integers.
-            inputs = self._quantised(site, scheme, largest, np.zeros((), _TYPES[scheme].dtype))
+            inputs = self._quantised(site, scheme, largest, np.zeros((), TYPES[scheme].dtype))
             self.nodes.append(helper.make_node("DequantizeLinear", inputs, [result], result))
         return result
 
     def _quantised(self, site: Site, scheme: Scheme, largest: float, zero: NDArray[Any]) -> list[str]:
         """Return the small form of a site's input, its scale and its zero point."""
         small, dtype = f"{site.input}.{scheme}", self.floats[site.weight].data_type
-        scale = self._add(f"{small}.scale", _scale(np.array(largest / _TYPES[scheme].highest), dtype))
+        scale = self._add(f"{small}.scale", above_zero(np.array(largest / TYPES[scheme].highest), dtype))
         names = [scale, self._add(f"zero.{scheme}", zero)]
         if small not in self.written:
             self.written.add(small)
@@ -224,12 +257,15 @@ class _Writer:
         """Return the small form of a weight, `[K, N]`, and its scales, `[N]`, in blocks `[K / 32, N]`."""
         names = [f"{site.weight}.{scheme}", f"{site.weight}.{scheme}.scale"]
         if names[0] not in self.added:
-            block = BLOCK if scheme in _BITS else self.shape(site)[0]
-            small, scale = _round(
-                self._array(site), _TYPES[scheme], block, self.floats[site.weight].data_type
-            )
+            dtype = self.floats[site.weight].data_type
+            if (chosen := self.small.get(site.weight)) is not None:
+                small, scale = chosen.values, above_zero(chosen.scale, dtype)
+            elif scheme in _BITS:
+                small, scale = round_weight(self._array(site), TYPES[scheme], BLOCK, dtype)
+            else:
+                small, (scale,) = round_weight(self._array(site), TYPES[scheme], self.shape(site)[0], dtype)
             self._add(names[0], small)
-            self._add(names[1], scale if scheme in _BITS else scale[0])
+            self._add(names[1], scale)
         return names
 
     def _n_bits(self, site: Site, scheme: Scheme) -> onnx.NodeProto:
@@ -249,27 +285,6 @@ class _Writer:
     def _add(self, name: str, array: NDArray[Any]) -> str:
         self.added[name] = numpy_helper.from_array(array, name)
         return name
-
-
-def _round(weight: NDArray[Any], kind: _Type, block: int, dtype: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the small form of a weight `[K, N]` and the scales `[K / block, N]` of its blocks.
-
-    A scale reaches what is furthest from zero, measured by the end of the range on its side.
-    """
-    blocks = weight.astype(np.float32).reshape(-1, block, weight.shape[1])
-    scale = _scale(np.maximum(blocks.max(1) / kind.highest, blocks.min(1) / kind.lowest), dtype)
-    # By the scale as it is stored, so that its own rounding does no harm.
-    small = (blocks / scale.astype(np.float32)[:, None]).clip(kind.lowest, kind.highest)
-    if kind.code != TensorProto.FLOAT8E4M3FN:
-        small = np.rint(small)
-    return small.astype(kind.dtype).reshape(weight.shape), scale
-
-
-def _scale(scale: NDArray[Any], dtype: int) -> NDArray[Any]:
-    """Return scales in the graph's type: above zero, as engines demand, with a reciprocal in that type."""
-    smallest = 2.0**-14 if dtype == TensorProto.FLOAT16 else 2.0**-126  # normal numbers
-    rounded: NDArray[Any] = np.maximum(scale, smallest).astype(helper.tensor_dtype_to_np_dtype(dtype))
-    return rounded
 
 
 def _replace(field: Any, values: Sequence[Any]) -> None:

@@ -31,6 +31,11 @@ class Statistics:
     rows: Floats
     extremes: Floats
 
+    @property
+    def spread(self) -> float:
+        """The root mean square of a typical row: few rows may be a thousand times as large."""
+        return float(np.median(np.sqrt(np.square(self.rows).mean(axis=1))))
+
     def __truediv__(self, scale: Floats) -> "Statistics":
         """Return the statistics of rows divided by `scale` `[K]`."""
         return Statistics(self.channel_max / scale, self.rows / scale, self.extremes / scale)

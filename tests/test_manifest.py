@@ -174,36 +174,36 @@ def test_file_outside_the_folder(bundle: tuple[Path, m.Manifest]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("widths", "least", "chains", "trees"),
+    ("widths", "expected"),
     [
-        (None, 1, False, False),
-        ({}, 1, False, False),
-        ({"least_width": None, "tree_exact": False}, None, False, False),
-        ({"least_width": 4, "tree_exact": False}, 4, True, False),
-        ({"least_width": 4, "tree_exact": True}, 4, True, True),
+        (None, Exactness(1, None, None)),
+        ({}, Exactness(1, None, None)),
+        ({"least_width": None, "siblings": 0.0}, Exactness(None, None, None)),
+        ({"least_width": 4, "siblings": 0.5}, Exactness(4, 0.0, None)),
+        ({"least_width": 4, "siblings": 0.0}, Exactness(4, 0.0, 0.0)),
+        # Two logits may part by twice what one changes by; a wider tie than a thousandth is none.
+        ({"least_width": 4, "siblings": 0.0004}, Exactness(4, 0.0, 0.0008)),
+        ({"least_width": 4, "siblings": 0.0006}, Exactness(4, 0.0, None)),
     ],
 )
 def test_what_was_measured_is_claimed(
-    widths: dict[str, object] | None,
-    least: int | None,
-    chains: bool,
-    trees: bool,
-    bundle: tuple[Path, m.Manifest],
+    widths: dict[str, object] | None, expected: Exactness, bundle: tuple[Path, m.Manifest]
 ) -> None:
     folder, manifest = bundle
     quality = None if widths is None else {"widths": widths}
     quantised = replace(manifest, quantisation={"target": {"scheme": "w8a8"}}, quality=quality)
     m.write_manifest(folder, quantised)
     exactness = m.read_manifest(folder).exactness
-    assert exactness == Exactness(least, chains, trees, near_ties=False)
-    assert (exactness.claims(chain=True), exactness.claims(chain=False)) == (chains, trees)
+    assert exactness == expected
+    assert exactness.claims(chain=True) is (expected.chain_tie is not None)
+    assert exactness.claims(chain=False) is (expected.tree_tie is not None)
 
 
 def test_floating_point_claims_everything_but_near_ties(bundle: tuple[Path, m.Manifest]) -> None:
     _, manifest = bundle
     assert manifest.exactness is FLOATING
     assert replace(manifest, quantisation={"draft": {"scheme": "w8a8"}}).exactness is FLOATING
-    assert Exactness(1, chains=True, trees=True, near_ties=True) == FLOATING
+    assert FLOATING.tie(chain=True) == FLOATING.tie(chain=False) == 1e-4
 
 
 def test_labels_are_the_command_line_s(bundle: tuple[Path, m.Manifest]) -> None:

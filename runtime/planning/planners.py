@@ -74,7 +74,7 @@ class Planners:
     def chains(self) -> bool:
         """Whether only chains of tokens are verified exactly here, so that plans are chains."""
         exactness = self._manifest.exactness
-        return exactness.chains and not exactness.trees
+        return exactness.claims(chain=True) and not exactness.claims(chain=False)
 
     @cached_property
     def costs(self) -> Costs:

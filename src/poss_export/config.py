@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 from poss_export.errors import CheckpointError, InputError
 
 Precision = Literal["fp32", "fp16", "bf16"]
-# How a graph is quantised: 8-bit weights and activations, fixed scales; 8- or 4-bit weights only; float8.
-Scheme = Literal["w8a8", "int8", "int4", "fp8"]
+# How a graph is quantised: 8-bit weights, activations of one to four 8-bit digits, fixed scales; 8- or
+# 4-bit weights only; float8.
+Scheme = Literal["w8a8", "w8a16", "w8a24", "w8a32", "int8", "int4", "fp8"]
 DraftPrecision = Literal[Scheme, "float"]
 CacheForm = Literal["shared", "static"]
 Observer = Literal["min-max", "percentile", "entropy", "mse"]  # how far the range of an activation reaches

@@ -1,8 +1,8 @@
 """Where speculation must give the target's own tokens, and what counts as giving them.
 
 In floating point it must, but for near-ties, which rounding decides. A quantised target must where it was
-measured (`evaluation/widths.py`) that a row's logits do not depend on what else is in the call: there every
-bit is the same, and nothing excuses a difference.
+measured (`evaluation/widths.py`) that a row's logits do not depend on what else is in the call. Where every
+bit is the same nothing excuses a difference; where little changes, near-ties as close as the change do.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NEAR_TIE = 1e-4  # of the two highest logits, in fp32: rounding decides between closer ones
+_CLOSEST = 1e-3  # the widest near-tie that is still called one
 
 
 @dataclass(frozen=True)
@@ -17,25 +18,32 @@ class Exactness:
     """What is claimed of a target's rows beside others in one call.
 
     `least_width`: tokens of a call from which on a row no longer depends on how many there are; None where it
-    always does.
+    always does. `chain_tie`: of a chain of tokens, `tree_tie`: of a path between siblings: the largest gap
+    between two logits that may be decided otherwise than by single steps; 0 where every bit is theirs, None
+    where nothing is claimed.
     """
 
     least_width: int | None
-    chains: bool  # a chain of tokens has the logits of single steps
-    trees: bool  # so has a path between siblings
-    near_ties: bool  # answers may part at a near-tie
+    chain_tie: float | None
+    tree_tie: float | None
 
     @classmethod
     def measured(cls, widths: Mapping[str, Any] | None) -> "Exactness":
         """Return what the figures of `evaluation/widths.py` claim of a quantised target; None: nothing."""
         if not widths:
-            return cls(1, chains=False, trees=False, near_ties=False)
-        least = widths["least_width"]
-        return cls(least, chains=least is not None, trees=bool(widths["tree_exact"]), near_ties=False)
+            return cls(1, chain_tie=None, tree_tie=None)
+        if (least := widths["least_width"]) is None:
+            return cls(None, chain_tie=None, tree_tie=None)
+        tie = 2 * widths["siblings"]  # one logit of two may rise by as much, and the other fall
+        return cls(least, chain_tie=0.0, tree_tie=tie if tie <= _CLOSEST else None)
 
     def claims(self, chain: bool) -> bool:
         """Return whether verifying must give the target's own tokens; `chain`: every tree was a chain."""
-        return self.trees or (self.chains and chain)
+        return self.tie(chain) is not None
+
+    def tie(self, chain: bool) -> float | None:
+        """Return how close a near-tie is, for chains alone or for any tree; None where nothing is claimed."""
+        return self.tree_tie if self.chain_tie is None or not chain else self.chain_tie
 
 
-FLOATING = Exactness(1, chains=True, trees=True, near_ties=True)
+FLOATING = Exactness(1, chain_tie=NEAR_TIE, tree_tie=NEAR_TIE)

@@ -15,7 +15,7 @@ def test_target_only_decoding_has_calls_of_one_token(tiny_bundle: Path) -> None:
 
 
 def test_a_wider_plain_step_is_the_unit(changed: Callable[..., Path]) -> None:
-    widths = {"least_width": 3, "tree_exact": False}
+    widths = {"least_width": 3, "siblings": 0.5}
     wide = changed(quantisation={"target": {"scheme": "w8a8"}}, quality={"widths": widths})
     setup = Setup(wide, (2,), CAPACITY, 1)
     (found,) = measure_calls({"wide": (read_manifest(wide), setup)}, past=8, calls=2).values()

@@ -52,8 +52,8 @@ def test_sampled_answers_are_equal_for_every_seed(tiny_bundle: Path, prompts: Pa
     assert total == "2 prompts with 2 seeds: 4 equal, 0 near-ties, 0 mismatches"
 
 
-INEXACT = {"least_width": None, "tree_exact": False}
-EXACT = {"least_width": 3, "tree_exact": True}
+INEXACT = {"least_width": None, "siblings": 0.5}
+EXACT = {"least_width": 3, "siblings": 0.0}
 
 
 @pytest.mark.parametrize(

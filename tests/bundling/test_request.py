@@ -112,8 +112,8 @@ def test_what_does_not_suit_is_refused_without_flags(
 @pytest.mark.parametrize(
     ("asked", "layers", "fallback"),
     [
-        ({"precision": "int4"}, (("head", "int8"),), "int8"),
-        ({"precision": "int8"}, (), "int8"),
+        ({"precision": "int4"}, (("head", "int8"),), "w8a16"),
+        ({"precision": "int8"}, (), "w8a16"),
         ({"precision": "int4", "cache_form": "static"}, (("head", None),), None),
     ],
 )

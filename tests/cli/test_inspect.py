@@ -36,7 +36,7 @@ def test_the_card_of_a_bundle(bundle: Path, target: Path, drafter: Path) -> None
     assert rows["capacity"] == "48 tokens of prompt and answer"
     assert rows["runs on"] == "ONNX Runtime; shared caches"
     assert rows["parity"].endswith(" of PyTorch")
-    assert rows["lossless"] == "yes; where two tokens are equally likely, rounding may decide"
+    assert rows["lossless"] == "yes; where two logits are within 1e-04, rounding may decide"
     assert "perplexity" not in rows
     assert rows["acceptance"].startswith("expected calibration error")
 
@@ -70,18 +70,19 @@ QUALITY = {
 @pytest.mark.parametrize(
     ("widths", "tree", "sentence"),
     [
-        ((2, True), (5, 4, 11), "yes, bit for bit"),
-        ((2, False), (5, 1, 5), "yes, bit for bit"),
-        ((2, False), (5, 4, 11), "bit for bit, in chains"),
-        ((None, False), (5, 1, 5), "not claimed"),
+        ((2, 0.0), (5, 4, 11), "yes, bit for bit"),
+        ((2, 0.0002), (5, 4, 11), "yes; where two logits are within 4e-04"),
+        ((2, 0.5), (5, 1, 5), "yes, bit for bit"),
+        ((2, 0.5), (5, 4, 11), "bit for bit, in chains"),
+        ((None, 0.5), (5, 1, 5), "not claimed"),
     ],
 )
 def test_a_quantised_bundle_says_what_it_costs(
-    widths: tuple[int | None, bool], tree: tuple[int, int, int], sentence: str, copy: Path
+    widths: tuple[int | None, float], tree: tuple[int, int, int], sentence: str, copy: Path
 ) -> None:
     manifest = read_manifest(copy)
     assert manifest.drafter is not None
-    quality = {**QUALITY, "widths": {"least_width": widths[0], "tree_exact": widths[1]}}
+    quality = {**QUALITY, "widths": {"least_width": widths[0], "siblings": widths[1]}}
     scheme: dict[str, Any] = {"scheme": "w8a8"}
     drafter = replace(manifest.drafter, tree=TreeShape(*tree))
     changed = replace(manifest, drafter=drafter, quality=quality, quantisation={"target": scheme})

@@ -32,9 +32,9 @@ def test_mismatches_are_counted_and_listed(
     assert all(note.startswith("mismatch at token ") for note in wrong.notes)
 
 
-EXACT_TREES = {"least_width": 4, "tree_exact": True}
-EXACT_CHAINS = {"least_width": 4, "tree_exact": False}
-INEXACT = {"least_width": None, "tree_exact": False}
+EXACT_TREES = {"least_width": 4, "siblings": 0.0}
+EXACT_CHAINS = {"least_width": 4, "siblings": 0.5}
+INEXACT = {"least_width": None, "siblings": 0.5}
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from poss_export.exactness import FLOATING, Exactness
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.sampling import Noise, Sampling, draw_gap
 
-NOTHING = Exactness(1, chains=False, trees=False, near_ties=False)
-CHAINS = Exactness(4, chains=True, trees=False, near_ties=False)
-TREES = Exactness(4, chains=True, trees=True, near_ties=False)
+NOTHING = Exactness(1, chain_tie=None, tree_tie=None)
+CHAINS = Exactness(4, chain_tie=0, tree_tie=None)
+TREES = Exactness(4, chain_tie=0, tree_tie=0)
+CLOSE_TREES = Exactness(4, chain_tie=0, tree_tie=1e-4)
 CLOSE, FAR = Divergence(3, 9e-5), Divergence(3, 1.1e-4)
 
 
@@ -23,6 +24,8 @@ CLOSE, FAR = Divergence(3, 9e-5), Divergence(3, 1.1e-4)
         # No near-tie excuses what was measured to be exact.
         (TREES, True, "mismatch", "mismatch"),
         (TREES, False, "mismatch", "mismatch"),
+        (CLOSE_TREES, True, "mismatch", "mismatch"),
+        (CLOSE_TREES, False, "near-tie", "mismatch"),
         (CHAINS, True, "mismatch", "mismatch"),
         (CHAINS, False, "not claimed", "not claimed"),
         (NOTHING, True, "not claimed", "not claimed"),

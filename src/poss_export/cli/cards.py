@@ -95,12 +95,13 @@ def millions(parameters: int) -> str:
 def lossless(manifest: "Manifest") -> str:
     """Return in one sentence whether speculation leaves the target's own output."""
     exactness = manifest.exactness
-    if not exactness.claims(chain=manifest.drafter is None or manifest.drafter.tree.is_chain):
-        if exactness.chains:
+    chain = manifest.drafter is None or manifest.drafter.tree.is_chain
+    if not exactness.claims(chain):
+        if exactness.claims(chain=True):
             return "bit for bit, in chains, which plans keep to; not claimed of fixed trees with siblings"
         return "not claimed: what a token gets depends on the others in its call"
-    if exactness.near_ties:
-        return "yes; where two tokens are equally likely, rounding may decide"
+    if tie := exactness.tie(chain=chain):
+        return f"yes; where two logits are within {tie:.0e}, rounding may decide"
     return "yes, bit for bit"
 
 
