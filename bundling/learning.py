@@ -18,7 +18,7 @@ from poss_export.runtime.loop import read
 from poss_export.runtime.round import Round
 from poss_export.runtime.sessions.base import DraftSession, TargetSession
 
-SHORT, LONG = 40, 96  # tokens of an answer: to learn of a drafter, and of a target, whose ranges need more
+SHORT, LONG = 40, 96  # tokens of an answer: LONG where ranges must be tight
 _TURNS = 12  # rounds that are timed with each drafter
 _VERIFIED = 8  # rows of such a round: about what a plan takes of a tree
 

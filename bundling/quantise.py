@@ -9,7 +9,7 @@ import onnx
 
 from poss_export.bundling.draft_choice import DraftChoice, quantise_drafter
 from poss_export.bundling.export import Export
-from poss_export.bundling.learning import LONG, hear, tell
+from poss_export.bundling.learning import LONG, SHORT, hear, tell
 from poss_export.bundling.observing import make_sweep, observe_target
 from poss_export.bundling.quantise_request import QuantiseRequest
 from poss_export.bundling.rewriting import describe, write_graph, write_other
@@ -24,7 +24,7 @@ from poss_export.manifest import ACCEPTANCE, GRAPHS, TARGET_GRAPH, Manifest
 from poss_export.progress import Progress, Report, silent
 from poss_export.quantisation.decisions import Decisions, decide
 
-_NEW_TOKENS = 48  # a prompt
+_NEW_TOKENS = 32  # a prompt
 _STATIC_WINDOWS = 2
 
 
@@ -108,8 +108,10 @@ def _quantise_target(work: _Work) -> Decisions:
     if samples is None and (reference.manifest.drafter is not None or wanted.need_samples):
         work.report("recording rounds")
         with reference.open() as bundle:
-            passages = hear(bundle, None, False, work.progress, LONG)
-            samples = tell(bundle.manifest, passages, bundle.drafter)
+            longest = LONG if wanted.coarse else SHORT
+            passages = hear(bundle, None, False, work.progress, longest)
+            # Ranges of one digit must hold what rejected rows bring, too.
+            samples = tell(bundle.manifest, passages, bundle.drafter if wanted.coarse else None)
     work.report(f"quantising {TARGET_GRAPH}")
     model = onnx.load(reference.graph("target"))
     statistics, sweep = None, None

@@ -32,7 +32,7 @@ def measure_widths(bundle: Bundle, texts: Sequence[Ints]) -> dict[str, Any]:
     Args:
         bundle: its target graph is loaded once more, without what `least_width` fills up.
         texts: ids, each of at least 128 tokens, or as many as the capacity holds. All widths are tried on the
-            first, siblings on all.
+            first, siblings behind the end of all.
 
     Returns:
         `differences`: of single steps at each width to those at the widest. `neighbours`: of steps beside
@@ -44,9 +44,13 @@ def measure_widths(bundle: Bundle, texts: Sequence[Ints]) -> dict[str, Any]:
     worst: dict[str, float] = {}
     with OrtTargetSession(bundle.folder / TARGET_GRAPH, contract, capacity, OrtOptions()) as session:
         for number, ids in enumerate(texts):
-            measure = _siblings if number else _differences
-            for place in _places(capacity, ids):
-                for name, difference in measure(session, ids[:place], ids[place : place + STEPS]).items():
+            measure, places = _differences, _places(capacity, ids)
+            if number:
+                measure, places = _siblings, places[-1:]
+            for place in places:
+                session.reset()
+                append(session, ids[:place])
+                for name, difference in measure(session, place, ids).items():
                     worst[name] = max(worst.get(name, 0.0), difference)
     widths = {width: worst[str(width)] for width in WIDTHS if str(width) in worst}
     agreeing = [width for width in widths if all(widths[w] == 0 for w in widths if w >= width)]
@@ -64,37 +68,36 @@ def _places(capacity: int, ids: Ints) -> Sequence[int]:
     return [prefix for prefix in PREFIXES if prefix <= room] or ([room] if room > 1 else [])
 
 
-def _differences(session: TargetSession, prefix: Ints, tokens: Ints) -> dict[str, float]:
-    exact = _steps(session, prefix, tokens, max(WIDTHS), seed=0)
+def _differences(session: TargetSession, prefix: int, ids: Ints) -> dict[str, float]:
+    """Return every difference behind `prefix` committed rows."""
+    tokens = ids[prefix : prefix + STEPS]
+    exact = _steps(session, ids, prefix, max(WIDTHS), seed=0)
 
     def difference(logits: Floats) -> float:
         return float(np.abs(logits - exact).max())
 
-    found = {str(width): difference(_steps(session, prefix, tokens, width, seed=0)) for width in WIDTHS}
-    found["neighbours"] = difference(_steps(session, prefix, tokens, max(WIDTHS), seed=1))
+    found = {str(width): difference(_steps(session, ids, prefix, width, seed=0)) for width in WIDTHS}
+    found["neighbours"] = difference(_steps(session, ids, prefix, max(WIDTHS), seed=1))
     found["chain"] = difference(_chain(session, prefix, tokens))
     found["siblings"] = difference(_tree(session, prefix, *_between_siblings(tokens)))
     return found
 
 
-def _siblings(session: TargetSession, prefix: Ints, tokens: Ints) -> dict[str, float]:
+def _siblings(session: TargetSession, prefix: int, ids: Ints) -> dict[str, float]:
     """Return only what siblings change, beside a chain."""
+    tokens = ids[prefix : prefix + STEPS]
     tree = _tree(session, prefix, *_between_siblings(tokens))
     return {"siblings": float(np.abs(tree - _chain(session, prefix, tokens)).max())}
 
 
-def _chain(session: TargetSession, prefix: Ints, tokens: Ints) -> Floats:
-    return _tree(session, prefix, DraftTree.chain(tokens), range(len(tokens)))
-
-
-def _steps(session: TargetSession, prefix: Ints, tokens: Ints, width: int, seed: int) -> Floats:
+def _steps(session: TargetSession, ids: Ints, prefix: int, width: int, seed: int) -> Floats:
     """Decode one token at a time, each beside `width` - 1 others; return the logits after each.
 
     Seeds 0 and 1 have no token of the prefix in common, so that not even the largest of all is the same.
     """
-    session.reset()
-    append(session, prefix)
-    others = np.random.default_rng(seed).choice(prefix[seed::2], (len(tokens), width - 1))
+    session.trim(prefix)
+    tokens = ids[prefix : prefix + STEPS]
+    others = np.random.default_rng(seed).choice(ids[:prefix][seed::2], (len(tokens), width - 1))
     found = []
     for token, beside in zip(tokens, others, strict=True):
         parents = np.zeros(len(beside), np.int64)
@@ -104,9 +107,12 @@ def _steps(session: TargetSession, prefix: Ints, tokens: Ints, width: int, seed:
     return np.stack(found)
 
 
-def _tree(session: TargetSession, prefix: Ints, tree: DraftTree, path: Sequence[int]) -> Floats:
-    session.reset()
-    append(session, prefix)
+def _chain(session: TargetSession, prefix: int, tokens: Ints) -> Floats:
+    return _tree(session, prefix, DraftTree.chain(tokens), range(len(tokens)))
+
+
+def _tree(session: TargetSession, prefix: int, tree: DraftTree, path: Sequence[int]) -> Floats:
+    session.trim(prefix)
     logits: Floats = session.forward(tree).logits[list(path)].astype(np.float32)
     return logits
 

@@ -22,7 +22,9 @@ from poss_export.quantisation.small import Small
 from poss_export.quantisation.smoothing import Migration, choose_scales, find_migrations, move_scales
 from poss_export.quantisation.statistics import Floats, Statistics, by_weight
 
-_COARSE: tuple[Scheme, ...] = ("w8a8", "fp8")  # round activations so coarsely that layers may not bear it
+# These round activations so coarsely that layers may not bear it.
+_COARSE: tuple[Scheme, ...] = ("w8a8", "fp8")
+
 Sweep = Callable[[onnx.ModelProto, Mapping[str, float]], Mapping[str, float]]  # limits to sensitivities
 
 
@@ -47,6 +49,11 @@ class GraphRequest:
     def all_schemes(self) -> set[Scheme]:
         """Every scheme that a layer may get."""
         return {scheme for _, scheme in (*self.layers, ("", self.scheme), ("", self.fallback)) if scheme}
+
+    @property
+    def coarse(self) -> bool:
+        """Whether a layer may get activations of one digit, whose tight ranges take many samples."""
+        return not self.all_schemes.isdisjoint(_COARSE)
 
     @property
     def need_samples(self) -> set[Scheme]:
