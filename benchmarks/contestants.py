@@ -62,11 +62,14 @@ class Kind:
 
 
 FULL, HALF, EIGHT, FOUR = "fp32", "16 bits", "8 bits", "4 bits"
-QUALITY = {  # of what a graph computes in, `Manifest.label`
+QUALITY: dict[str, str] = {  # of what a graph computes in, `Manifest.label`
     "fp32": FULL,
     "fp16": HALF,
     "bf16": HALF,
     "w8a8": EIGHT,
+    "w8a16": EIGHT,
+    "w8a24": EIGHT,
+    "w8a32": EIGHT,
     "int8": EIGHT,
     "fp8": EIGHT,
     "int4": FOUR,

@@ -238,7 +238,7 @@ def _graph_request(request: BuildRequest, graph: GraphName) -> "GraphRequest":
         observer=options.observer,
         smoothing=options.smoothing,
         budget=options.budget,
-        fallback="w8a16" if on_cpu else None,
+        fallback="w8a16" if on_cpu and scheme == "w8a8" else None,
     )
 
 

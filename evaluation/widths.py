@@ -23,6 +23,8 @@ WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, WIDEST)
 STEPS = 8  # tokens that are decoded
 PREFIXES = (17, 64, 120)  # committed tokens before them
 
+_LEAST = 2  # a single row takes other kernels, also where the steps of activations hide that here
+
 Floats = NDArray[np.float32]
 
 
@@ -53,7 +55,9 @@ def measure_widths(bundle: Bundle, texts: Sequence[Ints]) -> dict[str, Any]:
                 for name, difference in measure(session, place, ids).items():
                     worst[name] = max(worst.get(name, 0.0), difference)
     widths = {width: worst[str(width)] for width in WIDTHS if str(width) in worst}
-    agreeing = [width for width in widths if all(widths[w] == 0 for w in widths if w >= width)]
+    agreeing = [
+        width for width in widths if width >= _LEAST and not any(widths[w] for w in widths if w >= width)
+    ]
     exact = bool(agreeing) and worst["neighbours"] == worst["chain"] == 0
     return {
         "differences": {str(width): difference for width, difference in widths.items()},

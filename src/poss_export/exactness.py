@@ -35,7 +35,9 @@ class Exactness:
         if (least := widths["least_width"]) is None:
             return cls(None, chain_tie=None, tree_tie=None)
         tie = 2 * widths["siblings"]  # one logit of two may rise by as much, and the other fall
-        return cls(least, chain_tie=0.0, tree_tie=tie if tie <= _CLOSEST else None)
+        # Attention adds up siblings in another order. Where that changed nothing, coarse steps hid it; where
+        # they do not, they make it large.
+        return cls(least, chain_tie=0.0, tree_tie=tie if 0 < tie <= _CLOSEST else None)
 
     def claims(self, chain: bool) -> bool:
         """Return whether verifying must give the target's own tokens; `chain`: every tree was a chain."""

@@ -112,8 +112,10 @@ def test_what_does_not_suit_is_refused_without_flags(
 @pytest.mark.parametrize(
     ("asked", "layers", "fallback"),
     [
-        ({"precision": "int4"}, (("head", "int8"),), "w8a16"),
-        ({"precision": "int8"}, (), "w8a16"),
+        ({"precision": "int4"}, (("head", "int8"),), None),
+        ({"precision": "w8a8"}, (), "w8a16"),
+        ({"precision": "w8a24"}, (), None),
+        ({"precision": "w8a8", "cache_form": "static"}, (), None),
         ({"precision": "int4", "cache_form": "static"}, (("head", None),), None),
     ],
 )

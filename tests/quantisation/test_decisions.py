@@ -1,6 +1,7 @@
 """What happens to each weight: overrides, fallbacks, and names that hold for every export of a model."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,32 @@ def test_weights_only_need_no_samples(target: onnx.ModelProto, statistics: dict[
     assert decide(target, request, None).limits == {}
     assert GraphRequest("int4", (("head", "w8a8"),)).need_samples == {"w8a8"}
     assert GraphRequest("w8a8", fallback="fp8").need_samples == {"w8a8", "fp8"}
+
+
+def test_wide_ranges_get_digits_and_need_no_sweep(
+    target: onnx.ModelProto, statistics: dict[str, Statistics]
+) -> None:
+    channel_max = statistics[f"{DOWN}#0"].channel_max.copy()
+    channel_max[0] = 1000 * statistics[f"{DOWN}#0"].spread
+    wide = {**statistics, f"{DOWN}#0": replace(statistics[f"{DOWN}#0"], channel_max=channel_max)}
+    seen: list[Mapping[str, float]] = []
+    made = decide(target, GraphRequest("w8a16"), wide, costing({}, seen))
+    assert made.schemes[DOWN] == "w8a24"
+    assert {*made.schemes.values()} == {"w8a16", "w8a24"}
+    assert seen == []
+    assert (made.scales, made.sensitivity, made.fallbacks) == ({}, {}, ())
+    assert made.small.keys() == made.schemes.keys()
+    assert "small" not in made.to_dict()
+
+
+def test_a_fallback_to_digits_keeps_its_range(
+    target: onnx.ModelProto, statistics: dict[str, Statistics]
+) -> None:
+    request = GraphRequest("w8a8", budget=0.1, fallback="w8a16")
+    made = decide(target, request, statistics, costing({DOWN: 0.3}))
+    assert made.fallbacks == (DOWN,)
+    assert made.schemes[DOWN] in ("w8a16", "w8a24")
+    assert made.limits[f"{DOWN}#0"] > 0
 
 
 @pytest.mark.parametrize("fallback", ["int8", None])

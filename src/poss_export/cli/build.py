@@ -47,7 +47,8 @@ _PRECISION = (
         "--precision",
         type=click.Choice([*get_args(Precision), *get_args(Scheme)]),
         default="fp32",
-        help="w8a8: 8-bit weights and activations; int8, int4: weights only; fp8: TensorRT.",
+        help="w8a8 to w8a32: 8-bit weights, activations in 8 bits or more (ONNX Runtime only); int8, int4: "
+        "weights only; fp8: TensorRT.",
     ),
     click.option(
         "--draft-precision",
