@@ -12,7 +12,7 @@ from poss_export.calibration.recording import open_to_record, record_prompts
 from poss_export.errors import InputError
 from poss_export.plots import check_plot, plot_acceptance
 from poss_export.progress import Progress, silent
-from poss_export.prompts import Prompt, as_prompts, read_prompts
+from poss_export.prompts import Prompt, Refused, as_prompts, read_prompts
 
 INVENTED = 32  # prompts, where none are given
 
@@ -57,10 +57,11 @@ class CalibrateRequest:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What was recorded, and the fit where it was asked for."""
+    """What was recorded, the fit where it was asked for, and prompts that could not be answered."""
 
     record: Record
     acceptance: AcceptanceCurves | None
+    refused: Refused
 
 
 def calibrate(request: CalibrateRequest, progress: Progress = silent) -> Calibrated:
@@ -78,14 +79,17 @@ def calibrate(request: CalibrateRequest, progress: Progress = silent) -> Calibra
         if not prompts:
             invented = invent_prompts(bundle, request.num_prompts or INVENTED, request.seed, progress)
             prompts = as_prompts(invented)
-        record = record_prompts(bundle, prompts, request.max_new_tokens, argv=request.argv, progress=progress)
+        refused, longest = Refused(len(prompts)), request.max_new_tokens
+        record = record_prompts(
+            bundle, prompts, longest, refused=refused, argv=request.argv, progress=progress
+        )
     curves = from_record(record) if request.fits else None
     save_record(record, request.record)
     if curves is not None and request.acceptance is not None:
         curves.save(request.acceptance)
     if curves is not None and request.plot is not None:
         plot_acceptance(curves, request.plot)
-    return Calibrated(record, curves)
+    return Calibrated(record, curves, refused)
 
 
 def check_outputs(request: CalibrateRequest) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poss_export.errors import InputError
+from poss_export.errors import InputError, PromptError
 from poss_export.runtime.loop import speculate
 from poss_export.runtime.planning.planner import Planner, WholeTrees
 from poss_export.runtime.round import Round
@@ -191,11 +191,11 @@ def _by_depth(drafted: abc.Sequence[int]) -> tuple[int, ...]:
 
 
 def check_prompt(prompt_ids: abc.Sequence[int], capacity: int) -> None:
-    """Raise InputError where a prompt is empty, or longer than the caches."""
+    """Raise PromptError where a prompt is empty, or longer than the caches."""
     if not prompt_ids:
-        raise InputError("the prompt is empty; give at least one token of text")
+        raise PromptError("the prompt is empty; give at least one token of text")
     if len(prompt_ids) > capacity:
-        raise InputError(
+        raise PromptError(
             f"the prompt has {len(prompt_ids)} tokens, the bundle's capacity is {capacity}: "
             "shorten the prompt, or build with a larger capacity",
             options=("capacity",),

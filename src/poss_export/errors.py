@@ -2,6 +2,7 @@
 
     PossExportError
     ├── InputError        a value the user gave
+    │   └── PromptError   a prompt; others may well be answered
     ├── CheckpointError   a target or drafter checkpoint that cannot be used
     ├── BundleError       a bundle that is incomplete, edited or does not fit
     ├── BackendError      an engine library or device that is not there, or refused the graph
@@ -33,6 +34,10 @@ class InputError(PossExportError):
     """A value the user gave cannot be used."""
 
     exit_code = 2
+
+
+class PromptError(InputError):
+    """A prompt cannot be answered, with this bundle or at all."""
 
 
 class CheckpointError(PossExportError):

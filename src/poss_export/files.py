@@ -1,8 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and JSON that may be anything."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from poss_export.errors import InputError
 
@@ -33,3 +35,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     with whole(path) as partial:
         partial.write_bytes(data)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the values of JSON in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: it is not JSON, is not UTF-8, or is nested too deep to be read.
+    """
+    try:
+        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from poss_export.cli.main import main
 from poss_export.runtime import verify
 from poss_export.runtime.round import Round
 from poss_export.runtime.tree import DraftTree
-from tests.cli.command import done, refused
+from tests.cli.command import done, refused, run
 
 
 def test_generate_prints_text_and_a_summary(bundle: Path) -> None:
@@ -153,9 +155,9 @@ def test_generate_needs_a_chat_template_or_raw(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("<5>", "line 2 has no prompt"),
+        ("<5>", "line 2 is not JSON"),
         ('{"text": "<5>"}', "line 2 has no prompt"),
-        ('{"turns": []}', "line 2 has no prompt"),
+        ('{"turns": []}', "line 2: turns is []; expected a list of strings"),
         ("[]", "line 2 has no prompt"),
         ('{"prompt": 5}', "line 2: the prompt is 5; expected a string"),
     ],
@@ -166,3 +168,31 @@ def test_generate_refuses_a_damaged_prompt_file(
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(f'{{"prompt": "<5>"}}\n{line}\n')
     assert message in refused("generate", bundle, "--prompts", prompts, "--raw")
+
+
+def test_one_prompt_that_is_too_long_leaves_the_others_answered(bundle: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [
+        {"prompt": "<5>"},
+        {"prompt": "<5> " * 49},
+        {"prompt": ""},
+        {"turns": ["a", "b"]},
+        {"prompt": "<7>"},
+    ]
+    prompts.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    result = run("generate", bundle, "<3>", "--prompts", prompts, "--raw", "--json", "--max-new-tokens", 3)
+    assert [json.loads(line)["prompt"] for line in result.stdout.splitlines()] == ["<3>", "<5>", "<7>"]
+    assert result.exit_code == 2
+    refused, *why = result.stderr.splitlines()[-4:]
+    assert refused == "error: 3 of 6 prompts were not answered:"
+    for line, number, words in zip(why, (2, 3, 4), ("has 49 tokens", "is empty", "has 2 turns"), strict=True):
+        assert line.startswith(f"  {str(prompts)!r}, line {number}: ")
+        assert words in line
+    assert why[-1].endswith(" (poss-export build --capacity)")
+
+
+def test_prompts_come_from_standard_input(bundle: Path) -> None:
+    arguments = ["generate", str(bundle), "--raw", "--json", "--prompts", "-", "--max-new-tokens", "2"]
+    result = CliRunner().invoke(main, arguments, input='{"prompt": "<5>"}\n\n{"prompt": "<6>"}\n')
+    assert result.exit_code == 0
+    assert [json.loads(line)["prompt"] for line in result.stdout.splitlines()] == ["<5>", "<6>"]
