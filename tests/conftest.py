@@ -16,7 +16,8 @@ from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples in every run, whatever the machine's speed.
-settings.register_profile("repeatable", deadline=None, database=None, derandomize=True)
+settings.register_profile("repeatable", deadline=None, database=None, derandomize=True, max_examples=60)
+settings.register_profile("thorough", deadline=None, database=None, max_examples=2000)
 settings.load_profile("repeatable")
 
 pytest_plugins = [

@@ -64,6 +64,8 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
     """Yield numbered lines; only a line feed ends one."""
+    if path == STANDARD_INPUT and sys.stdin is None:
+        raise InputError(f"{name} is closed; name a file of prompts, or give some to it")
     try:
         content = sys.stdin.buffer.read() if path == STANDARD_INPUT else path.read_bytes()
         lines = content.decode().split("\n")

@@ -4,6 +4,7 @@ Errors become exit codes. Results go to stdout, everything else to stderr. Heavy
 inside the commands.
 """
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from poss_export.cli.build import build
 from poss_export.cli.calibrate import calibrate
 from poss_export.cli.generate import generate
 from poss_export.cli.inspect import inspect
-from poss_export.cli.printing import log
+from poss_export.cli.printing import log, prepare_streams
 from poss_export.cli.profile import profile
 from poss_export.cli.train import train
 from poss_export.cli.verify import verify
@@ -37,11 +38,20 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
+            prepare_streams()
             return super().invoke(ctx)
         except PossExportError as error:
             flags = self._flags(error.options, ctx.invoked_subcommand)
             log(f"error: {error}{f' ({flags})' if flags else ''}")
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # nobody reads on: click ends the command quietly
+            log(f"error: {error.filename or 'cannot write results'}: {error.strerror or error}")
+            ctx.exit(1)
+        except MemoryError:
+            log("error: there is not enough memory for this")
+            ctx.exit(1)
         except ModuleNotFoundError as error:
             if error.name not in _EXPORT_LIBRARIES:
                 raise
