@@ -10,6 +10,7 @@ from poss_export.calibration.invented_prompts import invent_prompts
 from poss_export.calibration.record import Record, save_record
 from poss_export.calibration.recording import open_to_record, record_prompts
 from poss_export.errors import InputError
+from poss_export.files import check_file
 from poss_export.plots import check_plot, plot_acceptance
 from poss_export.progress import Progress, silent
 from poss_export.prompts import Prompt, Refused, as_prompts, read_prompts
@@ -105,10 +106,7 @@ def _check_output(path: Path, force: bool, others: Sequence[Path]) -> None:
     """Raise InputError where no file can be written to `path`, or another output goes there too."""
     if path in others:
         raise InputError(f"{str(path)!r} is named for two outputs; name two files")
-    if not path.parent.is_dir():
-        raise InputError(f"no folder {str(path.parent)!r} for {path.name!r}; make it first")
-    if path.is_dir():
-        raise InputError(f"{str(path)!r} is a folder; name a file")
+    check_file(path)
     if path.exists() and not force:
         raise InputError(f"{str(path)!r} exists: choose another file, or replace it", options=("force",))
 

@@ -20,7 +20,7 @@ from poss_export.config import DrafterConfig, TargetConfig
 from poss_export.drafters.checkpoint import check_pair, load_drafter, save_drafter
 from poss_export.drafters.model import Drafter
 from poss_export.errors import CheckpointError, InputError, translated
-from poss_export.files import parse_json, whole, write_whole
+from poss_export.files import make_writable, parse_json, whole, write_whole
 from poss_export.plots import check_library
 from poss_export.progress import Progress
 from poss_export.targets.checkpoint import Target
@@ -58,6 +58,8 @@ def train(
             options=("dialogues",),
         )
     work = _claim(out, target, options)
+    if cache is not None:
+        make_writable(cache, "choose another folder")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoder = target.load_decoder().to(device, matmul_dtype(device))
     parts = _dialogues(target, decoder, options, work, report)
@@ -189,7 +191,6 @@ def _view(
     digest = hashlib.sha256(target.sha256.encode() + dialogues.ids.tobytes()).hexdigest()[:16]
     path = cache / f"view-{digest}.safetensors"
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
         view = view_dialogues(decoder, dialogues, progress=report)
         with whole(path) as partial:
             save_file(vars(view), partial)

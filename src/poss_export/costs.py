@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from poss_export.errors import InputError, translated
-from poss_export.files import parse_json, write_whole
+from poss_export.files import make_writable, parse_json, write_whole
 
 FORMAT_VERSION = 1
 _LONGEST = 1 << 24  # tokens of context
@@ -107,6 +107,7 @@ class Costs:
         return found
 
 
+_MOVE = "set XDG_CACHE_HOME"
 _MAKE = "measure one: profile the bundle, and save what rounds cost"
 
 
@@ -116,6 +117,11 @@ def cached_costs(fingerprint: Fingerprint) -> Path:
 
     name = hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()[:24]
     return user_cache_path("poss-export") / "costs" / f"{name}.json"
+
+
+def check_kept() -> None:
+    """Raise InputError where no table can be kept."""
+    make_writable(cached_costs({}).parent, _MOVE)
 
 
 def load_cached(fingerprint: Fingerprint) -> Costs | None:
@@ -128,8 +134,8 @@ def load_cached(fingerprint: Fingerprint) -> Costs | None:
 def keep(costs: Costs) -> Path | None:
     """Keep a table in the user's cache folder; return where, or None where nothing can be written there."""
     path = cached_costs(costs.fingerprint)
-    with suppress(OSError, InputError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(InputError):
+        make_writable(path.parent, _MOVE)
         costs.save(path)
         return path
     return None

@@ -6,6 +6,7 @@ It is written last and in one step, so a folder without a manifest is not a bund
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,13 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     return {name: FileEntry(_sha256(folder / name), (folder / name).stat().st_size) for name in sorted(names)}
 
 
+def listed_files(folder: Path) -> set[str]:
+    """Return the names of the files of a bundle; where its manifest is damaged, all that are there."""
+    with suppress(BundleError, TypeError, KeyError):
+        return {MANIFEST, *_parse(folder / MANIFEST)["files"]}
+    return {path.name for path in folder.iterdir()}
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Finish the bundle in `folder`; the manifest appears whole or not at all."""
     values = {"format_version": FORMAT_VERSION, **manifest.to_dict()}
@@ -199,7 +207,7 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         values = parse_json(path.read_bytes())
         version, recorded = values.pop("format_version"), values.pop("manifest_sha256")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise BundleError(
             f"{str(path)!r} is not a manifest ({error!r}); run `poss-export build` again"
         ) from error
