@@ -40,7 +40,10 @@ class Request(TypedDict, total=False):
 
 
 class Bundle:
-    """Enter it to load the engines; then `generate` and `stream` answer prompts, one at a time."""
+    """Enter it to load the engines; then `generate` and `stream` answer prompts, one at a time.
+
+    Threads may share it: an answer waits for another thread's.
+    """
 
     target: TargetSession
     drafter: DraftSession | None

@@ -135,12 +135,17 @@ def test_a_stop_string_ends_the_answer(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("<5>", "--temperature", -1), "temperature is -1.0; it must be 0 (greedy) or at least 1e-6"),
+        (("<5>", "--temperature", -1), "temperature is -1.0; it must be 0 (greedy), or from 1e-6 to 1e30"),
         (("<5>", "--max-new-tokens", 0), "max_new_tokens is 0; it must be at least 1"),
         (("",), "the prompt is empty"),
         ((), "no prompt; write one behind the bundle"),
         (("<5> " * 49,), "the prompt has 49 tokens, the bundle's capacity is 48: shorten the prompt"),
         (("<5>", "--threads", 0), "threads is 0; it must be at least 1"),
+        (("<5>", "--threads", 5000), "threads is 5000; it must be at most 64 on this machine (--threads)"),
+        (
+            ("<5>", "--temperature", "1e39"),
+            "temperature is 1e+39; it must be 0 (greedy), or from 1e-6 to 1e30",
+        ),
         (("--prompts", "nowhere.jsonl"), "'nowhere.jsonl' cannot be read"),
     ],
 )
