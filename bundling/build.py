@@ -8,10 +8,10 @@ from typing import Any
 from poss_export.bundling.engines import build_engines, missing_engines
 from poss_export.bundling.graphs import library_versions, make_graphs
 from poss_export.bundling.plan import Plan
-from poss_export.bundling.staging import check_output, link_or_copy, publish, unfinished
+from poss_export.bundling.staging import check_output, link_or_copy, publish, real_folder, unfinished
 from poss_export.engine_spec import GraphName
 from poss_export.errors import InputError
-from poss_export.manifest import Manifest, describe_files, read_manifest, write_manifest
+from poss_export.manifest import MANIFEST, Manifest, describe_files, read_manifest, write_manifest
 from poss_export.progress import Progress, Report, silent
 
 _DECIDING = ("poss-export", "torch", "onnx", "onnxscript")  # their versions decide what a graph is
@@ -38,11 +38,13 @@ def build_bundle(
         PossExportError: as `Target.load_decoder`, `make_graphs` and `build_engines` raise it.
     """
     check_output(folder)
-    present = _unchanged(plan, folder) if folder.exists() and not force else None
+    folder = real_folder(folder)
+    present = _kept(plan, folder, force)
     if present is not None and not missing_engines(plan, present):
         report(f"{folder} is unchanged: nothing to build")
         return present
     with unfinished(folder) as made:
+        present = _kept(plan, folder, force)  # another build may have ended meanwhile
         if present is None:
             manifest = make_graphs(made, plan, argv, report, progress)
         else:
@@ -57,6 +59,11 @@ def build_bundle(
         write_manifest(made, manifest)
         publish(made, folder)
     return manifest
+
+
+def _kept(plan: Plan, folder: Path, force: bool) -> Manifest | None:
+    """Return the manifest of a bundle at `folder` whose graphs are kept; None where all is built."""
+    return _unchanged(plan, folder) if (folder / MANIFEST).is_file() and not force else None
 
 
 def _unchanged(plan: Plan, folder: Path) -> Manifest:

@@ -10,9 +10,10 @@ from poss_export.calibration.invented_prompts import invent_prompts
 from poss_export.calibration.record import Record, save_record
 from poss_export.calibration.recording import open_to_record, record_prompts
 from poss_export.errors import InputError
+from poss_export.files import check_file
 from poss_export.plots import check_plot, plot_acceptance
 from poss_export.progress import Progress, silent
-from poss_export.prompts import Prompt, as_prompts, read_prompts
+from poss_export.prompts import Prompt, Refused, as_prompts, read_prompts
 
 INVENTED = 32  # prompts, where none are given
 
@@ -57,10 +58,11 @@ class CalibrateRequest:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What was recorded, and the fit where it was asked for."""
+    """What was recorded, the fit where it was asked for, and prompts that could not be answered."""
 
     record: Record
     acceptance: AcceptanceCurves | None
+    refused: Refused
 
 
 def calibrate(request: CalibrateRequest, progress: Progress = silent) -> Calibrated:
@@ -78,14 +80,17 @@ def calibrate(request: CalibrateRequest, progress: Progress = silent) -> Calibra
         if not prompts:
             invented = invent_prompts(bundle, request.num_prompts or INVENTED, request.seed, progress)
             prompts = as_prompts(invented)
-        record = record_prompts(bundle, prompts, request.max_new_tokens, argv=request.argv, progress=progress)
+        refused, longest = Refused(len(prompts)), request.max_new_tokens
+        record = record_prompts(
+            bundle, prompts, longest, refused=refused, argv=request.argv, progress=progress
+        )
     curves = from_record(record) if request.fits else None
     save_record(record, request.record)
     if curves is not None and request.acceptance is not None:
         curves.save(request.acceptance)
     if curves is not None and request.plot is not None:
         plot_acceptance(curves, request.plot)
-    return Calibrated(record, curves)
+    return Calibrated(record, curves, refused)
 
 
 def check_outputs(request: CalibrateRequest) -> None:
@@ -101,10 +106,7 @@ def _check_output(path: Path, force: bool, others: Sequence[Path]) -> None:
     """Raise InputError where no file can be written to `path`, or another output goes there too."""
     if path in others:
         raise InputError(f"{str(path)!r} is named for two outputs; name two files")
-    if not path.parent.is_dir():
-        raise InputError(f"no folder {str(path.parent)!r} for {path.name!r}; make it first")
-    if path.is_dir():
-        raise InputError(f"{str(path)!r} is a folder; name a file")
+    check_file(path)
     if path.exists() and not force:
         raise InputError(f"{str(path)!r} exists: choose another file, or replace it", options=("force",))
 

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poss_export.config import TreeShape
-from poss_export.errors import InputError
-from poss_export.files import whole
+from poss_export.errors import InputError, translated
+from poss_export.files import parse_json, whole
 from poss_export.runtime.round import Round
 from poss_export.runtime.sessions.base import Ints
 from poss_export.runtime.tree import DraftTree
@@ -149,22 +149,21 @@ def load_record(path: Path) -> Record:
         raise InputError(f"no file of samples at {str(path)!r}; {_MAKE_ANOTHER}")
     if not _is_record(path):
         raise InputError(f"{str(path)!r} is not a record of samples, or is cut short; {_MAKE_ANOTHER}")
-    damaged = InputError(f"{str(path)!r} is damaged: its hash does not match; restore it, or {_MAKE_ANOTHER}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            members = {name: file[name] for name in file.files}
-        header = json.loads(members[_HEADER].tobytes())
-        found = header["format_version"]
-    except Exception as error:  # numpy, zipfile, zlib and json raise a dozen kinds on what is spoilt
-        raise damaged from error
-    if found != FORMAT_VERSION:
+    damaged = f"{str(path)!r} is damaged: its hash does not match; restore it, or {_MAKE_ANOTHER}"
+    with translated(InputError, damaged), np.load(path, allow_pickle=False) as file:
+        return _read(path, {name: file[name] for name in file.files}, damaged)
+
+
+def _read(path: Path, members: Mapping[str, NDArray[Any]], damaged: str) -> Record:
+    header = parse_json(members[_HEADER].tobytes())
+    if (found := header["format_version"]) != FORMAT_VERSION:
         raise InputError(
             f"{str(path)!r} has format version {found}, this release reads {FORMAT_VERSION}; "
             "record samples again, or install the release that recorded them"
         )
     arrays = {name: members[name] for name in _MEMBERS}
     if members[_DIGEST].tobytes().hex() != _digest(header, arrays):
-        raise damaged
+        raise InputError(damaged)
     if not (dialogues := _split_all(arrays)):
         raise InputError(f"{str(path)!r} is empty, expected at least one dialogue; {_MAKE_ANOTHER}")
     del header["format_version"]

@@ -10,7 +10,7 @@ from poss_export.errors import InputError
 from poss_export.machine import versions
 from poss_export.manifest import Manifest
 from poss_export.progress import Progress, silent
-from poss_export.prompts import Prompt
+from poss_export.prompts import Prompt, Refused
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.generation import Stream
 
@@ -35,6 +35,7 @@ def record_prompts(
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     *,
+    refused: Refused | None = None,
     argv: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Record:
@@ -42,22 +43,24 @@ def record_prompts(
 
     A turn is a dialogue of the record, whose prompt is all that was said before the answer, in the chat
     template where the target has one. A round that passes `max_new_tokens` or a stop token is noted whole.
+    `refused` takes prompts that cannot be answered; without it, or where all are such, one is an error.
 
     Raises:
         InputError: there is no prompt, one cannot be used, or `max_new_tokens` is below 1.
     """
-    conversations = [
-        bundle.conversation(
+    refused = refused or Refused(1)
+    conversations = list[Iterable[Stream]]()
+    for prompt in prompts:
+        turns = bundle.conversation(
             prompt,
             max_new_tokens=max_new_tokens,
             target_only=bundle.drafter is None,
             planning=None,
             raw=not bundle.chats,
         )
-        for prompt in prompts
-    ]
-    # The first turn of each is checked before any is answered.
-    return _record(bundle, [chain([next(turns)], turns) for turns in conversations], argv, progress)
+        with refused.noted():  # the first turn of each is checked before any is answered
+            conversations.append(chain([next(turns)], turns))
+    return _record(bundle, conversations, refused, argv, progress)
 
 
 def record_rounds(
@@ -73,17 +76,24 @@ def record_rounds(
         Stream(bundle.target, bundle.drafter, bundle.text, "", ids, max_new_tokens=max_new_tokens)
         for ids in prompts
     ]
-    return _record(bundle, [[stream] for stream in streams], argv, progress)
+    return _record(bundle, [[stream] for stream in streams], Refused(1), argv, progress)
 
 
 def _record(
-    bundle: Bundle, conversations: Sequence[Iterable[Stream]], argv: Sequence[str], progress: Progress
+    bundle: Bundle,
+    conversations: Sequence[Iterable[Stream]],
+    refused: Refused,
+    argv: Sequence[str],
+    progress: Progress,
 ) -> Record:
     if not conversations:
+        refused.check()
         raise InputError("no prompts to record rounds of; give at least one")
     dialogues = list[Dialogue]()
     for done, streams in enumerate(conversations, start=1):
-        dialogues += map(_note, streams)
+        with refused.noted():
+            for stream in streams:
+                dialogues.append(_note(stream))
         progress("recording", done, len(conversations), f"{sum(len(d.rounds) for d in dialogues)} rounds")
     return make_record(bundle.manifest, dialogues, argv)
 

@@ -19,7 +19,8 @@ from poss_export.drafters.dialects import OURS, Dialect, recognise
 from poss_export.drafters.layout import named_tensors
 from poss_export.drafters.model import Drafter
 from poss_export.drafters.releases import EMBEDDINGS, HEAD, Release, read_release
-from poss_export.errors import CheckpointError, InputError
+from poss_export.errors import CheckpointError, InputError, translated
+from poss_export.files import parse_json
 from poss_export.targets.checkpoint import hash_files
 from poss_export.targets.decoder import Decoder
 from poss_export.targets.hf import DERIVED, open_weights, weight_files
@@ -63,7 +64,8 @@ def is_drafter(spec: str) -> bool:
     """
     if spec in shipped_drafters():
         return True
-    return (Path(spec) / "config.json").is_file() and recognise(*_open(Path(spec))[:2]) is not None
+    with translated(CheckpointError, f"{spec!r} cannot be read; fetch it again"):
+        return (Path(spec) / "config.json").is_file() and recognise(*_open(Path(spec))[:2]) is not None
 
 
 def load_drafter(spec: str, positions_per_specialist: int | None = None) -> DrafterCheckpoint:
@@ -84,17 +86,18 @@ def load_drafter(spec: str, positions_per_specialist: int | None = None) -> Draf
             f"drafter {spec!r} is neither a folder nor a shipped drafter ({', '.join(shipped_drafters())}); "
             "train one with `poss-export train`, or give the folder of a public release"
         )
-    values, tensors, files = _open(folder)
-    target_sha256 = values.pop("target_sha256", None)
-    release = read_release(folder, values, tensors, positions_per_specialist)
-    return DrafterCheckpoint(
-        folder.resolve().name,
-        hash_files(files),
-        _fill(release),
-        target_sha256,
-        release.dialect,
-        {name: release.tensors[name] for name in (EMBEDDINGS, HEAD) if name in release.tensors},
-    )
+    with translated(CheckpointError, f"drafter {spec!r} cannot be read; fetch it again"):
+        values, tensors, files = _open(folder)
+        target_sha256 = values.pop("target_sha256", None)
+        release = read_release(folder, values, tensors, positions_per_specialist)
+        return DrafterCheckpoint(
+            folder.resolve().name,
+            hash_files(files),
+            _fill(release),
+            target_sha256,
+            release.dialect,
+            {name: release.tensors[name] for name in (EMBEDDINGS, HEAD) if name in release.tensors},
+        )
 
 
 def save_drafter(folder: Path, drafter: Drafter, target_sha256: str | None, dtype: torch.dtype) -> None:
@@ -180,7 +183,7 @@ def _open(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], tuple[Path, 
     """Return config.json, the tensors, mapped but not read, and the files that hold them."""
     path = folder / "config.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: not readable as JSON ({error}); expected a drafter's folder: check the path"

@@ -12,9 +12,9 @@ from typing import Self, TypedDict, Unpack
 
 from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
 from poss_export.engine_spec import Backend, EngineEntry, GraphName
-from poss_export.errors import BackendError, BundleError, InputError
+from poss_export.errors import BackendError, BundleError, InputError, PromptError
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
-from poss_export.prompts import Prompt
+from poss_export.prompts import Prompt, half_character
 from poss_export.runtime.generation import Generation, Stream
 from poss_export.runtime.planning.planner import ADAPTIVE, Planning, WholeTrees
 from poss_export.runtime.planning.planners import Planners, read_corpus
@@ -40,7 +40,10 @@ class Request(TypedDict, total=False):
 
 
 class Bundle:
-    """Enter it to load the engines; then `generate` and `stream` answer prompts, one at a time."""
+    """Enter it to load the engines; then `generate` and `stream` answer prompts, one at a time.
+
+    Threads may share it: an answer waits for another thread's.
+    """
 
     target: TargetSession
     drafter: DraftSession | None
@@ -146,11 +149,14 @@ class Bundle:
         """Return the ids of what the user says, or of messages, in the chat template unless `raw`.
 
         Raises:
-            InputError: the prompt is empty or holds an unknown token, the target has no chat template, or
-                messages are to be continued as plain text.
+            PromptError: the prompt is empty, or holds an unknown token or half a character.
+            InputError: the target has no chat template, or messages are to be continued as plain text.
         """
         if not prompt or (not isinstance(prompt, str) and not prompt[-1]["content"]):
-            raise InputError("the prompt is empty; say something to answer")
+            raise PromptError("the prompt is empty; say something to answer")
+        contents = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+        if (half := half_character("".join(contents))) is not None:
+            raise PromptError(f"the prompt holds {half!r}, half of a character; expected text in UTF-8")
         if isinstance(prompt, str):
             ids = self.text.encode(prompt) if raw else self.text.encode_chat([user_says(prompt)])
         elif raw:
@@ -159,7 +165,7 @@ class Bundle:
             ids = self.text.encode_chat(prompt)
         # Tokenizers may know tokens that the target does not.
         if (highest := max(ids, default=0)) >= (vocab_size := self.manifest.target.config.vocab_size):
-            raise InputError(
+            raise PromptError(
                 f"the prompt holds token {highest}, the target has {vocab_size} tokens; "
                 "leave that special token out of the prompt"
             )
@@ -172,11 +178,19 @@ class Bundle:
     def conversation(self, prompt: Prompt, **request: Unpack[Request]) -> Iterator[Stream]:
         """Yield the answer to each turn of a prompt; the next turn is asked behind the whole answer.
 
-        Arguments and errors as in `stream`; with `raw` a prompt has one turn.
+        Arguments and errors as in `stream`, those of the prompt with its source; with `raw` a prompt has one
+        turn.
         """
+        try:
+            yield from self._turns(prompt, **request)
+        except PromptError as error:
+            where = "" if prompt.source is None else f"{prompt.source}: "
+            raise PromptError(f"{where}{error}", options=error.options) from error
+
+    def _turns(self, prompt: Prompt, **request: Unpack[Request]) -> Iterator[Stream]:
         if request.get("raw", False):
             if len(prompt.turns) != 1:
-                raise InputError(
+                raise PromptError(
                     f"prompt {prompt.id!r} has {len(prompt.turns)} turns, which take a chat template; "
                     "give plain text as one turn"
                 )

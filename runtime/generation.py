@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poss_export.errors import InputError
+from poss_export.errors import InputError, PromptError
 from poss_export.runtime.loop import speculate
 from poss_export.runtime.planning.planner import Planner, WholeTrees
 from poss_export.runtime.round import Round
@@ -17,6 +17,7 @@ from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.base import PREFILL_CHUNK, DraftSession, Session, TargetSession
 from poss_export.runtime.summary import Summary, TimedRound, summarise
 from poss_export.runtime.transcript import FinishReason, Transcript
+from poss_export.runtime.turns import Turns
 from poss_export.runtime.verify import verifier
 from poss_export.text import Text
 
@@ -82,7 +83,8 @@ class Stream:
 
     `rounds`: the prompt's own first, each as it was verified, also what was not taken of the last; `timed`:
     those behind the prompt's.
-    It empties both sessions when the iteration begins, so sessions serve one stream at a time.
+    It empties both sessions when the iteration begins, so they serve one stream at a time (`Turns`): one of
+    another thread waits; one of the same thread ends this one, which then raises InputError.
     """
 
     result: Generation
@@ -124,15 +126,27 @@ class Stream:
         return self._pieces
 
     def _answer(self) -> abc.Iterator[str]:
+        turns = self._target.turns
+        turns.take(self)
+        try:
+            yield from self._rounds(turns)
+        finally:
+            turns.leave(self)
+
+    def _rounds(self, turns: Turns) -> abc.Iterator[str]:
         transcript, clock = self._transcript, time.perf_counter
-        self._sequence.planner = (
-            self._planner()
-        )  # it may use the sessions, which a stream before this one had
-        for session in self._sessions:
-            session.reset()
+        with turns.work(self):
+            self._sequence.planner = self._planner()  # it may use the sessions
+            for session in self._sessions:
+                session.reset()
         seconds, resumed = 0.0, clock()
         made = list[TimedRound]()  # the prompt's and all others
-        for done in speculate(self._target, self._drafter, self._sequence, self._chunk):
+        rounds = speculate(self._target, self._drafter, self._sequence, self._chunk)
+        while True:
+            with turns.work(self):
+                done = next(rounds, None)
+            if done is None:
+                break
             before = len(transcript.token_ids)
             piece = transcript.add(done.tokens.tolist())
             took = clock() - resumed
@@ -191,11 +205,11 @@ def _by_depth(drafted: abc.Sequence[int]) -> tuple[int, ...]:
 
 
 def check_prompt(prompt_ids: abc.Sequence[int], capacity: int) -> None:
-    """Raise InputError where a prompt is empty, or longer than the caches."""
+    """Raise PromptError where a prompt is empty, or longer than the caches."""
     if not prompt_ids:
-        raise InputError("the prompt is empty; give at least one token of text")
+        raise PromptError("the prompt is empty; give at least one token of text")
     if len(prompt_ids) > capacity:
-        raise InputError(
+        raise PromptError(
             f"the prompt has {len(prompt_ids)} tokens, the bundle's capacity is {capacity}: "
             "shorten the prompt, or build with a larger capacity",
             options=("capacity",),

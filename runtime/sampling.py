@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -36,13 +37,21 @@ class Sampling:
         for name, valid, expected in (
             (
                 "temperature",
-                self.temperature == 0 or 1e-6 <= self.temperature < math.inf,
-                "0 (greedy) or at least 1e-6",
+                self.temperature == 0 or 1e-6 <= self.temperature <= 1e30,
+                "0 (greedy), or from 1e-6 to 1e30",
             ),
-            ("top_k", self.top_k >= 0, "0 (off) or a positive number of tokens"),
+            (
+                "top_k",
+                isinstance(self.top_k, Integral) and self.top_k >= 0,
+                "0 (off) or a positive number of tokens",
+            ),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 (off) to 1"),
-            ("seed", self.seed is None or self.seed >= 0, "0, a positive number, or left out"),
+            (
+                "seed",
+                self.seed is None or (isinstance(self.seed, Integral) and self.seed >= 0),
+                "0, a positive number, or left out",
+            ),
         ):
             if not valid:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be {expected}")
@@ -81,7 +90,8 @@ def _nucleus_edge(q: Probabilities, top_p: float) -> np.float32:
     """Return the smallest weight in the nucleus: the likeliest tokens that reach `top_p` of the mass."""
     mass = q.sum(dtype=np.float64)
     # Tokens under this bound hold at most 1 - top_p together, so the nucleus lies above it: sort only those.
-    candidates = np.sort(q[q > (1 - top_p) * mass / len(q)])[::-1]
+    bound = min((1 - top_p) * mass / len(q), float(q.max()))  # rounding may put it above all of them
+    candidates = np.sort(q[q >= bound])[::-1]
     reached = int(np.searchsorted(np.cumsum(candidates, dtype=np.float64), top_p * mass))
     edge: np.float32 = candidates[min(reached, len(candidates) - 1)]
     return edge
@@ -137,7 +147,7 @@ def _nearly_kept(
     """Return which tokens filters would keep if they cut a little less, and if they cut a little more."""
     if not sampling.filters:
         return []
-    ratio = math.exp(tolerance / sampling.temperature)
+    ratio = math.exp(min(tolerance / sampling.temperature, 80))  # which single precision holds
     less, more = (
         warp(
             logits,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from poss_export.errors import InputError
+from poss_export.runtime.detokenizer import UNFINISHED, Detokenizer
 from poss_export.text import Text
 
 FinishReason = Literal["stop", "stop_string", "length", "capacity"]
@@ -23,8 +24,6 @@ class Transcript:
         Raises:
             InputError: `max_new_tokens` is below 1, or a stop string is empty.
         """
-        from tokenizers.decoders import DecodeStream
-
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
         if "" in stop_strings:
@@ -32,10 +31,10 @@ class Transcript:
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason: FinishReason | None = None
-        self._source = text
+        self._stop_ids = text.config.stop_ids
         self._max_new_tokens = max_new_tokens
         self._stop_strings = stop_strings
-        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._decoder = Detokenizer(text)
         self._held = ""  # decoded, but perhaps the beginning of a stop string
 
     def add(self, tokens: Sequence[int]) -> str:
@@ -51,9 +50,7 @@ class Transcript:
         """End the answer, at the latest by `capacity`, and return the text still held back."""
         shown = len(self.text)
         if self.finish_reason != "stop_string":
-            # An unfinished character is still inside the decoder; decoding everything shows it as �.
-            ids = self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids
-            self._show(self._source.decode(ids)[len(self.text) + len(self._held) :])
+            self._show(self._decoder.rest())  # an unfinished character is shown as �
         if self.finish_reason is None:
             self.finish_reason = "capacity"
         if self.finish_reason != "stop_string":
@@ -62,12 +59,17 @@ class Transcript:
 
     def _add_token(self, token: int) -> None:
         self.token_ids.append(token)
-        if token in self._source.config.stop_ids:
+        if token in self._stop_ids:
             self.finish_reason = "stop"
             return
         if len(self.token_ids) == self._max_new_tokens:
             self.finish_reason = "length"  # unless the text now ends at a stop string
-        self._show(self._decoder.step(self._source.tokenizer, token) or "")
+        self._show(self._decoder.add(token))
+        if self._stop_strings and self.finish_reason != "stop_string":
+            rest = self._decoder.rest()  # certain if the answer ends here
+            whole = not rest.endswith(UNFINISHED)
+            if whole and any(stop in self._held + rest for stop in self._stop_strings):
+                self._show(rest)
 
     def _show(self, new: str) -> None:
         """Move what is certain of the held text and `new` to `text`."""

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from poss_export.config import TargetConfig
-from poss_export.errors import InputError
+from poss_export.errors import CheckpointError, InputError, translated
 from poss_export.targets import gguf, hf
 from poss_export.targets.decoder import Decoder
 from poss_export.text import Text
@@ -58,6 +58,11 @@ def open_target(spec: str) -> Target:
         InputError: `spec` names nothing that exists.
         CheckpointError: what it names is damaged, incomplete or of an unsupported kind.
     """
+    with translated(CheckpointError, f"target {spec!r} cannot be read; fetch it again"):
+        return _open(spec)
+
+
+def _open(spec: str) -> Target:
     if spec == EMBEDDED_TARGET:
         return _open_gguf(_embedded_file(), EMBEDDED_TARGET)
     path = Path(spec)

@@ -3,11 +3,11 @@
 No remote code, no pickled objects: `.bin` files are read with `weights_only=True`.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from poss_export.config import RopeConfig, TargetConfig
 from poss_export.errors import CheckpointError
+from poss_export.files import parse_json
 from poss_export.targets.decoder import Decoder
 from poss_export.targets.weights import build_decoder
 from poss_export.text import Text, TextConfig
@@ -73,8 +74,8 @@ def _refuse_variants(values: dict[str, Any]) -> None:
     for name, plain in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
         if (value := values.get(name, plain)) != plain:
             raise CheckpointError(f"{name} {value!r} is not supported; this version knows {plain!r} only")
-    if "quantization_config" in values:
-        method = values["quantization_config"].get("quant_method")
+    if (quantised := values.get("quantization_config")) is not None:
+        method = quantised.get("quant_method")
         raise CheckpointError(
             f"quantised weights ({method!r}) are not supported; use the original checkpoint"
         )
@@ -144,8 +145,12 @@ def read_text(folder: Path) -> Text:
 def _stop_ids(folder: Path, tokenizer_eos: int | None) -> tuple[int, ...]:
     files = (_read_json(folder / "generation_config.json", {}), _read_json(folder / "config.json"))
     found = [values["eos_token_id"] for values in files if values.get("eos_token_id") is not None]
-    ids: set[int] = {i for value in found for i in (value if isinstance(value, list) else [value])}
-    ids |= set() if tokenizer_eos is None else {tokenizer_eos}
+    stated = [one for value in found for one in (value if isinstance(value, list) else [value])]
+    ids = {one for one in [*stated, tokenizer_eos] if one is not None}  # some lists hold a null
+    if wrong := [one for one in ids if type(one) is not int or one < 0]:
+        raise CheckpointError(
+            f"{folder}: eos_token_id holds {shortened(wrong[0])}; expected numbers of tokens"
+        )
     return tuple(sorted(ids))
 
 
@@ -238,9 +243,11 @@ def _read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, A
     if default is not None and not path.is_file():
         return default
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as JSON ({error}); expected a Hugging Face folder: check the path"
         ) from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, not {shortened(values)}; fetch it again")
     return values

@@ -8,11 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig, TreeShape
 
 # PyTorch reads it when it is first imported: tiny models are fastest on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples in every run, whatever the machine's speed.
+settings.register_profile("repeatable", deadline=None, database=None, derandomize=True, max_examples=60)
+settings.register_profile("thorough", deadline=None, database=None, max_examples=2000)
+settings.load_profile("repeatable")
 
 pytest_plugins = [
     "tests.fixtures.acceptance",

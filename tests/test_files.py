@@ -1,11 +1,12 @@
 """Files appear whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from poss_export.errors import InputError
-from poss_export.files import whole, write_whole
+from poss_export.files import check_file, whole, write_whole
 from poss_export.machine import versions
 
 
@@ -47,3 +48,17 @@ def test_a_file_that_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> Non
 def test_versions_are_those_that_are_installed() -> None:
     """A library that is missing has none; this package and Python are always there."""
     assert list(versions("numpy", "no-such-library")) == ["poss-export", "python", "numpy"]
+
+
+def test_links_and_devices_stay(tmp_path: Path) -> None:
+    """A link's file is replaced and not the link; a device is refused before and at the write."""
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_whole(tmp_path / "link", "a")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "a"
+    os.mkfifo(tmp_path / "pipe")
+    for refuse in (check_file, lambda path: write_whole(path, "a")):
+        with pytest.raises(InputError, match=r"pipe' is (no file|a device or a pipe)"):
+            refuse(tmp_path / "pipe")
+    with pytest.raises(InputError, match="make it first"):
+        check_file(tmp_path / "no" / "file")

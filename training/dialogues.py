@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from poss_export.errors import InputError
+from poss_export.errors import InputError, translated
 from poss_export.files import whole
 
 
@@ -49,19 +49,27 @@ class Dialogues:
     @classmethod
     def load(cls, path: Path) -> "Dialogues":
         """Read an .npz file; raises InputError where it is not one of ours."""
-        try:
-            with path.open("rb") as file, np.load(file) as data:
-                return cls(
-                    ids=data["ids"].astype(np.int64),
-                    answer_mask=data["answer_mask"].astype(bool),
-                    offsets=data["offsets"].astype(np.int64),
-                    validation=data["validation"].astype(bool),
-                )
-        except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds on what is spoilt
-            raise InputError(
-                f"{path}: not a dialogues file ({error}); expected an .npz with ids, answer_mask, offsets "
-                "and validation, as `poss-export train` writes it"
-            ) from error
+        words = (
+            f"{path}: not a dialogues file; expected an .npz with ids, answer_mask, offsets and validation, "
+            "as `poss-export train` writes it"
+        )
+        with translated(InputError, words), path.open("rb") as file, np.load(file) as data:
+            dialogues = cls(
+                ids=data["ids"].astype(np.int64),
+                answer_mask=data["answer_mask"].astype(bool),
+                offsets=data["offsets"].astype(np.int64),
+                validation=data["validation"].astype(bool),
+            )
+            dialogues._check()
+        return dialogues
+
+    def _check(self) -> None:
+        """Raise ValueError where the arrays do not belong together."""
+        bounds = self.offsets.tolist()
+        if bounds[0] != 0 or bounds[-1] != len(self.ids) or sorted(set(bounds)) != bounds:
+            raise ValueError("its offsets do not cut its ids")
+        if len(self.answer_mask) != len(self.ids) or len(self.validation) != len(bounds) - 1:
+            raise ValueError("its arrays differ in length")
 
     def save(self, path: Path) -> None:
         """Write an .npz file that `load` reads."""

@@ -19,8 +19,8 @@ from torch import Tensor
 from poss_export.config import DrafterConfig, TargetConfig
 from poss_export.drafters.checkpoint import check_pair, load_drafter, save_drafter
 from poss_export.drafters.model import Drafter
-from poss_export.errors import CheckpointError, InputError
-from poss_export.files import whole, write_whole
+from poss_export.errors import CheckpointError, InputError, translated
+from poss_export.files import make_writable, parse_json, whole, write_whole
 from poss_export.plots import check_library
 from poss_export.progress import Progress
 from poss_export.targets.checkpoint import Target
@@ -58,6 +58,8 @@ def train(
             options=("dialogues",),
         )
     work = _claim(out, target, options)
+    if cache is not None:
+        make_writable(cache, "choose another folder")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoder = target.load_decoder().to(device, matmul_dtype(device))
     parts = _dialogues(target, decoder, options, work, report)
@@ -130,7 +132,7 @@ def _claim(out: Path, target: Target, options: TrainOptions) -> Path:
     except OSError as error:
         raise InputError(f"{str(out)!r} cannot be written ({error}); give another folder") from error
     claim = work / "run.json"
-    if claim.exists() and claim.read_text(encoding="utf-8") != run:
+    if claim.exists() and claim.read_bytes() != run.encode():
         raise InputError(
             f"{str(out)!r} holds an unfinished run with other options: repeat its command, or give "
             "another folder"
@@ -151,15 +153,16 @@ def _dialogues(
 ) -> list[Dialogues]:
     """Load the dialogues given, or let the target write them; what it has written survives a kill."""
     if options.dialogues:
-        return [Dialogues.load(path) for path in options.dialogues]
+        return [_load(path, target) for path in options.dialogues]
     written = work.parent / "dialogues.npz"
     turns_file, answers_file = work / "turns.json", work / "answers.jsonl"
     if not turns_file.exists():
         report("inventing user turns", 0, options.invent, "")
         turns = list(options.prompts) or invent_turns(decoder, target.text, options.invent, options.seed)
         write_whole(turns_file, json.dumps(turns))
-    prompts = chat_prompts(target.text, json.loads(turns_file.read_text(encoding="utf-8")))
-    answers = {entry["prompt"]: entry["answer"] for entry in read_log(answers_file)}
+    with translated(InputError, f"the unfinished run in {str(work)!r} is damaged; remove it to train anew"):
+        prompts = chat_prompts(target.text, parse_json(turns_file.read_bytes()))
+        answers = {entry["prompt"]: entry["answer"] for entry in read_log(answers_file)}
     waiting = [i for i in range(len(prompts)) if i not in answers]
     asked = [prompts[i] for i in waiting]
     for index, answer in answer_prompts(decoder, asked, target.text.config.stop_ids):
@@ -170,6 +173,16 @@ def _dialogues(
     return [Dialogues.load(written)]
 
 
+def _load(path: Path, target: Target) -> Dialogues:
+    dialogues = Dialogues.load(path)
+    if (highest := int(dialogues.ids.max())) >= target.config.vocab_size:
+        raise InputError(
+            f"{str(path)!r} holds token {highest}, target {target.name!r} has {target.config.vocab_size} "
+            "tokens: give dialogues that this target wrote"
+        )
+    return dialogues
+
+
 def _view(
     target: Target, decoder: Decoder, dialogues: Dialogues, cache: Path, report: Progress
 ) -> TargetView:
@@ -178,7 +191,6 @@ def _view(
     digest = hashlib.sha256(target.sha256.encode() + dialogues.ids.tobytes()).hexdigest()[:16]
     path = cache / f"view-{digest}.safetensors"
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
         view = view_dialogues(decoder, dialogues, progress=report)
         with whole(path) as partial:
             save_file(vars(view), partial)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from poss_export.errors import InputError
 from poss_export.runtime.sessions.caches import Rows
 from poss_export.runtime.tree import DraftTree
+from poss_export.runtime.turns import Turns
 
 Ints = NDArray[np.int64]
 
@@ -72,6 +73,7 @@ class TargetSession(Session, Protocol):
     """The target."""
 
     widths: tuple[int, ...]  # of calls that the engine was built for, ascending; empty: any
+    turns: Turns  # which answer has it, and the drafter beside it
 
     def forward(self, tree: DraftTree, rows: Ints | None = None, slot: int = 0) -> TargetOutput:
         """Run the nodes of a tree behind the committed rows; theirs stay provisional until `commit`.
@@ -106,6 +108,7 @@ class CachedSession:
         """Start empty; `name` is the file that errors tell."""
         self.name, self.capacity = name, capacity
         self.engine_seconds = 0.0
+        self.turns = Turns()
         self._lengths: Ints = np.zeros(slots, dtype=np.int64)
         self._written: Ints = np.zeros(slots, dtype=np.int64)  # rows that may differ from zero
 

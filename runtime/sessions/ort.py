@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from poss_export.contract import GraphContract, TensorSpec
 from poss_export.errors import BackendError, InputError
-from poss_export.machine import installed
+from poss_export.machine import check_threads, installed
 from poss_export.runtime.sessions.base import CachedSession, Ints, TargetOutput
 from poss_export.runtime.sessions.caches import Caches, CudaCaches, HostCaches
 from poss_export.runtime.tree import DraftTree
@@ -48,8 +48,7 @@ class OrtOptions:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads is {self.threads}; it must be at least 1")
+        check_threads(self.threads)
 
 
 class _Call:

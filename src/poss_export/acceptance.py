@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from poss_export.config import TreeShape
-from poss_export.errors import InputError
-from poss_export.files import write_whole
+from poss_export.errors import InputError, translated
+from poss_export.files import parse_json, write_whole
 
 FORMAT_VERSION = 1
 
@@ -104,14 +104,10 @@ class AcceptanceCurves:
                 f"the acceptance calibration has format version {found}, this release reads "
                 f"{FORMAT_VERSION}; {_MAKE_ANOTHER}"
             )
-        try:
+        with translated(InputError, f"the acceptance calibration is incomplete; {_MAKE_ANOTHER}"):
             depths = tuple(_read_curve(curve) for curve in values["depths"])
             errors = {name: Errors(**values[name]) for name in ("before", "after")}
             return cls(**{**values, **errors, "tree": TreeShape(**values["tree"]), "depths": depths})
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"the acceptance calibration is incomplete ({error}); {_MAKE_ANOTHER}"
-            ) from error
 
     def save(self, path: Path) -> None:
         """Write a JSON file in one step; raises InputError where it cannot be written."""
@@ -121,7 +117,7 @@ class AcceptanceCurves:
     def load(cls, path: Path) -> "AcceptanceCurves":
         """Read what `save` wrote; raises InputError where the file is something else."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_bytes())
             assert isinstance(values, dict)
         except (OSError, ValueError, AssertionError) as error:
             raise InputError(f"{str(path)!r} is not an acceptance calibration; {_MAKE_ANOTHER}") from error

@@ -3,8 +3,10 @@
 No torch here: the runtime reads the same facts from a bundle's manifest.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, fields
+from reprlib import repr as shortened
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from poss_export.errors import CheckpointError, InputError
 
@@ -17,6 +19,56 @@ CacheForm = Literal["shared", "static"]
 Observer = Literal["min-max", "percentile", "entropy", "mse"]  # how far the range of an activation reaches
 
 
+_MOST, _MOST_LAYERS = 2**31 - 1, 1024  # of any size, and of what is made one by one
+
+
+def check_fields(config: Any, whose: str, sizes: range = range(1, _MOST + 1)) -> None:
+    """Raise CheckpointError where a field of a dataclass, read from a file, is not of its annotated kind.
+
+    Whole numbers are in `sizes`, or 0 where that is the default; real ones are finite and above 0.
+    """
+    for field in fields(config):
+        most = _MOST_LAYERS if field.name in ("num_layers", "num_specialists") else sizes[-1]
+        allowed = range(0 if field.default == 0 else sizes[0], most + 1)
+        if not _fits(value := getattr(config, field.name), field.type, allowed):
+            raise CheckpointError(
+                f"the {whose} {field.name} is {shortened(value)}; expected {_words(field.type, allowed)}: "
+                "check its configuration"
+            )
+
+
+def _fits(value: Any, kind: Any, sizes: range) -> bool:
+    origin, kinds = get_origin(kind), get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one, sizes) for one in kinds)
+    if kind is Any or origin is Literal:
+        return kind is Any or value in kinds
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and value in sizes
+    if kind is float:
+        return isinstance(value, int | float) and (0 < value < 1e30 or value == sizes[0])
+    if not isinstance(value, origin or kind):
+        return False
+    if origin is dict:
+        return all(_fits(one, kinds[1], sizes) for one in value.values())
+    if origin is tuple:
+        kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
+        return len(kinds) == len(value) and all(map(_fits, value, kinds, [sizes] * len(value)))
+    return True
+
+
+def _words(kind: Any, sizes: range) -> str:
+    if isinstance(kind, UnionType):
+        return " or ".join(_words(one, sizes) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, get_args(kind)))
+    known = {bool: "true or false", int: f"a whole number from {sizes[0]} to {sizes[-1]}"}
+    known |= {float: "a number above 0", type(None): "null"}
+    return known.get(kind, str(kind))
+
+
 @dataclass(frozen=True)
 class RopeConfig:
     """Rotary position embedding; `factor` and the fields below it are used where `scaling` needs them."""
@@ -27,6 +79,10 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_fields(self, "rotary embedding's")
 
 
 @dataclass(frozen=True)
@@ -50,6 +106,7 @@ class TargetConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_fields(self, "target's")
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
                 f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
@@ -121,19 +178,12 @@ class DrafterConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, kind in _CHOICES.items():
-            if (value := getattr(self, name)) not in get_args(kind):
-                raise CheckpointError(
-                    f"drafter {name} {value!r} is unknown; this version knows: {', '.join(get_args(kind))}"
-                )
+        check_fields(self, "drafter's")
         if self.num_specialists > 1 and self.positions_per_specialist is None:
             raise CheckpointError(
                 f"a drafter with {self.num_specialists} specialists needs positions_per_specialist "
                 "(how many draft positions each one serves): add it to the drafter's config.json"
             )
-        for name in ("num_specialists", "positions_per_specialist", "num_layers"):
-            if (count := getattr(self, name)) is not None and count < 1:
-                raise CheckpointError(f"drafter {name} is {count}; it must be at least 1")
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
                 f"drafter num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: "
@@ -177,9 +227,6 @@ class DrafterConfig:
             raise CheckpointError(
                 f"drafter configuration: {error}; expected the config.json that `poss-export train` writes"
             ) from error
-
-
-_CHOICES = {"fusion": Fusion, "alignment": Alignment, "drafting": Drafting, "mask_feature": MaskFeature}
 
 
 @dataclass(frozen=True)

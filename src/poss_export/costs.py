@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from poss_export.errors import InputError
-from poss_export.files import write_whole
+from poss_export.errors import InputError, translated
+from poss_export.files import make_writable, parse_json, write_whole
 
 FORMAT_VERSION = 1
+_LONGEST = 1 << 24  # tokens of context
 _NEAR = 64  # tokens of context that are taken as one
 
 Fingerprint = Mapping[str, str | int | None]
@@ -65,6 +66,19 @@ class Costs:
         every: list[float] = np.interp(range(self.widest + 1), self.widths, cheapest).tolist()
         return every
 
+    def _check(self) -> None:
+        """Raise ValueError where the table is not what its fields say."""
+        counts = (self.contexts, self.widths, self.rows)
+        if any(sorted(set(map(int, ascending))) != list(ascending) for ascending in counts):
+            raise ValueError("contexts, widths and rows must ascend")
+        rounds, drafts = np.array(self.rounds, np.float64), np.array(self.drafts, np.float64)
+        if rounds.shape != (len(self.contexts), len(self.widths)) or len(drafts) != len(self.rows):
+            raise ValueError("a time is missing")
+        if not rounds.size or not 0 <= self.contexts[-1] <= _LONGEST:
+            raise ValueError("no context or width, or one of too many tokens")
+        if not np.isfinite(rounds).all() or not np.isfinite(drafts).all():
+            raise ValueError("a time is no number")
+
     def save(self, path: Path) -> None:
         """Write a JSON file in one step; raises InputError where it cannot be written."""
         write_whole(path, json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n")
@@ -76,14 +90,13 @@ class Costs:
         Raises:
             InputError: it is something else, or was measured of or on something else.
         """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+        with translated(InputError, f"{str(path)!r} is no table of costs; {_MAKE}"):
+            values = parse_json(path.read_bytes())
             version = values.pop("format_version")
             rounds = tuple(map(tuple, values.pop("rounds")))
             lists = {name: tuple(values.pop(name)) for name in ("contexts", "widths", "rows", "drafts")}
-            found = cls(values.pop("fingerprint"), rounds=rounds, **lists)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{str(path)!r} is no table of costs; {_MAKE}") from error
+            found = cls(dict(values.pop("fingerprint")), rounds=rounds, **lists)
+            found._check()
         if version != FORMAT_VERSION:
             raise InputError(f"{str(path)!r} has format version {version}, not {FORMAT_VERSION}; {_MAKE}")
         for name in {**fingerprint, **found.fingerprint}:
@@ -94,6 +107,7 @@ class Costs:
         return found
 
 
+_MOVE = "set XDG_CACHE_HOME"
 _MAKE = "measure one: profile the bundle, and save what rounds cost"
 
 
@@ -103,6 +117,11 @@ def cached_costs(fingerprint: Fingerprint) -> Path:
 
     name = hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()[:24]
     return user_cache_path("poss-export") / "costs" / f"{name}.json"
+
+
+def check_kept() -> None:
+    """Raise InputError where no table can be kept."""
+    make_writable(cached_costs({}).parent, _MOVE)
 
 
 def load_cached(fingerprint: Fingerprint) -> Costs | None:
@@ -115,8 +134,8 @@ def load_cached(fingerprint: Fingerprint) -> Costs | None:
 def keep(costs: Costs) -> Path | None:
     """Keep a table in the user's cache folder; return where, or None where nothing can be written there."""
     path = cached_costs(costs.fingerprint)
-    with suppress(OSError, InputError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(InputError):
+        make_writable(path.parent, _MOVE)
         costs.save(path)
         return path
     return None

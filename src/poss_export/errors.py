@@ -2,6 +2,7 @@
 
     PossExportError
     ├── InputError        a value the user gave
+    │   └── PromptError   a prompt; others may well be answered
     ├── CheckpointError   a target or drafter checkpoint that cannot be used
     ├── BundleError       a bundle that is incomplete, edited or does not fit
     ├── BackendError      an engine library or device that is not there, or refused the graph
@@ -11,8 +12,11 @@
 A user's mistake raises one of these with the value, what was expected and what to do next.
 A message names no flag of the command line: `options` holds the names of the parameters that are the remedy.
 The command line prints the message with their flags, and exits with `exit_code`. Libraries' errors are
-translated where they are caught, with `raise ... from`.
+translated where they are caught, with `raise ... from`; whatever a file may cause, by `translated`.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class PossExportError(Exception):
@@ -35,6 +39,10 @@ class InputError(PossExportError):
     exit_code = 2
 
 
+class PromptError(InputError):
+    """A prompt cannot be answered, with this bundle or at all."""
+
+
 class CheckpointError(PossExportError):
     """A checkpoint is missing, truncated, of an unknown kind, or does not fit the other one."""
 
@@ -53,3 +61,21 @@ class ParityError(PossExportError):
 
 class QualityError(PossExportError):
     """A quantised bundle loses more than is allowed."""
+
+
+@contextmanager
+def translated(kind: type[PossExportError], words: str) -> Iterator[None]:
+    """Raise a `kind` with `words` for any error that a file causes within, which is somebody else's to write.
+
+    Ours pass as they are, and so does a library that is not installed.
+    """
+    try:
+        yield
+    except (PossExportError, ImportError):
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}".replace("\n", " ")
+        raise kind(f"{words} ({told[:_LONGEST]})") from error
+
+
+_LONGEST = 300  # characters of somebody else's message

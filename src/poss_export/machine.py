@@ -6,6 +6,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from poss_export.errors import InputError
+
+_MOST_THREADS = 64  # where there are fewer cores
 # Distributions that bring a module of the same name; a machine has one of them (docs/decisions/0002).
 _BUILDS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 
@@ -25,6 +28,14 @@ def installed(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise InputError where so many threads cannot help: libraries start and end all of them."""
+    most = max(_MOST_THREADS, os.cpu_count() or 1)
+    if threads is not None and not 1 <= threads <= most:
+        bound = "at least 1" if threads < 1 else f"at most {most} on this machine"
+        raise InputError(f"threads is {threads}; it must be {bound}", options=("threads",))
 
 
 def processor() -> str:

@@ -6,17 +6,18 @@ It is written last and in one step, so a folder without a manifest is not a bund
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig, TreeShape
+from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig, TreeShape, check_fields
 from poss_export.engine_spec import EngineEntry, GraphName
-from poss_export.errors import BundleError, InputError
+from poss_export.errors import BundleError, CheckpointError, InputError, translated
 from poss_export.exactness import FLOATING, Exactness
-from poss_export.files import write_whole
+from poss_export.files import parse_json, write_whole
 from poss_export.text import TextConfig
 
 FORMAT_VERSION = 1
@@ -27,6 +28,7 @@ TOKENIZER = "tokenizer.json"
 ACCEPTANCE = "acceptance.json"  # how the drafter's scores are to be read (docs/acceptance-calibration.md)
 GRAPHS: dict[GraphName, str] = {"target": TARGET_GRAPH, "draft": DRAFT_GRAPH}
 
+_SIZES = range(1 << 63)
 SMALL_FILE = 64 << 20  # bytes; larger files are hashed only on a full check, or loading would take seconds
 
 
@@ -155,6 +157,13 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     return {name: FileEntry(_sha256(folder / name), (folder / name).stat().st_size) for name in sorted(names)}
 
 
+def listed_files(folder: Path) -> set[str]:
+    """Return the names of the files of a bundle; where its manifest is damaged, all that are there."""
+    with suppress(BundleError, TypeError, KeyError):
+        return {MANIFEST, *_parse(folder / MANIFEST)["files"]}
+    return {path.name for path in folder.iterdir()}
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Finish the bundle in `folder`; the manifest appears whole or not at all."""
     values = {"format_version": FORMAT_VERSION, **manifest.to_dict()}
@@ -181,17 +190,24 @@ def read_manifest(folder: Path, full: bool = False) -> Manifest:
             "run `poss-export build` again"
         )
     values = _parse(path)
-    for name, entry in values["files"].items():
-        _check_file(folder, name, FileEntry(**entry), full)
-    return Manifest.from_dict(values)
+    with translated(BundleError, f"{str(path)!r} does not describe a bundle; rebuild it"):
+        for name, entry in values["files"].items():
+            _check_file(folder, name, FileEntry(**entry), full)
+        try:
+            manifest = Manifest.from_dict(values)
+            for part in (manifest, manifest.target, manifest.target.embedding, manifest.text):
+                check_fields(part, "manifest's", _SIZES)
+        except CheckpointError as error:
+            raise BundleError(f"{str(path)!r}: {error}; rebuild the bundle") from error
+    return manifest
 
 
 def _parse(path: Path) -> dict[str, Any]:
     """Return the manifest's values when version and hash are right."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes())
         version, recorded = values.pop("format_version"), values.pop("manifest_sha256")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise BundleError(
             f"{str(path)!r} is not a manifest ({error!r}); run `poss-export build` again"
         ) from error

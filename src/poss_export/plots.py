@@ -7,7 +7,7 @@ from typing import Any
 
 from poss_export.acceptance import AcceptanceCurves, DepthCurve
 from poss_export.errors import InputError
-from poss_export.files import whole
+from poss_export.files import check_file, whole
 
 _SHARES = (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
 _COLOURS = ("#1f6f8b", "#d1495b", "#5b8c5a", "#edae49")
@@ -18,8 +18,7 @@ def check_plot(path: Path) -> None:
     check_library()
     if path.suffix.lower() != ".png":
         raise InputError(f"the plot is {str(path)!r}; name a file that ends in .png")
-    if not path.parent.is_dir():
-        raise InputError(f"no folder {str(path.parent)!r} for the plot; make it first")
+    check_file(path)
 
 
 def check_library() -> None:

@@ -1,63 +1,142 @@
 """Prompts from a file of JSON Lines."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as shortened
+from typing import Any
 
-from poss_export.errors import InputError
+from poss_export.errors import InputError, PromptError
+from poss_export.files import parse_json
 
 
 @dataclass(frozen=True)
 class Prompt:
     """What a user says, turn by turn; the answer to one turn comes before the next.
 
-    `id` tells it from the others of its file, `category` what kind it is, where the file says so.
+    `id` tells it from the others of its file, `category` what kind it is, where the file says so; `source` is
+    where it stands, for messages.
     """
 
     id: str
     turns: tuple[str, ...]
     category: str | None = None
+    source: str | None = field(default=None, compare=False)
 
 
+STANDARD_INPUT = Path("-")
 _EXPECTED = 'has no prompt; expected {"prompt": "..."} or {"turns": ["..."]}'
 
 
 def as_prompts(texts: Sequence[str]) -> list[Prompt]:
-    """Return a prompt of one turn for each text, numbered from 1."""
-    return [Prompt(str(number), (text,)) for number, text in enumerate(texts, start=1)]
+    """Return a prompt of one turn for each text, numbered from 1.
+
+    Raises:
+        InputError: a text is none.
+    """
+    several = len(texts) > 1
+    return [
+        Prompt(
+            str(number), (_text(text, f"prompt {number}"),), source=f"prompt {number}" if several else None
+        )
+        for number, text in enumerate(texts, start=1)
+    ]
 
 
 def read_prompts(path: Path) -> list[Prompt]:
     """Return the prompt of each line: of `prompt` or `turns`, with its `question_id` or `id`, and `category`.
 
-    A line without an id has its number.
+    A line without an id has its number; blank lines hold none. "-" is standard input.
 
     Raises:
-        InputError: the file cannot be read or is empty, or a line has no prompt.
+        InputError: the file cannot be read or holds no prompts, or a line has none.
     """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            lines = list(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error}); expected a file of JSON Lines") from error
-    if not lines:
-        raise InputError(f"{str(path)!r} is empty; write prompts into it, or leave it out")
-    return [
-        _prompt(line, number, f"{str(path)!r}, line {number}") for number, line in enumerate(lines, start=1)
+    name = "standard input" if path == STANDARD_INPUT else repr(str(path))
+    prompts = [
+        _prompt(line, number, f"{name}, line {number}") for number, line in _lines(path, name) if line.strip()
     ]
+    if not prompts:
+        raise InputError(f"{name} holds no prompts; write some into it, or leave it out")
+    return prompts
+
+
+def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
+    """Yield numbered lines; only a line feed ends one."""
+    if path == STANDARD_INPUT and sys.stdin is None:
+        raise InputError(f"{name} is closed; name a file of prompts, or give some to it")
+    try:
+        content = sys.stdin.buffer.read() if path == STANDARD_INPUT else path.read_bytes()
+        lines = content.decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is not UTF-8 text ({error}): save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name} cannot be read ({error}); expected a file of JSON Lines") from error
+    for number, line in enumerate(lines, start=1):
+        yield number, line.removeprefix("\ufeff")  # files that were joined have one each
 
 
 def _prompt(line: str, number: int, where: str) -> Prompt:
     try:
-        values = json.loads(line)
-        turns = [values["prompt"]] if "prompt" in values else values["turns"]
-        name = str(values.get("question_id", values.get("id", number)))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{where} {_EXPECTED}") from error
-    if not isinstance(turns, list) or not turns:
+        values = parse_json(line)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON ({error}); expected one object a line") from error
+    if not isinstance(values, dict) or not values.keys() & {"prompt", "turns"}:
         raise InputError(f"{where} {_EXPECTED}")
-    for turn in turns:
-        if not isinstance(turn, str):
-            raise InputError(f"{where}: the prompt is {turn!r}; expected a string")
-    return Prompt(name, tuple(turns), values.get("category"))
+    turns = [values["prompt"]] if "prompt" in values else values["turns"]
+    if not isinstance(turns, list) or not turns:
+        raise InputError(f"{where}: turns is {shortened(turns)}; expected a list of strings")
+    name = values.get("question_id", values.get("id"))
+    if not isinstance(name, str | int | float | None):
+        raise InputError(f"{where}: the id is {shortened(name)}; expected a string or a number")
+    category = values.get("category")
+    if not isinstance(category, str | None):
+        raise InputError(f"{where}: the category is {shortened(category)}; expected a string")
+    return Prompt(
+        str(number if name is None else name), tuple(_text(turn, where) for turn in turns), category, where
+    )
+
+
+def _text(turn: Any, where: str) -> str:
+    if not isinstance(turn, str):
+        raise InputError(f"{where}: the prompt is {shortened(turn)}; expected a string")
+    if (half := half_character(turn)) is not None:
+        raise InputError(f"{where}: the prompt holds {half!r}, half of a character; expected text in UTF-8")
+    return turn
+
+
+def half_character(text: str) -> str | None:
+    """Return the first lone surrogate of a text, None where it is whole.
+
+    JSON may write one, and bytes of a command line that are no UTF-8 become such; no tokenizer takes it.
+    """
+    return next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+
+
+class Refused:
+    """Of many prompts, those that cannot be answered; one alone is an error at once."""
+
+    def __init__(self, asked: int) -> None:
+        """Begin with none of `asked` prompts."""
+        self.asked = asked
+        self.errors: list[PromptError] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note an error of the prompt that is answered within; go on where there are others."""
+        try:
+            yield
+        except PromptError as error:
+            if self.asked == 1:
+                raise
+            self.errors.append(error)
+
+    def check(self) -> None:
+        """Raise InputError where any prompt was refused, with the words of each."""
+        if self.errors:
+            told = "\n".join(f"  {error}" for error in self.errors)
+            options = tuple({option: None for error in self.errors for option in error.options})
+            raise InputError(
+                f"{len(self.errors)} of {self.asked} prompts were not answered:\n{told}", options=options
+            )

@@ -96,7 +96,7 @@ def test_what_is_there_is_kept(tiny_bundle: Path, tmp_path: Path) -> None:
         (("",), "the prompt is empty"),
         (("<5> " * 49,), "the prompt has 49 tokens, the bundle's capacity is 48"),
         (("--prompts", "nowhere.jsonl"), "'nowhere.jsonl' cannot be read"),
-        (("--prompts", "/dev/null"), "'/dev/null' is empty; write prompts into it"),
+        (("--prompts", "/dev/null"), "'/dev/null' holds no prompts; write some into it"),
         (("<5>", "--threads", 0), "threads is 0; it must be at least 1"),
         (("<5>", "--acceptance", "{}/none/a.json"), "for 'a.json'; make it first"),
         (("<5>", "--acceptance", "{}/samples.npz"), "is named for two outputs; name two files"),
@@ -137,3 +137,22 @@ def test_acceptance_needs_a_drafter(changed: Callable[..., Path], tmp_path: Path
     done(bundle, "<5>", "-o", output, "--max-new-tokens", 4)
     assert {len(item.path) for item in load_record(output).rounds} == {1}
     assert {len(item.tree) for item in load_record(output).rounds} == {1}
+
+
+def test_prompts_that_cannot_be_answered_are_told_behind_the_others(
+    tiny_bundle: Path, chat_bundle: Path, tmp_path: Path
+) -> None:
+    """Also those whose second turn is too long."""
+    path, prompts = tmp_path / "samples.npz", tmp_path / "prompts.jsonl"
+    lines = [{"prompt": "<5>"}, {"prompt": "<5> " * 49}, {"turns": ["<5>", "<5> " * 49]}, {"prompt": "<7>"}]
+    prompts.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    result = command.run("calibrate", chat_bundle, "--prompts", prompts, "-o", path, "--max-new-tokens", 2)
+    assert result.exit_code == 2
+    assert len(load_record(path).dialogues) == 3
+    assert result.stderr.splitlines()[-3] == "error: 2 of 4 prompts were not answered:"
+    assert [n for n in range(1, 5) if f"{str(prompts)!r}, line {n}: " in result.stderr] == [2, 3]
+    path.unlink()
+    prompts.write_text("\n".join(map(json.dumps, lines[1:2] * 2)), encoding="utf-8")
+    result = command.run("calibrate", tiny_bundle, "--prompts", prompts, "-o", path)
+    assert (result.exit_code, result.stdout, path.exists()) == (2, "", False)
+    assert "2 of 2 prompts were not answered" in result.stderr

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from poss_export.cli.main import main
 from poss_export.runtime import verify
 from poss_export.runtime.round import Round
 from poss_export.runtime.tree import DraftTree
-from tests.cli.command import done, refused
+from tests.cli.command import done, refused, run
 
 
 def test_generate_prints_text_and_a_summary(bundle: Path) -> None:
@@ -133,12 +135,17 @@ def test_a_stop_string_ends_the_answer(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("<5>", "--temperature", -1), "temperature is -1.0; it must be 0 (greedy) or at least 1e-6"),
+        (("<5>", "--temperature", -1), "temperature is -1.0; it must be 0 (greedy), or from 1e-6 to 1e30"),
         (("<5>", "--max-new-tokens", 0), "max_new_tokens is 0; it must be at least 1"),
         (("",), "the prompt is empty"),
         ((), "no prompt; write one behind the bundle"),
         (("<5> " * 49,), "the prompt has 49 tokens, the bundle's capacity is 48: shorten the prompt"),
         (("<5>", "--threads", 0), "threads is 0; it must be at least 1"),
+        (("<5>", "--threads", 5000), "threads is 5000; it must be at most 64 on this machine (--threads)"),
+        (
+            ("<5>", "--temperature", "1e39"),
+            "temperature is 1e+39; it must be 0 (greedy), or from 1e-6 to 1e30",
+        ),
         (("--prompts", "nowhere.jsonl"), "'nowhere.jsonl' cannot be read"),
     ],
 )
@@ -153,9 +160,9 @@ def test_generate_needs_a_chat_template_or_raw(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("<5>", "line 2 has no prompt"),
+        ("<5>", "line 2 is not JSON"),
         ('{"text": "<5>"}', "line 2 has no prompt"),
-        ('{"turns": []}', "line 2 has no prompt"),
+        ('{"turns": []}', "line 2: turns is []; expected a list of strings"),
         ("[]", "line 2 has no prompt"),
         ('{"prompt": 5}', "line 2: the prompt is 5; expected a string"),
     ],
@@ -166,3 +173,31 @@ def test_generate_refuses_a_damaged_prompt_file(
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(f'{{"prompt": "<5>"}}\n{line}\n')
     assert message in refused("generate", bundle, "--prompts", prompts, "--raw")
+
+
+def test_one_prompt_that_is_too_long_leaves_the_others_answered(bundle: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [
+        {"prompt": "<5>"},
+        {"prompt": "<5> " * 49},
+        {"prompt": ""},
+        {"turns": ["a", "b"]},
+        {"prompt": "<7>"},
+    ]
+    prompts.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    result = run("generate", bundle, "<3>", "--prompts", prompts, "--raw", "--json", "--max-new-tokens", 3)
+    assert [json.loads(line)["prompt"] for line in result.stdout.splitlines()] == ["<3>", "<5>", "<7>"]
+    assert result.exit_code == 2
+    refused, *why = result.stderr.splitlines()[-4:]
+    assert refused == "error: 3 of 6 prompts were not answered:"
+    for line, number, words in zip(why, (2, 3, 4), ("has 49 tokens", "is empty", "has 2 turns"), strict=True):
+        assert line.startswith(f"  {str(prompts)!r}, line {number}: ")
+        assert words in line
+    assert why[-1].endswith(" (poss-export build --capacity)")
+
+
+def test_prompts_come_from_standard_input(bundle: Path) -> None:
+    arguments = ["generate", str(bundle), "--raw", "--json", "--prompts", "-", "--max-new-tokens", "2"]
+    result = CliRunner().invoke(main, arguments, input='{"prompt": "<5>"}\n\n{"prompt": "<6>"}\n')
+    assert result.exit_code == 0
+    assert [json.loads(line)["prompt"] for line in result.stdout.splitlines()] == ["<5>", "<6>"]

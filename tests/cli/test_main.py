@@ -1,11 +1,15 @@
 """What all commands have in common: messages for errors, and what a deployment lacks."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from poss_export.cli.main import Commands
 from poss_export.errors import InputError
 from tests.cli.command import refused, run
 
@@ -65,3 +69,23 @@ def test_errors_are_printed_with_the_flags_of_their_remedy(
     monkeypatch.setattr("poss_export.bundling.facts.facts_of", fail)
     result = run(*command)
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"{printed}\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_end_a_process_let_it_clear_up(number: signal.Signals) -> None:
+    cleared = []
+
+    @click.group(cls=Commands)
+    def group() -> None: ...
+
+    @group.command()
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            cleared.append(number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        group.main(["work"])
+    assert (ended.value.code, cleared, signal.getsignal(number)) == (128 + number, [number], before)

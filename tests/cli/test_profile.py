@@ -90,7 +90,7 @@ def test_the_plot_is_a_picture(tiny_bundle: Path, tmp_path: Path) -> None:
     [
         (("--context", 40, "--width", 9), r"do not all fit the capacity 48: ask for shorter contexts"),
         (("--plot", "plot.jpg"), "name a file that ends in .png"),
-        (("--plot", "no/such/folder.png"), "no folder 'no/such' for the plot"),
+        (("--plot", "no/such/folder.png"), "no folder 'no/such' for 'folder.png'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(options: Any, message: str, tiny_bundle: Path) -> None:

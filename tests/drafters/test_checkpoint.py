@@ -93,7 +93,9 @@ def test_our_own_format_is_checked_too(tmp_path: Path) -> None:
     edit(tmp_path / "x", num_specialists=1)
     assert "unknown: layers.1.mlp.down_proj.weight, layers.1." in refused(tmp_path / "x")
     edit(tmp_path / "x", positions_per_specialist=0)
-    assert "drafter positions_per_specialist is 0; it must be at least 1" in refused(tmp_path / "x")
+    assert "the drafter's positions_per_specialist is 0; expected a whole number from 1" in refused(
+        tmp_path / "x"
+    )
 
 
 def released(folder: Path, specialists: int) -> Path:

@@ -1,6 +1,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import Any
 
@@ -138,3 +139,56 @@ def test_bad_requests(ask: Ask, byte_text: Text, fake_target: Any) -> None:
         Stream(target, None, byte_text, "a", [1], prefill_chunk=0)
     with pytest.raises(InputError, match="max_new_tokens is 0"):
         ask(max_new_tokens=0)
+
+
+def test_threads_share_sessions(ask: Ask, byte_text: Text) -> None:
+    """Each answer is whole, whoever asks; without turns they would read each other's caches."""
+    first = ask()
+    sessions = second_of(first, byte_text)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: Stream(*sessions).run().text, range(40)))
+    assert answers == [ANSWER] * 40
+
+
+def test_an_answer_waits_for_one_of_another_thread(ask: Ask, byte_text: Text) -> None:
+    first = ask()
+    pieces = iter(first)
+    shown = next(pieces)
+    second = Stream(*second_of(first, byte_text))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(second.run)
+        assert not wait([waiting], timeout=0.2).done
+        assert shown + "".join(pieces) == ANSWER
+        assert waiting.result(timeout=10).text == ANSWER
+
+
+def test_an_answer_that_lost_its_turn_cannot_go_on(ask: Ask, byte_text: Text) -> None:
+    """Its caches are gone: what it would say is not the target's."""
+    first = ask()
+    pieces = iter(first)
+    next(pieces)
+    second = Stream(*second_of(first, byte_text))
+    assert second.run().text == ANSWER
+    with pytest.raises(InputError, match="another answer began before this one had ended"):
+        next(pieces)
+    assert Stream(*second_of(second, byte_text)).run().text == ANSWER
+
+
+def test_an_answer_that_failed_or_was_dropped_leaves_its_turn(ask: Ask, byte_text: Text) -> None:
+    first = ask()
+    next(iter(first))
+    sessions = second_of(first, byte_text)
+    del first
+
+    def fail() -> Any:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Stream(*sessions, planner=fail).run()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(Stream(*sessions).run).result(timeout=10).text == ANSWER
+
+
+def second_of(stream: Stream, byte_text: Text) -> Any:
+    """What makes another stream of the same sessions."""
+    return stream._target, stream._drafter, byte_text, PROMPT, byte_text.encode(PROMPT)

@@ -3,6 +3,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from poss_export.errors import InputError
@@ -165,10 +168,13 @@ def test_a_draw_with_a_gap_survives_rounding(sampling: Sampling) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("temperature", -0.5, "0 \\(greedy\\) or at least 1e-6"),
+        ("temperature", -0.5, "0 \\(greedy\\), or from 1e-6 to 1e30"),
         ("temperature", math.nan, "temperature is nan"),
         ("temperature", math.inf, "temperature is inf"),
-        ("temperature", 1e-9, "at least 1e-6"),
+        ("temperature", 1e-9, "from 1e-6 to 1e30"),
+        ("temperature", 1e39, "from 1e-6 to 1e30"),
+        ("top_k", 2.5, "top_k is 2.5; it must be 0"),
+        ("seed", 1.5, "seed is 1.5; it must be 0"),
         ("top_k", -1, "0 \\(off\\) or a positive number of tokens"),
         ("top_p", 0.0, "above 0 and at most 1"),
         ("top_p", 1.1, "above 0 and at most 1"),
@@ -182,3 +188,32 @@ def test_bad_values(field: str, value: float, expected: str) -> None:
     values: dict[str, Any] = {field: value}
     with pytest.raises(InputError, match=expected):
         Sampling(**values)
+
+
+@given(
+    logits=arrays(
+        np.float32, st.integers(1, 40), elements=st.floats(-1e4, 1e4, width=32) | st.just(-math.inf)
+    ),
+    temperature=st.floats(1e-6, 1e30),
+    top_k=st.integers(0, 50),
+    top_p=st.floats(0, 1, exclude_min=True),
+    min_p=st.floats(0, 1),
+    position=st.integers(0, 2**40),
+)
+@example(np.zeros(5, np.float32), 1e30, 0, 1e-17, 0.0, 0)
+@example(np.zeros(5, np.float32), 1.0, 0, 5e-324, 1.0, 0)
+def test_any_valid_numbers_make_a_distribution(
+    logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float, min_p: float, position: int
+) -> None:
+    """No warning, no error, and the likeliest token has a chance."""
+    if np.isneginf(logits).all():
+        logits[0] = 0.0
+    sampling = Sampling(temperature, top_k, top_p, min_p, seed=1)
+    q = warp(logits, sampling)
+    assert q.min() >= 0
+    assert q.sum() == pytest.approx(1, rel=1e-5)
+    assert q[logits.argmax()] == q.max()
+    noise = Noise(1)(position, len(logits))
+    assert q[draw(q, noise)] > 0
+    if len(logits) > 1:
+        assert draw_gap(logits, sampling, noise) >= 0

@@ -87,6 +87,7 @@ def calibrate(
     with show_progress() as progress:
         made = run(request, progress)
     _print_record(record, made.record, made.acceptance, as_json)
+    made.refused.check()
 
 
 def _print_record(path: Path, record: "Record", acceptance: "AcceptanceCurves | None", as_json: bool) -> None:

@@ -75,7 +75,7 @@ def generate(
     as_json: bool,
 ) -> None:
     """Answer prompts with BUNDLE, by draft and verify."""
-    from poss_export.prompts import as_prompts, read_prompts
+    from poss_export.prompts import Refused, as_prompts, read_prompts
     from poss_export.runtime.bundle import open_bundle
     from poss_export.runtime.planning.planner import ADAPTIVE
     from poss_export.runtime.sampling import Sampling
@@ -87,20 +87,23 @@ def generate(
             "no prompt; write one behind the bundle, or name a file of them", options=("prompts",)
         )
     answers = []
+    refused = Refused(len(asked))
     with open_bundle(bundle, threads=threads, provider=provider, backend=backend, lookup=lookup) as engines:
         for one in asked:
-            for stream in engines.conversation(
-                one,
-                max_new_tokens=max_new_tokens,
-                sampling=sampling,
-                stop=stop,
-                target_only=target_only,
-                planning=None if fixed_tree else ADAPTIVE,
-                raw=raw,
-            ):
-                answers.append(_show(stream, as_json))
+            with refused.noted():
+                for stream in engines.conversation(
+                    one,
+                    max_new_tokens=max_new_tokens,
+                    sampling=sampling,
+                    stop=stop,
+                    target_only=target_only,
+                    planning=None if fixed_tree else ADAPTIVE,
+                    raw=raw,
+                ):
+                    answers.append(_show(stream, as_json))
     if len(answers) > 1:
         log(f"{len(answers)} answers: {_summary(answers)}")
+    refused.check()
 
 
 def _show(stream: "Stream", as_json: bool) -> "Generation":

@@ -4,7 +4,10 @@ Errors become exit codes. Results go to stdout, everything else to stderr. Heavy
 inside the commands.
 """
 
-from collections.abc import Sequence
+import errno
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -13,7 +16,7 @@ from poss_export.cli.build import build
 from poss_export.cli.calibrate import calibrate
 from poss_export.cli.generate import generate
 from poss_export.cli.inspect import inspect
-from poss_export.cli.printing import log
+from poss_export.cli.printing import log, prepare_streams
 from poss_export.cli.profile import profile
 from poss_export.cli.train import train
 from poss_export.cli.verify import verify
@@ -21,6 +24,24 @@ from poss_export.errors import PossExportError
 
 # What the `export` extra brings; a deployment has none of it.
 _EXPORT_LIBRARIES = ("gguf", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch")
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let signals that end a process clear up first, as an interrupt does: unfinished folders are large."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    ending = [
+        number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL
+    ]
+    before = {number: signal.signal(number, end) for number in ending}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Commands(click.Group):
@@ -37,11 +58,21 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            prepare_streams()
+            with _ended_by_signals():
+                return super().invoke(ctx)
         except PossExportError as error:
             flags = self._flags(error.options, ctx.invoked_subcommand)
             log(f"error: {error}{f' ({flags})' if flags else ''}")
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # nobody reads on: click ends the command quietly
+            log(f"error: {error.filename or 'cannot write results'}: {error.strerror or error}")
+            ctx.exit(1)
+        except MemoryError:
+            log("error: there is not enough memory for this")
+            ctx.exit(1)
         except ModuleNotFoundError as error:
             if error.name not in _EXPORT_LIBRARIES:
                 raise

@@ -89,7 +89,7 @@ def prompts(default: str | None = None) -> Add:
         metavar="FILE",
         type=FILE,
         show_default=default or False,
-        help="JSON Lines of `prompt`, or of `turns`, which are all asked.",
+        help="JSON Lines of `prompt`, or of `turns`, which are all asked; -: standard input.",
     )
 
 

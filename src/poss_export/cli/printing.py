@@ -1,13 +1,36 @@
 """Where output goes: results to stdout, everything else to stderr."""
 
+import io
 import json
+import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from poss_export.errors import InputError
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+_STANDARD_ERROR = 2  # the last of the standard streams
+
+
+def prepare_streams() -> None:
+    """See that results arrive, whatever the letters that standard output has.
+
+    Raises:
+        InputError: standard output is closed.
+    """
+    # The next file that is opened gets the number of a closed stream, and libraries would write into it.
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        pass
+    os.close(spare)
+    if sys.stdout is None:
+        raise InputError("standard output is closed; send results to a file, or to /dev/null")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def log(line: str) -> None:
@@ -16,8 +39,13 @@ def log(line: str) -> None:
 
 
 def print_json(values: Any, indent: int | None = 2) -> None:
-    """Print plain values."""
-    click.echo(json.dumps(values, indent=indent, ensure_ascii=False))
+    """Print plain values; letters that standard output lacks are escaped."""
+    text = json.dumps(values, indent=indent, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(values, indent=indent)
+    click.echo(text)
 
 
 def print_rich(thing: "RenderableType") -> None:

@@ -62,6 +62,7 @@ def profile(
     as_json: bool,
 ) -> None:
     """Measure how long the calls of BUNDLE take: prefill, verification by width, drafting, whole rounds."""
+    from poss_export.costs import check_kept
     from poss_export.evaluation.latency import profile_bundle
     from poss_export.plots import check_plot, plot_profile
     from poss_export.runtime.bundle import open_bundle
@@ -69,6 +70,8 @@ def profile(
 
     if plot is not None:
         check_plot(plot)
+    if save:
+        check_kept()
     with open_bundle(bundle, threads=threads, provider=provider, backend=backend) as engines:
         values = profile_bundle(
             engines, widths=widths or None, contexts=contexts or None, repeats=repeats, report=log

@@ -10,7 +10,7 @@ from poss_export.cli import options
 from poss_export.cli.options import choice
 from poss_export.cli.progress import show_progress
 from poss_export.config import Alignment, Drafting, Fusion, MaskFeature
-from poss_export.errors import InputError
+from poss_export.machine import check_threads
 from poss_export.training.presets import PRESETS, DrafterChoices, Recipe, StageChoices
 
 _RECIPES = "the recipe's"
@@ -164,11 +164,9 @@ def train(
 def _use_threads(threads: int | None) -> None:
     import torch
 
-    if threads is None:
-        return
-    if threads < 1:
-        raise InputError(f"threads is {threads}; it must be at least 1")
-    torch.set_num_threads(threads)
+    check_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def _print_held_out(drafter: Path, held_out: Mapping[str, Any]) -> None:

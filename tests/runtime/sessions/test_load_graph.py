@@ -57,7 +57,7 @@ def test_static_graph_of_another_capacity(make_session: MakeSession) -> None:
         assert session.capacity == 32
 
 
-@pytest.mark.parametrize("threads", [0, -2])
+@pytest.mark.parametrize("threads", [0, -2, 5000, 10**30])
 def test_bad_threads(threads: int) -> None:
     with pytest.raises(InputError, match=f"threads is {threads}"):
         OrtOptions(threads=threads)
