@@ -15,7 +15,7 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from poss_export.errors import InputError
+from poss_export.errors import InputError, PromptError
 from poss_export.text import Message
 
 _OURS = ("messages", "add_generation_prompt")  # names of a template that no variable may take
@@ -76,16 +76,16 @@ class ChatTemplate:
         `variables` are special tokens and whatever else the template is to see, such as `tools`.
 
         Raises:
-            InputError: the template refuses the dialogue or fails on it.
+            PromptError: the template refuses the dialogue or fails on it.
         """
         seen = {"tools": None, "documents": None, **variables}
         dialogue = [_as_templates_expect(message) for message in messages]
         try:
             return self._compiled.render(messages=dialogue, add_generation_prompt=True, **seen)
         except _RefusedError as error:
-            raise InputError(f"the target's chat template refuses this dialogue: {error}") from error
+            raise PromptError(f"the target's chat template refuses this dialogue: {error}") from error
         except Exception as error:  # the template's own code, which can fail in any way
-            raise InputError(
+            raise PromptError(
                 f"the target's chat template fails on this dialogue ({_in_words(error)}); "
                 "does it have every role, field and variable that the template reads?"
             ) from error
@@ -106,7 +106,7 @@ def as_plain(values: Any) -> Any:
 def _as_templates_expect(message: Any) -> dict[str, Any]:
     """Leave out what is None, which templates would write, and give reasoning every name it is read by."""
     if not isinstance(message, dict):
-        raise InputError(f"a message is {message!r}; expected an object with a role and content")
+        raise PromptError(f"a message is {message!r}; expected an object with a role and content")
     given = {name: value for name, value in message.items() if value is not None}
     reasoning = next((given[name] for name in _REASONING if name in given), None)
     if reasoning is None:

@@ -51,8 +51,10 @@ class ControlTokens:
 
 def strings(value: Any) -> Iterator[str]:
     """Yield the strings among plain JSON values, without keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from strings(inner)
+    waiting = [value]  # not a recursion: values may be nested deep
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, str):
+            yield inner
+        elif isinstance(inner, dict | list):
+            waiting += inner.values() if isinstance(inner, dict) else inner

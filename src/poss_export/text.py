@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from poss_export.control_tokens import ControlTokens, strings
-from poss_export.errors import BundleError, InputError
+from poss_export.errors import BundleError, InputError, PromptError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -142,8 +142,9 @@ class Text:
                 user's text can end its turn and begin another; else they are text.
 
         Raises:
-            InputError: there is no template; it refuses the dialogue, leaves its system message out or does
-                not read a variable; a control token cannot be encoded as text.
+            PromptError: the template refuses the dialogue or leaves its system message out; a control token
+                cannot be encoded as text.
+            InputError: there is no template, or it does not read a variable.
         """
         from poss_export.chat_template import as_plain
 
@@ -152,7 +153,7 @@ class Text:
         template.check_variables(seen, dict(self.config.special_tokens))
         refused = dict(self.config.refused)
         if "system messages" in refused and any(message.get("role") == "system" for message in messages):
-            raise InputError(
+            raise PromptError(
                 f"the target's chat template writes no system message "
                 f"({refused['system messages']}); leave it out",
                 options=("system",),
@@ -163,9 +164,11 @@ class Text:
         self._refuse_disguised([said, seen], control)
         if not control.found_in([said, seen]):
             return self._plain(self._render(template, said, seen))
-        return self._encode_pieces(
-            control.pieces(self._render(template, control.mark(said), control.mark(seen)))
-        )
+        try:
+            marked = self._render(template, control.mark(said), control.mark(seen))
+        except RecursionError as error:
+            raise PromptError("the prompt is nested too deep; give simpler messages") from error
+        return self._encode_pieces(control.pieces(marked))
 
     def _control_tokens(self, template: "ChatTemplate") -> ControlTokens:
         """Return the special tokens, and those others that the template writes, but for white space."""
@@ -190,7 +193,7 @@ class Text:
         for text in (text for string in strings(values) for text in control.between(string)):
             for found in normalised.intersection(self._plain(text)):
                 if found not in _encode(self._without_added_tokens, text):  # as an unknown character may be
-                    raise InputError(
+                    raise PromptError(
                         f"the tokenizer reads the control token {added[found].content!r} in a text that "
                         "spells it otherwise; leave it out, or let control tokens through",
                         options=("control_tokens",),
@@ -202,7 +205,7 @@ class Text:
             tokenizer = self._without_added_tokens if marked else self.tokenizer
             found = _encode_behind_text(tokenizer, piece) if number else _encode(tokenizer, piece)
             if marked and self.tokenizer.token_to_id(piece) in found:
-                raise InputError(
+                raise PromptError(
                     f"the tokenizer has no other ids for the text {piece!r} than the control token; "
                     "leave it out, or let control tokens through",
                     options=("control_tokens",),
