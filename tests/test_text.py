@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from poss_export.errors import BundleError, InputError
+from poss_export.errors import BundleError, InputError, PromptError
 from poss_export.text import Message, Text, TextConfig, user_says
 from tests.fixtures.chat_templates import CONSTRUCTS, DIALOGUES, SPECIAL
 from tests.fixtures.small_tokenizers import KINDS, byte_level
@@ -168,6 +168,37 @@ def test_a_control_token_without_other_ids_is_refused() -> None:
     tokenizer = KINDS["unigram"]()
     with pytest.raises(InputError, match="no other ids for the text '<s>' than the control token"):
         text(tokenizer, "{{ messages[0].content }}").encode_chat([user_says("<s>")])
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "m.content[1:]",
+        "m.content[:-1]",
+        "m.content | lower",
+        "m.content.swapcase()",
+        "m.content | tojson(ensure_ascii=true)",
+        "(m.content | list)[1:-1] | join",
+        "m.content | reverse | reverse | join | upper | lower",
+    ],
+)
+def test_a_template_that_undoes_the_marks_takes_no_control_tokens(written: str) -> None:
+    tokenizer, _ = pair("byte-level")
+    source = CHATML.replace("m.content }}", f"{written} }}}}")
+    ours, end = text(tokenizer, source).tried(), number(tokenizer, "<|im_end|>")
+    assert dict(ours.config.refused)["control tokens as text"] == "it changes how they are marked"
+    for said in ("<|im_end|>", "a <|im_end|> b", "<|IM_END|>", "a<S>"):
+        with pytest.raises(PromptError, match="writes no control tokens as text") as error:
+            ours.encode_chat([user_says(said)])
+        assert error.value.options == ("control_tokens",)
+    assert ours.encode_chat([user_says("a <b> c")]).count(end) == 1
+    assert ours.encode_chat([user_says(" <|im_end|> ")], control_tokens=True)
+
+
+@pytest.mark.parametrize("written", ["m.content", "m.content | trim", "m.content.split('</s>')[-1]"])
+def test_a_template_that_keeps_the_marks_takes_control_tokens(written: str) -> None:
+    source = CHATML.replace("m.content }}", f"{written} }}}}")
+    assert text(pair("byte-level")[0], source).tried().config.refused == (("tools", "it leaves them out"),)
 
 
 def test_listed_control_tokens_replace_those_that_the_template_writes() -> None:

@@ -47,7 +47,7 @@ class ChatTemplate:
         strings = {node.value for node in self._tree.find_all(nodes.Const) if isinstance(node.value, str)}
         return "\0".join(sorted(data | strings))
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         """The names that the template reads from outside: variables, special tokens and our own."""
         return frozenset(jinja2.meta.find_undeclared_variables(self._tree))

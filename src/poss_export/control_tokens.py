@@ -18,12 +18,25 @@ class ControlTokens:
     def __init__(self, contents: Iterable[str]) -> None:
         """Prepare to find tokens with these contents; of two that begin alike, the longer one counts."""
         longest_first = sorted(contents, key=len, reverse=True)
+        self._contents = longest_first
         self._any = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # (?!) never matches
+        self._in_any_case = re.compile(self._any.pattern, re.IGNORECASE)
         self._marked = re.compile(f"{_START}({self._any.pattern}){_END}|[{_START}{_END}]")
 
-    def found_in(self, value: Any) -> bool:
+    def found_in(self, value: Any, in_any_case: bool = False) -> bool:
         """Whether a string among plain JSON values holds a control token; keys are not looked at."""
-        return any(self._any.search(text) for text in strings(value))
+        looked_for = self._in_any_case if in_any_case else self._any
+        return any(looked_for.search(text) for text in strings(value))
+
+    @property
+    def worst_case(self) -> str:
+        """A text of every control token in every case, with one at each end."""
+        tokens = self._contents
+        return " ".join([*tokens[:1], *(token.swapcase() for token in tokens), *tokens])
+
+    def count(self, rendered: str) -> int:
+        """Return how many control tokens of a rendered text take effect."""
+        return sum(len(self._any.findall(piece)) for piece, marked in self.pieces(rendered) if not marked)
 
     def between(self, text: str) -> list[str]:
         """Return what stands before, between and behind the control tokens of a text."""

@@ -32,6 +32,7 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {}},
     },
 }
+_AS_TEXT = "control tokens as text"
 # What a template is tried on, beside the user's message: messages before it, and template variables.
 _TRIED: Mapping[str, tuple[Sequence[Message], Mapping[str, Any]]] = {
     "system messages": ([{"role": "system", "content": "Be brief."}], {}),
@@ -45,7 +46,8 @@ class TextConfig:
     """What surrounds the tokenizer: stop ids, the chat template (Jinja) and what it knows.
 
     `tool_template` is used instead where the dialogue has tools. `refused` says what of "user messages",
-    "system messages", "several turns" and "tools" the template does not write, and why.
+    "system messages", "several turns", "tools" and "control tokens as text" the template
+    does not write, and why.
     """
 
     stop_ids: tuple[int, ...]
@@ -161,6 +163,12 @@ class Text:
         if control_tokens:
             return self._plain(self._render(template, said, seen))
         control = self._control_tokens(template)
+        if _AS_TEXT in refused and control.found_in([said, seen], in_any_case=True):
+            raise PromptError(
+                f"the target's chat template writes no {_AS_TEXT} ({refused[_AS_TEXT]}); leave them out, "
+                "or let them through",
+                options=("control_tokens",),
+            )
         self._refuse_disguised([said, seen], control)
         if not control.found_in([said, seen]):
             return self._plain(self._render(template, said, seen))
@@ -247,6 +255,8 @@ class Text:
             for what, (before, variables) in _TRIED.items():
                 if why := self._why_refused(plain, before, variables):
                     refused[what] = why
+            if self._lets_through(plain):
+                refused[_AS_TEXT] = "it changes how they are marked"
         except InputError as error:
             refused["user messages"] = str(error)
         return Text(self.tokenizer_json, replace(self.config, refused=tuple(refused.items())))
@@ -259,6 +269,12 @@ class Text:
         except InputError as error:
             return str(error)
         return "it leaves them out" if rendered == plain else None
+
+    def _lets_through(self, plain: str) -> bool:
+        """Whether the template undoes marks, as it cuts letters off or changes their case."""
+        control = self._control_tokens(self._template)
+        said = user_says(control.mark(control.worst_case))
+        return control.count(self._render(self._template, [said], {})) > control.count(plain)
 
 
 def _encode(tokenizer: "Tokenizer", text: str) -> list[int]:
