@@ -5,7 +5,8 @@ class of tokenizers. So transformers reads them, and its result is checked and k
 (docs/decisions/0016-tokenizers-by-transformers.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +30,42 @@ def read_text(folder: Path) -> Text:
             f"{path} is missing; write it with transformers: "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
-    theirs = _open(folder)
-    _refuse_what_the_file_cannot_hold(folder, theirs)
-    tokenizer = theirs.backend_tokenizer
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    _check_plain_text(path, theirs)
-    _check_stated_ids(folder, tokenizer)
+    with _failures_translated(folder):
+        theirs = _open(folder)
+        _refuse_what_the_file_cannot_hold(folder, theirs)
+        tokenizer = theirs.backend_tokenizer
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        _check_plain_text(path, theirs)
+        _check_stated_ids(folder, tokenizer)
+        text = Text(tokenizer.to_str(), _config(folder, theirs))
+        _check_same(folder, theirs, text)
+    return text
+
+
+@contextmanager
+def _failures_translated(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (CheckpointError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # the libraries raise nothing narrower
+        raise CheckpointError(
+            f"{folder}: not a readable tokenizer ({error}); transformers must read it, and run no code "
+            "of the folder: fetch it again"
+        ) from error
+
+
+def _config(folder: Path, theirs: Any) -> TextConfig:
     plain, with_tools = _chat_templates(folder, theirs.chat_template)
     control = getattr(theirs, "chat_control_tokens", None)
-    text = Text(
-        tokenizer.to_str(),
-        TextConfig(
-            stop_ids=_stop_ids(folder, theirs.eos_token_id),
-            chat_template=plain,
-            tool_template=with_tools,
-            special_tokens=tuple(sorted(theirs.special_tokens_map.items())),
-            chat_control_tokens=None if control is None else tuple(control),
-        ),
+    return TextConfig(
+        stop_ids=_stop_ids(folder, theirs.eos_token_id),
+        chat_template=plain,
+        tool_template=with_tools,
+        special_tokens=tuple(sorted(theirs.special_tokens_map.items())),
+        chat_control_tokens=None if control is None else tuple(control),
     )
-    _check_same(folder, theirs, text)
-    return text
 
 
 def _open(folder: Path) -> Any:
@@ -62,11 +78,6 @@ def _open(folder: Path) -> Any:
     set_verbosity(logging.ERROR)
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the libraries raise nothing narrower
-        raise CheckpointError(
-            f"{folder}: not a readable tokenizer ({error}); transformers must read it, and run no code "
-            "of the folder: fetch it again"
-        ) from error
     finally:
         set_verbosity(verbosity)
 
@@ -130,8 +141,8 @@ def _check_same(folder: Path, theirs: Any, ours: Text) -> None:
     ids = theirs.encode(said)
     if ours.encode(said) != ids or ours.decode(ids) != theirs.decode(ids, skip_special_tokens=True):
         raise CheckpointError(
-            f"{folder}: {type(theirs).__name__} does more to text than its tokenizer.json can hold; "
-            "use a checkpoint whose tokenizer_class is 'PreTrainedTokenizerFast'"
+            f"{folder}: {type(theirs).__name__} does more to text than its tokenizer.json can hold; to do "
+            "without, set tokenizer_class in tokenizer_config.json to 'PreTrainedTokenizerFast'"
         )
 
 

@@ -264,6 +264,7 @@ def test_a_tokenizer_of_words(tmp_path: Path) -> None:
         ),
         ("byte-level", {"added_tokens_decoder": {"900": token("<|end|>")}}, {}, r"'<\|end\|>' has id 900"),
         ("byte-level", {}, {"added_tokens.json": {"<|end|>": 7}}, r"'<\|end\|>' has id 7"),
+        ("unigram", {"tokenizer_class": "BertTokenizer"}, {}, "not a readable tokenizer"),
         ("byte-level", {"eos_token": 5}, {}, "not a readable tokenizer"),
         ("byte-level", {}, {"tokenizer_config.json": "{"}, "not a readable tokenizer"),
         ("byte-level", {}, {"tokenizer_config.json": "[]"}, "not a readable tokenizer"),
