@@ -8,6 +8,7 @@ class of tokenizers. So transformers reads them, and its result is checked and k
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 from poss_export.errors import CheckpointError
@@ -150,7 +151,12 @@ def _stop_ids(folder: Path, tokenizer_eos: int | None) -> tuple[int, ...]:
     config = read_json(folder / "config.json")
     files = (read_json(folder / "generation_config.json", {}), config)
     found = [values["eos_token_id"] for values in files if values.get("eos_token_id") is not None]
-    ids: set[int] = {i for value in found for i in (value if isinstance(value, list) else [value])}
+    stated = [one for value in found for one in (value if isinstance(value, list) else [value])]
+    ids = {one for one in stated if one is not None}  # some lists hold a null
+    if wrong := [one for one in ids if type(one) is not int or one < 0]:
+        raise CheckpointError(
+            f"{folder}: eos_token_id holds {shortened(wrong[0])}; expected numbers of tokens"
+        )
     if tokenizer_eos is not None and tokenizer_eos < config["vocab_size"]:
         ids.add(tokenizer_eos)  # a class may invent one that the model does not have
     return tuple(sorted(ids))
