@@ -2,7 +2,8 @@
 
 A tokenizer reads `<|im_end|>` in a user's text as the token that ends the turn. So such strings are marked
 before the chat template writes them, and what is marked in its result is encoded as text. The marks, and how
-text between them is encoded, are those of transformers' `sanitize_control_tokens`.
+text between them is encoded, are those of transformers' `sanitize_control_tokens`; a text that holds the two
+letters which are marks loses them, here only beside a control token.
 """
 
 import re
