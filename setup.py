@@ -20,7 +20,7 @@ if build not in ONNXRUNTIME:
 setup(
     install_requires=[  # the deployment runtime: no torch, no transformers
         "click>=8.1",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",
         "numpy>=1.26",
         ONNXRUNTIME[build],
         "platformdirs>=4",

@@ -12,7 +12,7 @@ from poss_export.contract import draft_contract, target_contract
 from poss_export.drafters.checkpoint import DrafterCheckpoint, check_pair
 from poss_export.drafters.round import check_tree
 from poss_export.engine_spec import GraphName, Profile, draft_profiles, ladder_of, target_profiles
-from poss_export.errors import InputError
+from poss_export.errors import CheckpointError, InputError
 from poss_export.evaluation.text_quality import read_windows
 from poss_export.exporters.target import check_target
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER
@@ -46,9 +46,16 @@ class Plan:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What may disappoint, though it is right."""
+        refused = self.target.text.config.refused
+        told = tuple(
+            f"the chat template does not write {what} ({why})"
+            for what, why in refused
+            if what != "tools"  # which most targets do not have
+        )
         if self.drafter is None or self.drafter.target_sha256 in (None, self.target.sha256):
-            return ()
+            return told
         return (
+            *told,
             f"drafter {self.drafter.name!r} was trained for other weights than those of "
             f"{self.target.name!r}; output stays right, but fewer tokens may be accepted",
         )
@@ -149,9 +156,14 @@ def plan_build(
     """Check that the parts fit; a capacity of None is 2048 tokens, or the target's longest context.
 
     Raises:
-        CheckpointError: target and drafter do not belong together.
+        CheckpointError: target and drafter do not belong together, or the chat template writes no prompt.
         InputError: capacity, cache form, tree, samples or held-out text do not suit them.
     """
+    if (why := dict(target.text.config.refused).get("user messages")) is not None:
+        raise CheckpointError(
+            f"target {target.name!r}, whose template was given one message of a user: {why}; mend the "
+            "template, or take it out of the checkpoint to build for plain text"
+        )
     if capacity is None:
         capacity = min(_COMMON_CAPACITY, target.config.max_positions)
     check_target(target.config, cache_form, capacity, precision)

@@ -165,9 +165,8 @@ def check_sampling(bundle: Bundle, prompts: abc.Sequence[Prompt], draws: int, re
     each = max(draws // (len(prompts) * len(_SAMPLINGS)), 1)
     chances = list[float]()
     for prompt in prompts:
-        tree, logits = _first_round(
-            bundle.target, bundle.drafter, bundle.encode(prompt.turns[0], raw=not bundle.chats)
-        )
+        first = next(bundle.conversation(prompt, raw=not bundle.chats))
+        tree, logits = _first_round(bundle.target, bundle.drafter, first.prompt_ids.tolist())
         for seed, sampling in enumerate(_SAMPLINGS):
             chances += node_chances(tree, logits, sampling, each, seed).values()
     allowed = _FALSE_ALARM / len(chances)

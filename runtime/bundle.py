@@ -8,16 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Self, TypedDict, Unpack
+from types import MappingProxyType
+from typing import Any, Self, TypedDict, Unpack
 
 from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
 from poss_export.engine_spec import Backend, EngineEntry, GraphName
-from poss_export.errors import BackendError, BundleError, InputError, PromptError
+from poss_export.errors import BackendError, BundleError, PromptError
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
-from poss_export.prompts import Prompt, half_character
+from poss_export.prompts import Prompt
 from poss_export.runtime.generation import Generation, Stream
 from poss_export.runtime.planning.planner import ADAPTIVE, Planning, WholeTrees
 from poss_export.runtime.planning.planners import Planners, read_corpus
+from poss_export.runtime.prompt_ids import prompt_ids
 from poss_export.runtime.sampling import GREEDY, Sampling
 from poss_export.runtime.sessions.base import DraftSession, TargetSession
 from poss_export.runtime.sessions.cuda import device_capability
@@ -37,6 +39,8 @@ class Request(TypedDict, total=False):
     target_only: bool
     planning: Planning | None
     raw: bool
+    variables: Mapping[str, Any]
+    control_tokens: bool
 
 
 class Bundle:
@@ -116,6 +120,8 @@ class Bundle:
         target_only: bool = False,
         planning: Planning | None = ADAPTIVE,
         raw: bool = False,
+        variables: Mapping[str, Any] = MappingProxyType({}),
+        control_tokens: bool = False,
     ) -> Stream:
         """Return the answer as a stream of text; its `result` is there after the last piece.
 
@@ -128,16 +134,19 @@ class Bundle:
             target_only: decode one token a round, the baseline.
             planning: how rounds are chosen; None verifies the drafter's whole tree every round.
             raw: leave out the chat template.
+            variables: what the chat template reads beside messages, such as `enable_thinking` or `tools`.
+            control_tokens: let names of control tokens in messages and variables be those tokens, not text.
 
         Raises:
-            InputError: a value cannot be used.
+            PromptError: the prompt cannot be answered.
+            InputError: another value cannot be used.
         """
-        ids = self.encode(prompt, raw=raw)
+        ids = self.encode(prompt, raw=raw, variables=variables, control_tokens=control_tokens)
         return Stream(
             self.target,
             None if target_only else self.drafter,
             self.text,
-            prompt if isinstance(prompt, str) else prompt[-1]["content"],
+            prompt if isinstance(prompt, str) else str(prompt[-1]["content"]),
             ids,
             planner=WholeTrees if target_only else partial(self.planners.planner, planning),
             max_new_tokens=max_new_tokens,
@@ -145,31 +154,23 @@ class Bundle:
             stop=stop,
         )
 
-    def encode(self, prompt: str | Sequence[Message], *, raw: bool = False) -> list[int]:
-        """Return the ids of what the user says, or of messages, in the chat template unless `raw`.
-
-        Raises:
-            PromptError: the prompt is empty, or holds an unknown token or half a character.
-            InputError: the target has no chat template, or messages are to be continued as plain text.
-        """
-        if not prompt or (not isinstance(prompt, str) and not prompt[-1]["content"]):
-            raise PromptError("the prompt is empty; say something to answer")
-        contents = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
-        if (half := half_character("".join(contents))) is not None:
-            raise PromptError(f"the prompt holds {half!r}, half of a character; expected text in UTF-8")
-        if isinstance(prompt, str):
-            ids = self.text.encode(prompt) if raw else self.text.encode_chat([user_says(prompt)])
-        elif raw:
-            raise InputError("messages have no plain text without the chat template; give one string")
-        else:
-            ids = self.text.encode_chat(prompt)
-        # Tokenizers may know tokens that the target does not.
-        if (highest := max(ids, default=0)) >= (vocab_size := self.manifest.target.config.vocab_size):
-            raise PromptError(
-                f"the prompt holds token {highest}, the target has {vocab_size} tokens; "
-                "leave that special token out of the prompt"
-            )
-        return ids
+    def encode(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        raw: bool = False,
+        variables: Mapping[str, Any] = MappingProxyType({}),
+        control_tokens: bool = False,
+    ) -> list[int]:
+        """Return the ids of what the user says, or of messages; arguments and errors as in `stream`."""
+        return prompt_ids(
+            self.text,
+            self.manifest.target.config.vocab_size,
+            prompt,
+            raw=raw,
+            variables=variables,
+            control_tokens=control_tokens,
+        )
 
     def generate(self, prompt: str | Sequence[Message], **request: Unpack[Request]) -> Generation:
         """Return the whole answer; arguments and errors as in `stream`."""
@@ -189,14 +190,15 @@ class Bundle:
 
     def _turns(self, prompt: Prompt, **request: Unpack[Request]) -> Iterator[Stream]:
         if request.get("raw", False):
-            if len(prompt.turns) != 1:
+            if len(prompt.turns) != 1 or prompt.before:
+                said = "messages before its turn" if prompt.before else f"{len(prompt.turns)} turns"
                 raise PromptError(
-                    f"prompt {prompt.id!r} has {len(prompt.turns)} turns, which take a chat template; "
+                    f"prompt {prompt.id!r} has {said}, which take a chat template; "
                     "give plain text as one turn"
                 )
             yield self.stream(prompt.turns[0], **request)
             return
-        messages = list[Message]()
+        messages = [*prompt.before]
         for turn in prompt.turns:
             messages.append(user_says(turn))
             stream = self.stream(messages, **request)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from poss_export.config import TargetConfig
 from poss_export.errors import CheckpointError, InputError, translated
-from poss_export.targets import gguf, hf
+from poss_export.targets import gguf, hf, hf_text
 from poss_export.targets.decoder import Decoder
 from poss_export.text import Text
 
@@ -86,7 +86,7 @@ def _embedded_file() -> Path:
 
 def _open_gguf(path: Path, name: str) -> Target:
     reader = gguf.open_gguf(path)
-    config, text = gguf.read_config(reader), gguf.read_text(reader)
+    config, text = gguf.read_config(reader), gguf.read_text(reader).tried()
     tensors = reader.tensors  # the reader itself goes: a hundred thousand views of the vocabulary
     return Target(name, config, text, (path,), lambda: gguf.read_decoder(tensors, config))
 
@@ -95,5 +95,9 @@ def _open_folder(folder: Path) -> Target:
     config, files = hf.read_config(folder), hf.weight_files(folder)
     tensors = hf.open_weights(files)
     return Target(
-        folder.resolve().name, config, hf.read_text(folder), files, lambda: hf.read_decoder(config, tensors)
+        folder.resolve().name,
+        config,
+        hf_text.read_text(folder).tried(),
+        files,
+        lambda: hf.read_decoder(config, tensors),
     )

@@ -126,6 +126,8 @@ def read_text(reader: Any) -> Text:
             "use the Hugging Face folder of this model"
         )
     tokens, kinds = fact("ggml.tokens"), fact("ggml.token_type")
+    eos, bos = fact("ggml.eos_token_id"), fact("ggml.bos_token_id")
+    in_front = bos if fact("ggml.add_bos_token", False) else None
     special = [i for i, kind in enumerate(kinds) if kind in (_CONTROL_TOKEN, _USER_TOKEN)]
     tokenizer = {
         "version": "1.0",
@@ -142,6 +144,7 @@ def read_text(reader: Any) -> Text:
             for i in special
         ],
         "pre_tokenizer": _pretokenizer(fact("ggml.pre", "gpt-2")),
+        "post_processor": None if in_front is None else _in_front(tokens[in_front], in_front),
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -149,18 +152,27 @@ def read_text(reader: Any) -> Text:
             "merges": [merge.split(" ") for merge in fact("ggml.merges")],
         },
     }
-    eos, bos = fact("ggml.eos_token_id"), fact("ggml.bos_token_id")
     return Text(
         json.dumps(tokenizer, ensure_ascii=False),
         TextConfig(
             stop_ids=(eos,),
-            bos_id=bos if fact("ggml.add_bos_token", False) else None,
             chat_template=fact("chat_template"),
             special_tokens=tuple(
                 (f"{kind}_token", tokens[i]) for kind, i in (("bos", bos), ("eos", eos)) if i is not None
             ),
         ),
     )
+
+
+def _in_front(token: str, token_id: int) -> dict[str, Any]:
+    """Return the post-processor that puts a token in front of every plain prompt."""
+    special, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, text],
+        "pair": [special, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
+    }
 
 
 def _pretokenizer(name: str) -> dict[str, Any]:

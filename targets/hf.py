@@ -1,4 +1,4 @@
-"""Targets from Hugging Face folders: config.json, tokenizer.json, safetensors (or .bin) weights.
+"""Targets from Hugging Face folders: config.json and safetensors (or .bin) weights.
 
 No remote code, no pickled objects: `.bin` files are read with `weights_only=True`.
 """
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any
 
 import torch
@@ -15,10 +14,9 @@ from torch import Tensor
 
 from poss_export.config import RopeConfig, TargetConfig
 from poss_export.errors import CheckpointError
-from poss_export.files import parse_json
 from poss_export.targets.decoder import Decoder
+from poss_export.targets.json_file import read_json
 from poss_export.targets.weights import build_decoder
-from poss_export.text import Text, TextConfig
 
 Tensors = dict[str, Callable[[], Tensor]]  # by name, read when called
 
@@ -33,7 +31,7 @@ def read_config(folder: Path) -> TargetConfig:
 
     A sliding window caps `max_positions`: up to its width it is plain attention, and no further is supported.
     """
-    values = _read_json(folder / "config.json")
+    values = read_json(folder / "config.json")
 
     def fact(name: str, default: Any = None) -> Any:
         value = values.get(name)
@@ -108,65 +106,11 @@ def read_rope(values: Mapping[str, Any]) -> RopeConfig:
     )
 
 
-def read_text(folder: Path) -> Text:
-    """Return the tokenizer with the template and the special tokens of its companion files."""
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} is missing; write it with transformers: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        )
-    tokenizer_json = path.read_text(encoding="utf-8")
-    try:
-        tokenizer = Tokenizer.from_str(tokenizer_json)
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{path}: not a readable tokenizer ({error}); fetch it again") from error
-    companion = _read_json(folder / "tokenizer_config.json", {})
-    special = {
-        kind: token["content"] if isinstance(token, dict) else token
-        for kind, token in companion.items()
-        if kind.endswith("_token") and isinstance(token, str | dict)
-    }
-    in_front = tokenizer.encode("").ids  # what the tokenizer's own post-processor puts around a text
-    bos = tokenizer.token_to_id(special["bos_token"]) if "bos_token" in special else None
-    return Text(
-        tokenizer_json,
-        TextConfig(
-            stop_ids=_stop_ids(folder, tokenizer.token_to_id(special.get("eos_token", ""))),
-            bos_id=bos if bos in in_front else None,
-            chat_template=_chat_template(folder, companion.get("chat_template")),
-            special_tokens=tuple(sorted(special.items())),
-        ),
-    )
-
-
-def _stop_ids(folder: Path, tokenizer_eos: int | None) -> tuple[int, ...]:
-    files = (_read_json(folder / "generation_config.json", {}), _read_json(folder / "config.json"))
-    found = [values["eos_token_id"] for values in files if values.get("eos_token_id") is not None]
-    stated = [one for value in found for one in (value if isinstance(value, list) else [value])]
-    ids = {one for one in [*stated, tokenizer_eos] if one is not None}  # some lists hold a null
-    if wrong := [one for one in ids if type(one) is not int or one < 0]:
-        raise CheckpointError(
-            f"{folder}: eos_token_id holds {shortened(wrong[0])}; expected numbers of tokens"
-        )
-    return tuple(sorted(ids))
-
-
-def _chat_template(folder: Path, entry: str | list[dict[str, str]] | None) -> str | None:
-    if (path := folder / "chat_template.jinja").is_file():
-        return path.read_text(encoding="utf-8")
-    if isinstance(entry, list):  # several named ones
-        return {named["name"]: named["template"] for named in entry}.get("default")
-    return entry
-
-
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """Return the files that hold the weights, safetensors before .bin, all shards present."""
     for name in _WEIGHTS:
         if (index := folder / f"{name}.index.json").is_file():
-            shards = sorted(set(_read_json(index)["weight_map"].values()))
+            shards = sorted(set(read_json(index)["weight_map"].values()))
             if missing := [shard for shard in shards if not (folder / shard).is_file()]:
                 raise CheckpointError(
                     f"{folder}: {', '.join(missing)} is missing of {len(shards)} weight files; fetch it again"
@@ -237,17 +181,3 @@ def _damage_translated(path: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{path}: not a readable weight file ({error}); it is damaged or incomplete: fetch it again"
         ) from error
-
-
-def _read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    if default is not None and not path.is_file():
-        return default
-    try:
-        values: dict[str, Any] = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as JSON ({error}); expected a Hugging Face folder: check the path"
-        ) from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, not {shortened(values)}; fetch it again")
-    return values

@@ -72,7 +72,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     def write(name: str) -> Path:
         import torch
         from tokenizers import Tokenizer, models, pre_tokenizers
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Tokenizer
 
         model_type, special = _TINY[name]
         auto: Any = AutoModelForCausalLM  # its methods are half annotated
@@ -85,6 +85,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         words = {f"<{i}>": i for i in range(_SIZES["vocab_size"])}
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="<0>"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        if model_type.startswith("qwen"):  # transformers makes byte-level BPE of whatever is there
+            tokenizer = Qwen2Tokenizer(words).backend_tokenizer
         tokenizer.save(str(folder / "tokenizer.json"))
         return folder
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from poss_export.errors import InputError
-from poss_export.prompts import Prompt, as_prompts, read_prompts
+from poss_export.prompts import Prompt, as_prompts, read_prompts, with_system
 
 
 def write(path: Path, *lines: Any) -> Path:
@@ -120,6 +120,49 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_bytes('\ufeff{"prompt": "a\u2028b\x85c"}\r\n{"prompt": "d"}\r\n'.encode())
     assert read_prompts(path) == as_prompts(["a\u2028b\x85c", "d"])
+
+
+def test_messages_before_the_users_last_one(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    last = {"role": "user", "content": "And?"}
+    lines = (
+        {"id": "a", "messages": [system, *said, last]},
+        {"messages": [last]},
+        {"prompt": "p", "messages": 3},
+    )
+    first, second, third = read_prompts(write(tmp_path / "prompts.jsonl", *lines))
+    assert first == Prompt("a", ("And?",), before=(system, *said))
+    assert second == Prompt("2", ("And?",))
+    assert third == Prompt("3", ("p",))
+    assert with_system(second, "Be brief.").before == (system,)
+    assert with_system(second, "").before == ({"role": "system", "content": ""},)
+    with pytest.raises(InputError, match="line 1 has a system message of its own; leave one out"):
+        with_system(first, "Be long.")
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ([], r"messages is \[\]; expected a list of objects"),
+        ("text", "messages is 'text'; expected a list"),
+        ([{"role": "user", "content": "a"}, "text"], "a message is 'text'; expected a role and content"),
+        ([{"content": "a"}], "a message is .*; expected a role and content"),
+        ([{"role": 3, "content": "a"}], "a message is .*; expected a role and content"),
+        ([{"role": "assistant", "content": "a"}], "the last message is .*; expected a user's, of role and"),
+        ([{"role": "user"}], "the last message is .*; expected a user's"),
+        ([{"role": "user", "content": "a", "name": "Ann"}], "of role and content only, which is answered"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+            "the prompt is .*; expected a string",
+        ),
+        ([{"role": "system", "content": "\ud800"}, {"role": "user", "content": "a"}], "half of a character"),
+    ],
+)
+def test_messages_that_are_none_are_named(messages: Any, words: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "prompts.jsonl", {"prompt": "fine"}, {"messages": messages})
+    with pytest.raises(InputError, match=f"line 2: .*{words}"):
+        read_prompts(path)
 
 
 def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:

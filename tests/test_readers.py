@@ -76,7 +76,7 @@ def readers(
     target = Path(shutil.copytree(tiny_folder("llama"), folder / "target"))
     for name, values in (
         ("generation_config.json", {"eos_token_id": [2, 5]}),
-        ("tokenizer_config.json", {"eos_token": {"content": "<2>"}, "chat_template": "{{ messages }}"}),
+        ("tokenizer_config.json", {"eos_token": "<2>", "chat_template": "{{ messages }}"}),
     ):
         (target / name).write_text(json.dumps(values))
     old = Path(shutil.copytree(target, folder / "old"))

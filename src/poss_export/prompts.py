@@ -3,19 +3,22 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
+from poss_export.control_tokens import strings
 from poss_export.errors import InputError, PromptError
 from poss_export.files import parse_json
+from poss_export.text import Message
 
 
 @dataclass(frozen=True)
 class Prompt:
     """What a user says, turn by turn; the answer to one turn comes before the next.
 
+    `before` are messages in front of the first turn, such as a system message.
     `id` tells it from the others of its file, `category` what kind it is, where the file says so; `source` is
     where it stands, for messages.
     """
@@ -24,10 +27,14 @@ class Prompt:
     turns: tuple[str, ...]
     category: str | None = None
     source: str | None = field(default=None, compare=False)
+    before: tuple[Message, ...] = ()
 
 
 STANDARD_INPUT = Path("-")
-_EXPECTED = 'has no prompt; expected {"prompt": "..."} or {"turns": ["..."]}'
+_EXPECTED = (
+    'has no prompt; expected {"prompt": "..."}, {"turns": ["..."]} '
+    'or {"messages": [{"role": "user", "content": "..."}]}'
+)
 
 
 def as_prompts(texts: Sequence[str]) -> list[Prompt]:
@@ -46,8 +53,9 @@ def as_prompts(texts: Sequence[str]) -> list[Prompt]:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Return the prompt of each line: of `prompt` or `turns`, with its `question_id` or `id`, and `category`.
+    """Return the prompt of each line: of `prompt`, `turns` or `messages`, the first that is there.
 
+    A line may have a `question_id` or `id`, and a `category`. The last message is the user's, to be answered.
     A line without an id has its number; blank lines hold none. "-" is standard input.
 
     Raises:
@@ -82,11 +90,9 @@ def _prompt(line: str, number: int, where: str) -> Prompt:
         values = parse_json(line)
     except ValueError as error:
         raise InputError(f"{where} is not JSON ({error}); expected one object a line") from error
-    if not isinstance(values, dict) or not values.keys() & {"prompt", "turns"}:
+    if not isinstance(values, dict) or not values.keys() & {"prompt", "turns", "messages"}:
         raise InputError(f"{where} {_EXPECTED}")
-    turns = [values["prompt"]] if "prompt" in values else values["turns"]
-    if not isinstance(turns, list) or not turns:
-        raise InputError(f"{where}: turns is {shortened(turns)}; expected a list of strings")
+    before, turns = _said(values, where)
     name = values.get("question_id", values.get("id"))
     if not isinstance(name, str | int | float | None):
         raise InputError(f"{where}: the id is {shortened(name)}; expected a string or a number")
@@ -94,8 +100,56 @@ def _prompt(line: str, number: int, where: str) -> Prompt:
     if not isinstance(category, str | None):
         raise InputError(f"{where}: the category is {shortened(category)}; expected a string")
     return Prompt(
-        str(number if name is None else name), tuple(_text(turn, where) for turn in turns), category, where
+        str(number if name is None else name),
+        tuple(_text(turn, where) for turn in turns),
+        category,
+        where,
+        before,
     )
+
+
+def _said(values: dict[str, Any], where: str) -> tuple[tuple[Message, ...], list[Any]]:
+    """Return the messages before the first turn, and the turns."""
+    if "prompt" in values:
+        return (), [values["prompt"]]
+    if "turns" not in values:
+        return _dialogue(values["messages"], where)
+    turns = values["turns"]
+    if not isinstance(turns, list) or not turns:
+        raise InputError(f"{where}: turns is {shortened(turns)}; expected a list of strings")
+    return (), turns
+
+
+def _dialogue(messages: Any, where: str) -> tuple[tuple[Message, ...], list[Any]]:
+    if not isinstance(messages, list) or not messages:
+        raise InputError(f"{where}: messages is {shortened(messages)}; expected a list of objects")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise InputError(f"{where}: a message is {shortened(message)}; expected a role and content")
+        for text in strings(message):
+            _text(text, where)
+    *before, last = messages
+    if last.keys() != {"role", "content"} or last["role"] != "user":
+        raise InputError(
+            f"{where}: the last message is {shortened(last)}; expected a user's, of role and content only, "
+            "which is answered"
+        )
+    return tuple(before), [last["content"]]
+
+
+def with_system(prompt: Prompt, system: str) -> Prompt:
+    """Return a prompt behind a system message.
+
+    Raises:
+        InputError: it has one of its own, or the message is no text.
+    """
+    if any(message["role"] == "system" for message in prompt.before):
+        raise InputError(
+            f"{prompt.source or f'prompt {prompt.id!r}'} has a system message of its own; leave one out",
+            options=("system",),
+        )
+    message = {"role": "system", "content": _text(system, "the system message")}
+    return replace(prompt, before=(message, *prompt.before))
 
 
 def _text(turn: Any, where: str) -> str:

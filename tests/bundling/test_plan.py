@@ -1,6 +1,7 @@
 """Plans of tiny builds: defaults, sizes, and what is refused before any work."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from poss_export.bundling.sizes import engine_bytes
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint
 from poss_export.engine_spec import EngineOptions, target_profiles
-from poss_export.errors import InputError
+from poss_export.errors import CheckpointError, InputError
 from poss_export.quantisation.decisions import GraphRequest
 from poss_export.targets.checkpoint import open_target
+from poss_export.text import Text, TextConfig
 
 TREE = TreeShape(3, 2, 5)
 
@@ -59,6 +61,26 @@ def test_quantised_weights_are_smaller_and_a_tied_head_is_a_copy(make_plan: Call
     assert small < 4 * target.parameters
     assert small > 4 * table + target.parameters  # the table, and a byte a weight, scales beside it
     assert planned["quantisation"] == {"target": "int8"}
+
+
+def test_a_template_is_tried(make_plan: Callable[..., Plan]) -> None:
+    """What it does not write is told; one that writes nothing at all is refused before any work."""
+
+    def planned(template: str) -> Plan:
+        target = make_plan(drafter=False).target
+        text = Text(target.text.tokenizer_json, TextConfig((2,), chat_template=template)).tried()
+        values: dict[str, Any] = {"tree": TREE, "capacity": 48, "precision": "fp32", "cache_form": "shared"}
+        return plan_build(replace(target, text=text), None, **values)
+
+    assert make_plan().warnings == ()
+    assert planned("{% for m in messages %}{{ m.content }}{% endfor %}").warnings == ()
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    (warning,) = planned(strict + "{{ messages | length }}").warnings
+    assert warning.startswith("the chat template does not write system messages (")
+    assert "no system role" in warning
+    for template in ("{{ raise_exception('never') }}", "{% endif %}", "{{ nothing.at.all }}"):
+        with pytest.raises(CheckpointError, match=r"target .*, whose template was given one message"):
+            planned(template)
 
 
 def engines(capacities: tuple[int, ...] = (), widths: tuple[int, ...] = ()) -> dict[str, Any]:

@@ -148,3 +148,13 @@ def test_a_folder_of_something_else_is_left_alone(train: Callable[..., Result], 
     assert result.exit_code == 2
     assert "holds other files; give a new folder" in result.stderr
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["manifest.json"]
+
+
+def test_train_reads_no_messages_before_the_users(train: Callable[..., Result], tmp_path: Path) -> None:
+    """They would be left out of what the target answers."""
+    prompts = tmp_path / "prompts.jsonl"
+    said = [{"role": "system", "content": "<4>"}, {"role": "user", "content": "<5>"}]
+    prompts.write_text(json.dumps({"messages": said}))
+    result = train("--preset", "eagle", "--prompts", str(prompts), "-o", str(tmp_path / "drafter"))
+    assert result.exit_code == 2
+    assert "line 1 has messages before the user's, which training does not read" in result.stderr

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from poss_export.errors import BackendError, BundleError, InputError
+from poss_export.errors import BackendError, BundleError, InputError, PromptError
 from poss_export.manifest import Manifest, describe_files, read_manifest, write_manifest
 from poss_export.prompts import Prompt
 from poss_export.runtime.bundle import open_bundle
@@ -67,6 +67,42 @@ def test_a_conversation_asks_each_turn_behind_the_answer_before_it(chat_bundle: 
         assert two.token_ids == bundle.generate(messages, max_new_tokens=6).token_ids
         assert (one.prompt, two.prompt) == ("<5> <9>", "<7>")
         assert one.token_ids == bundle.generate("<5> <9>", max_new_tokens=6).token_ids
+
+
+def test_messages_before_the_first_turn_are_part_of_every_prompt(chat_bundle: Path) -> None:
+    system = {"role": "system", "content": "<8>"}
+    with open_bundle(chat_bundle, threads=1) as bundle:
+        streams = bundle.conversation(Prompt("p", ("<5>", "<7>"), before=(system,)), max_new_tokens=3)
+        first = next(streams)
+        assert first.prompt_ids.tolist() == bundle.encode([system, user_says("<5>")])
+        behind = [
+            system,
+            user_says("<5>"),
+            {"role": "assistant", "content": first.run().text},
+            user_says("<7>"),
+        ]
+        assert next(streams).prompt_ids.tolist() == bundle.encode(behind)
+        with pytest.raises(PromptError, match="'p' has messages before its turn, which take a chat template"):
+            bundle.converse(Prompt("p", ("<5>",), before=(system,)), raw=True)
+
+
+def test_template_variables_and_control_tokens(tiny_bundle: Path, changed: Callable[..., Path]) -> None:
+    template = "{% for m in messages %}<1> {{ m.content }} <2> {% endfor %}{% if brief %}<4>{% endif %}"
+    text = replace(read_manifest(tiny_bundle).text, chat_template=template)
+    with open_bundle(changed(text=text), threads=1) as bundle:
+        bundle.text.tokenizer.add_special_tokens(["<2>"])
+        plain = bundle.encode("<5>")
+        assert bundle.encode("<5>", variables={"brief": True}) == [*plain, 4]
+        assert bundle.generate("<5>", variables={"brief": True}, max_new_tokens=2).prompt == "<5>"
+        with pytest.raises(InputError, match="no variable 'long'; it reads brief"):
+            bundle.stream("<5>", variables={"long": True})
+        with pytest.raises(InputError, match=r"variables \(brief\) are of the chat template"):
+            bundle.encode("<5>", raw=True, variables={"brief": True})
+        with pytest.raises(PromptError, match="half of a character"):
+            bundle.encode("<5>", variables={"brief": "\ud800"})
+        assert bundle.encode("<5> <2> <6>", control_tokens=True).count(2) == 2
+        with pytest.raises(PromptError, match="no other ids for the text '<2>'"):  # a word is one token
+            bundle.encode("<5> <2> <6>")
 
 
 def test_a_turn_that_nobody_read_to_its_end_is_answered_all_the_same(chat_bundle: Path) -> None:

@@ -39,6 +39,18 @@ def test_gguf_equals_the_folder(
     assert target.text.encode("cabb") == [3, 0, 2]
 
 
+def test_bos_in_front_where_the_header_asks_for_it(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    facts: dict[str, Any] = {"bos_token_id": 1, "add_bos_token": True}
+    folder = tiny_folder("llama")
+    text = open_target(str(write_gguf(tmp_path / "bos.gguf", folder, "llama", **facts))).text
+    assert text.encode("cabb") == [1, 3, 0, 2]
+    facts["add_bos_token"] = False
+    text = open_target(str(write_gguf(tmp_path / "no.gguf", folder, "llama", **facts))).text
+    assert text.encode("cabb") == [3, 0, 2]
+
+
 def test_unsupported_gguf_files(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = tiny_folder("llama")
     yarn: dict[str, Any] = {"rope_scaling_type": gguf.RopeScalingType.YARN}

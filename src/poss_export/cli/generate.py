@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,7 +18,25 @@ if TYPE_CHECKING:
 
 _PROMPT = (
     options.prompts(),
-    click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template."),
+    click.option("--system", metavar="TEXT", help="System message in front of every prompt."),
+    click.option(
+        "--template-variable",
+        "variables",
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="For the chat template, such as enable_thinking=false; JSON, or else text; repeatable.",
+    ),
+    click.option(
+        "--control-tokens",
+        is_flag=True,
+        help="Let control tokens in prompts, such as <|im_end|>, take effect; they can end a turn and begin "
+        "another. Else they are text.",
+    ),
+    click.option(
+        "--raw",
+        is_flag=True,
+        help="Continue the prompt as plain text, without the chat template; control tokens take effect.",
+    ),
 )
 _ANSWER = (
     click.option("--max-new-tokens", default=128, help="Longest answer, in tokens."),
@@ -58,6 +76,9 @@ def generate(
     bundle: Path,
     prompt: tuple[str, ...],
     prompts: Path | None,
+    system: str | None,
+    variables: tuple[str, ...],
+    control_tokens: bool,
     raw: bool,
     max_new_tokens: int,
     stop: tuple[str, ...],
@@ -75,7 +96,7 @@ def generate(
     as_json: bool,
 ) -> None:
     """Answer prompts with BUNDLE, by draft and verify."""
-    from poss_export.prompts import Refused, as_prompts, read_prompts
+    from poss_export.prompts import Refused, as_prompts, read_prompts, with_system
     from poss_export.runtime.bundle import open_bundle
     from poss_export.runtime.planning.planner import ADAPTIVE
     from poss_export.runtime.sampling import Sampling
@@ -86,6 +107,9 @@ def generate(
         raise InputError(
             "no prompt; write one behind the bundle, or name a file of them", options=("prompts",)
         )
+    if system is not None:
+        asked = [with_system(one, system) for one in asked]
+    given = _variables(variables)
     answers = []
     refused = Refused(len(asked))
     with open_bundle(bundle, threads=threads, provider=provider, backend=backend, lookup=lookup) as engines:
@@ -99,11 +123,36 @@ def generate(
                     target_only=target_only,
                     planning=None if fixed_tree else ADAPTIVE,
                     raw=raw,
+                    variables=given,
+                    control_tokens=control_tokens,
                 ):
                     answers.append(_show(stream, as_json))
     if len(answers) > 1:
         log(f"{len(answers)} answers: {_summary(answers)}")
     refused.check()
+
+
+def _variables(texts: Sequence[str]) -> dict[str, Any]:
+    """Return template variables by name, from NAME=VALUE."""
+    from poss_export.files import parse_json
+
+    found = dict[str, Any]()
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name.isidentifier():
+            raise InputError(
+                f"the template variable is {text!r}; expected NAME=VALUE", options=("variables",)
+            )
+        if value in ("True", "False", "None"):
+            # As text each would be true.
+            raise InputError(
+                f"template variable {name} is {value}; write true, false or null", options=("variables",)
+            )
+        try:
+            found[name] = parse_json(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def _show(stream: "Stream", as_json: bool) -> "Generation":

@@ -23,7 +23,7 @@ from poss_export.cli.verify import verify
 from poss_export.errors import PossExportError
 
 # What the `export` extra brings; a deployment has none of it.
-_EXPORT_LIBRARIES = ("gguf", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch")
+_EXPORT_LIBRARIES = ("gguf", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch", "transformers")
 
 
 @contextmanager

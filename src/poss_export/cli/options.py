@@ -89,7 +89,8 @@ def prompts(default: str | None = None) -> Add:
         metavar="FILE",
         type=FILE,
         show_default=default or False,
-        help="JSON Lines of `prompt`, or of `turns`, which are all asked; -: standard input.",
+        help="JSON Lines of `prompt`, of `turns`, which are all asked, or of `messages`, whose last is "
+        "asked; -: standard input.",
     )
 
 

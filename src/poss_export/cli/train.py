@@ -120,7 +120,6 @@ def train(
 
     A run that was killed goes on where it stood when the same command is given again.
     """
-    from poss_export.prompts import read_prompts
     from poss_export.targets.checkpoint import open_target
     from poss_export.training.options import TrainOptions
     from poss_export.training.run import train as train_drafter
@@ -148,7 +147,7 @@ def train(
             learning_rate=learning_rate,
         ),
         dialogues=dialogues,
-        prompts=() if prompts is None else tuple(one.turns[0] for one in read_prompts(prompts)),
+        prompts=() if prompts is None else _first_turns(prompts),
         start=start,
         invent=invent,
         budget=budget,
@@ -159,6 +158,20 @@ def train(
     with show_progress() as progress:
         record = train_drafter(open_target(target), request, drafter, progress, cache)
     _print_held_out(drafter, record["held_out"])
+
+
+def _first_turns(prompts: Path) -> tuple[str, ...]:
+    from poss_export.prompts import read_prompts
+
+    asked = read_prompts(prompts)
+    for prompt in asked:
+        if prompt.before:
+            raise InputError(
+                f"{prompt.source} has messages before the user's, which training does not read; "
+                "give the user's turn as prompt",
+                options=("prompts",),
+            )
+    return tuple(prompt.turns[0] for prompt in asked)
 
 
 def _use_threads(threads: int | None) -> None:
