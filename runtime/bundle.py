@@ -211,14 +211,10 @@ class Bundle:
 
     def _check_tokenizer(self) -> None:
         try:
-            highest = max(
-                [
-                    self.text.tokenizer.get_vocab_size(with_added_tokens=False) - 1,
-                    *self.manifest.text.stop_ids,
-                ]
-            )
+            tokens = self.text.tokenizer.get_vocab_size(with_added_tokens=False)
         except Exception as error:  # tokenizers raises nothing narrower
             raise BundleError(f"{TOKENIZER} cannot be read ({error}); rebuild the bundle") from error
+        highest = max([tokens - 1, *self.manifest.text.stop_ids])
         if highest >= (vocab_size := self.manifest.target.config.vocab_size):
             raise BundleError(
                 f"{TOKENIZER} and the stop ids reach token {highest}, the target has {vocab_size} tokens; "
@@ -274,8 +270,7 @@ def open_bundle(
     _check_fit(manifest)
     engines = None
     if backend != "onnxruntime":
-        contracts = contracts_of(manifest)
-        engines = choose_engines(folder, manifest, contracts, backend, device_capability)
+        engines = choose_engines(folder, manifest, contracts_of(manifest), backend, device_capability)
     bundle = Bundle(folder, manifest, options, engines)
     if lookup is not None:
         bundle.planners.corpus = read_corpus(lookup, bundle.text)
