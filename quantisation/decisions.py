@@ -101,26 +101,54 @@ def decide(
     _untie_heads(model, schemes)
     if statistics is None:
         return Decisions(schemes, {}, {}, {}, ())
-    scales, divided = _migrate(model, schemes, statistics) if request.smoothing else ({}, {})
+    scales = _migrate(model, schemes, statistics) if request.smoothing else {}
     sites = find_sites(model)
-    met = {site.name: _divided(statistics[site.name], divided.get(site.weight)) for site in sites}
-    limits = {
-        site.name: _limit(request.observer, met[site.name])
-        for site in sites
-        if schemes.get(site.weight) in LARGEST
-    }
-    coarse = {site.name: limits[site.name] for site in sites if schemes.get(site.weight) in _COARSE}
-    sensitivity = {} if sweep is None else _sensitivity(model, sites, coarse, sweep)
+    met = _met(model, sites, statistics, scales)
+    coarse = [site for site in sites if schemes.get(site.weight) in _COARSE]
+    sensitivity = {}
+    if coarse and sweep is not None:
+        sensitivity = _sensitivity(model, coarse, _limits(request.observer, coarse, met), sweep)
     asked_for = {site.weight for site in sites if _override(site, request) is not None}
     fallbacks = _too_sensitive(sensitivity, request.budget) - asked_for
     for weight in fallbacks:
         del schemes[weight]
         if request.fallback is not None:
             schemes[weight] = request.fallback
-    joined = by_weight(sites, met)
-    _widen(schemes, sites, limits, joined)
+    if request.fallback in DIGITS:
+        scales = _move_back(model, scales, fallbacks)
+        met = _met(model, sites, statistics, scales)
+    rounded = [site for site in sites if schemes.get(site.weight) in LARGEST]
+    limits, joined = _limits(request.observer, rounded, met), by_weight(sites, met)
+    _widen(schemes, rounded, limits, joined)
     small = _compensate(model, schemes, joined)
     return Decisions(schemes, limits, scales, sensitivity, tuple(sorted(fallbacks)), small)
+
+
+def _met(
+    model: onnx.ModelProto,
+    sites: Sequence[Site],
+    statistics: Mapping[str, Statistics],
+    scales: Mapping[str, Floats],
+) -> dict[str, Statistics]:
+    """Return the statistics of the sites once scales have moved."""
+    divided = _by_reader(find_migrations(model, sites), scales)
+    return {
+        site.name: statistics[site.name] / divided[site.weight]
+        if site.weight in divided
+        else statistics[site.name]
+        for site in sites
+    }
+
+
+def _limits(
+    observer: Observer, sites: Sequence[Site], statistics: Mapping[str, Statistics]
+) -> dict[str, float]:
+    """Return how far the ranges of activations reach, by site; of one that is always 0 anywhere."""
+    return {
+        site.name: OBSERVERS[observer](met) if met.channel_max.any() else 1.0
+        for site in sites
+        for met in (statistics[site.name],)
+    }
 
 
 def _widen(
@@ -138,22 +166,22 @@ def _widen(
 def _compensate(
     model: onnx.ModelProto, schemes: Mapping[str, Scheme], statistics: Mapping[str, Statistics]
 ) -> dict[str, Small]:
-    """Return the INT8 forms of weights whose activations are rounded to digits."""
+    """Return INT8 forms of weights whose activations have several digits: where nothing else is lost."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     return {
         weight: compensate(numpy_helper.to_array(tensors[weight]), statistics[weight].rows)
         for weight, scheme in schemes.items()
-        if scheme in DIGITS
+        if scheme in DIGITS and scheme not in _COARSE
     }
 
 
 def _migrate(
     model: onnx.ModelProto, schemes: Mapping[str, Scheme], statistics: Mapping[str, Statistics]
-) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Move scales; return s by the parameter that takes 1 / s, and by the weight that takes s."""
+) -> dict[str, Floats]:
+    """Move scales; return s by the parameter that takes 1 / s."""
     _add_gains(model, schemes)
     migrations = find_migrations(model, sites := find_sites(model))
-    # With several digits an activation is exact enough as it is, and weights lose less unscaled.
+    # An activation of several digits is exact enough as it is, and its weights lose less unscaled.
     errors = {
         weight: partial(output_error, scheme)
         for weight, scheme in schemes.items()
@@ -161,18 +189,23 @@ def _migrate(
     }
     scales = choose_scales(model, migrations, by_weight(sites, statistics), errors)
     move_scales(model, migrations, scales)
-    return scales, _by_reader(migrations, scales)
+    return scales
+
+
+def _move_back(model: onnx.ModelProto, scales: Mapping[str, Floats], weights: set[str]) -> dict[str, Floats]:
+    """Move scales back where none but `weights` have taken them; return the others."""
+    migrations = find_migrations(model, find_sites(model))
+    back = {m.parameter for m in migrations if m.parameter in scales and weights.issuperset(m.weights)}
+    move_scales(model, migrations, {parameter: np.reciprocal(scales[parameter]) for parameter in back})
+    return {parameter: s for parameter, s in scales.items() if parameter not in back}
 
 
 def _sensitivity(
     model: onnx.ModelProto, sites: Sequence[Site], limits: Mapping[str, float], sweep: Sweep
 ) -> dict[str, float]:
     """Return what rounding its input costs, by weight."""
-    rounded = [site for site in sites if site.name in limits]
-    if not rounded:
-        return {}
-    by_input = sweep(model, {site.input: limits[site.name] for site in rounded})
-    return {site.weight: by_input[site.input] for site in rounded}
+    by_input = sweep(model, {site.input: limits[site.name] for site in sites})
+    return {site.weight: by_input[site.input] for site in sites}
 
 
 def _too_sensitive(sensitivity: Mapping[str, float], budget: float) -> set[str]:
@@ -230,12 +263,3 @@ def _by_reader(migrations: Sequence[Migration], scales: Mapping[str, Floats]) ->
         if migration.parameter in scales
         for w in migration.weights
     }
-
-
-def _divided(statistics: Statistics, scale: Floats | None) -> Statistics:
-    return statistics if scale is None else statistics / scale
-
-
-def _limit(observer: Observer, statistics: Statistics) -> float:
-    """Return how far the range of an activation reaches; one that is always 0 has any."""
-    return OBSERVERS[observer](statistics) if statistics.channel_max.any() else 1.0

@@ -158,11 +158,19 @@ def test_wide_ranges_get_digits_and_need_no_sweep(
 def test_a_fallback_to_digits_keeps_its_range(
     target: onnx.ModelProto, statistics: dict[str, Statistics]
 ) -> None:
+    """Nor do scales move for it: its weights are rounded as they are."""
+    smoothed = onnx.ModelProto()
+    smoothed.CopyFrom(target)
+    before = initializers(target)[DOWN]
+    assert decide(smoothed, GraphRequest("w8a8"), statistics).scales
     request = GraphRequest("w8a8", budget=0.1, fallback="w8a16")
     made = decide(target, request, statistics, costing({DOWN: 0.3}))
     assert made.fallbacks == (DOWN,)
     assert made.schemes[DOWN] in ("w8a16", "w8a24")
-    assert made.limits[f"{DOWN}#0"] > 0
+    assert made.limits[f"{DOWN}#0"] == pytest.approx(HEADROOM * statistics[f"{DOWN}#0"].channel_max.max())
+    np.testing.assert_allclose(initializers(target)[DOWN], before, rtol=1e-6)
+    assert abs(initializers(smoothed)[DOWN] - before).max() > 1e-3
+    assert made.small.keys() == {DOWN}
 
 
 @pytest.mark.parametrize("fallback", ["int8", None])
@@ -178,7 +186,14 @@ def test_sensitive_layers_get_a_fallback(
     assert made.schemes.get(DOWN) == made.schemes.get(head) == fallback
     assert made.schemes[QKV] == "w8a8"
     assert made.sensitivity == {**dict.fromkeys(LAYERS, 0.0), DOWN: 0.3, QKV: 0.01, head: 0.2}
-    assert seen == [{site.input: made.limits[site.name] for site in find_sites(target)}]
+    (swept,) = seen
+    assert swept.keys() == {site.input for site in find_sites(target)}
+    assert made.limits.keys() == {site.name for site in find_sites(target)} - {
+        f"{DOWN}#0",
+        f"{table(target)}#0",
+    }
+    for site in find_sites(target):
+        assert swept[site.input] == made.limits.get(site.name, swept[site.input])
 
 
 @pytest.mark.parametrize("pattern", [DOWN, "*.down.*", "head", "{table}", "{table}*"])
