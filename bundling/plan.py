@@ -44,6 +44,13 @@ class Plan:
         return self.quantise.calibration_request
 
     @property
+    def quality_request(self) -> dict[str, Any] | None:
+        """What a quantised target must reach, on which text and prompts; or None."""
+        if self.quantise is None or "target" not in self.quantise.graphs:
+            return None
+        return self.quantise.quality_request
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What may disappoint, though it is right."""
         refused = self.target.text.config.refused

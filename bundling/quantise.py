@@ -1,6 +1,6 @@
 """From graphs in floating point to a bundle's own: learn from rounds, decide, rewrite, measure."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -170,7 +170,7 @@ def _judge(work: _Work, result: Export, shared: Export) -> dict[str, Any]:
     windows = read_windows(
         bundle.text, bundle.target.capacity, request.text, None if timed else _STATIC_WINDOWS
     )
-    figures: dict[str, Any] = {"thresholds": asdict(request.thresholds)}
+    figures: dict[str, Any] = {"request": request.quality_request}
     if timed:  # first: plain steps have the least width that it finds
         work.report("measuring widths")
         figures["widths"] = measure_widths(result.open(), windows)

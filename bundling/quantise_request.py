@@ -1,5 +1,7 @@
 """What is asked of exported graphs: precisions, samples to learn from, and how good they must be."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,7 +33,18 @@ class QuantiseRequest:
     @property
     def calibration_request(self) -> dict[str, Any]:
         """What decides what is learned of a drafter, as plain JSON values."""
-        return {"samples": self._samples_sha256, "contest": self.contest}
+        tau = None if self.contest else self.thresholds.tau
+        return {"samples": self._samples_sha256, "contest": self.contest, "tau": tau}
+
+    @property
+    def quality_request(self) -> dict[str, Any]:
+        """What the result must reach, and what it is measured on, as plain JSON values."""
+        prompts = [[*prompt.before, *prompt.turns] for prompt in self.prompts]
+        return {
+            "thresholds": asdict(self.thresholds),
+            "text": hashlib.sha256(self.text.read_bytes()).hexdigest(),
+            "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        }
 
     def to_dict(self) -> dict[GraphName, dict[str, Any]]:
         """Return what decides how each graph is quantised, as plain JSON values."""

@@ -218,8 +218,9 @@ class _Writer:
         scales = above_zero(units * numpy_helper.to_array(self.added[scale]), TensorProto.FLOAT)
         self._add(f"{site.name}.scales", scales)
         self._add(ZERO, _ZERO)
-        self._add(FIRST_AXIS, np.zeros(1, np.int64))
-        *nodes, last = product(site, stacked, weight, count, self.ranks[site.input])
+        if (rank := self.ranks[site.input]) == 2:
+            self._add(FIRST_AXIS, np.zeros(1, np.int64))
+        *nodes, last = product(site, stacked, weight, count, rank)
         self.nodes += nodes
         return last
 

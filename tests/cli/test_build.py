@@ -126,6 +126,45 @@ def test_build_keeps_what_is_there(target: Path, copy: Path, tmp_path: Path) -> 
     assert [path.name for path in notes.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "what"),
+    [
+        (
+            "config.json",
+            {"rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"}},
+            "target configuration",
+        ),
+        ("config.json", {"rms_norm_eps": 1e-4}, "target configuration"),
+        ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "tokenizer"),
+        ("generation_config.json", {"eos_token_id": 7}, "text"),
+    ],
+)
+def test_build_notices_every_file_of_the_target(
+    file: str, change: dict[str, Any], what: str, target: Path, tmp_path: Path
+) -> None:
+    """The weights are the same ones, so their hash does not tell."""
+    changed = Path(shutil.copytree(target, tmp_path / target.name))
+    given = ("--capacity", 48, "-o", tmp_path / "out")
+    done("build", changed, *given)
+    assert "is unchanged: nothing to build" in done("build", changed, *given).stderr
+    path = changed / file
+    values = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**values, **change}))
+    assert f"it has another {what}: choose another output folder" in refused("build", changed, *given)
+
+
+def test_build_notices_another_configuration_of_the_drafter(
+    target: Path, drafter: Path, tmp_path: Path
+) -> None:
+    changed = Path(shutil.copytree(drafter, tmp_path / drafter.name))
+    given = ("--drafter", changed, "--capacity", 48, "--tree-depth", 2, "-o", tmp_path / "out")
+    done("build", target, *given)
+    path = changed / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "rms_norm_eps": 1e-3}))
+    assert "it has another drafter configuration" in refused("build", target, *given)
+
+
 def test_build_refuses_an_unwritable_place(target: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "cannot write to" in refused("build", target, "-o", tmp_path / "file/out")

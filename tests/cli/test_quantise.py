@@ -94,7 +94,7 @@ def check_figures(manifest: Manifest) -> None:
     assert text["divergence"] > 0
     assert 0 < text["agreement"] < 1
     assert (rounds == {}) == (manifest.drafter is None)
-    assert manifest.quality["thresholds"] == {"perplexity": 9e9, "agreement": 0.0, "tau": 0.0}
+    assert manifest.quality["request"]["thresholds"] == {"perplexity": 9e9, "agreement": 0.0, "tau": 0.0}
 
 
 def test_target_and_drafter_in_eight_bits(build: Any, samples: Path, inputs: Path) -> None:
@@ -166,21 +166,27 @@ def test_digits_are_exact(scheme: str, build: Any, inputs: Path) -> None:
     assert checks["greedy: speculative = target-only"]["passed"] is True  # plans keep to what is exact
 
 
-def test_the_same_again_is_unchanged(build: Any, options: Any, drafter: Path, samples: Path) -> None:
+def test_the_same_again_is_unchanged(
+    build: Any, options: Any, drafter: Path, samples: Path, tmp_path: Path
+) -> None:
     folder, _ = build(*CHAIN)
     given = [str(word).format(drafter=drafter, samples=samples) for word in CHAIN]
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     result = done(*options, "-o", folder, *LOOSE, *given)
     assert f"{folder} is unchanged: nothing to build" in result.stderr
-    for other in (
-        ["--draft-precision", "int8"],
-        ["--precision", "fp32"],
-        ["--layer-precision", "head=int8"],
-        ["--observer", "mse"],
+    text = tmp_path / "text.txt"
+    text.write_text("<5> <9> <7> " * 200)
+    for other, what in (
+        (["--draft-precision", "int8"], "quantisation"),
+        (["--precision", "fp32"], "quantisation"),
+        (["--layer-precision", "head=int8"], "quantisation"),
+        (["--observer", "mse"], "quantisation"),
+        (["--min-agreement", 0.01], "measure of quality"),
+        (["--held-out", text], "measure of quality"),
     ):
         result = run(*options, "-o", folder, *LOOSE, *given, *other)
         assert result.exit_code == 2
-        assert "it has another quantisation: choose another output folder" in result.stderr
+        assert f"it has another {what}: choose another output folder" in result.stderr
         assert result.stderr.endswith(", or replace it (--force)\n")
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
