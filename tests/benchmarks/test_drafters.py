@@ -182,7 +182,7 @@ MISTAKES = {
     "an unknown drafter": (["levels", "nobody"], "drafter 'nobody' is neither"),
     "a tree that is too deep": (["levels", "at-once", "--tree", "5,2,4"], "at-once, tree 5,2,4: tree depth"),
     "no tree": (["levels", "--tree", "5,2"], "tree '5,2': expected"),
-    "no prompts": (["levels", "--prompts", "empty.jsonl"], "'empty.jsonl' is empty"),
+    "no prompts": (["levels", "--prompts", "empty.jsonl"], "'empty.jsonl' holds no prompts"),
     "a folder that is missing": (["levels", "--plot", "nowhere/x.png"], "no folder 'nowhere'"),
     "another JSON file": (["levels", "--json", "other.json"], "'other.json' is no table"),
     "a broken JSON file": (["levels", "--json", "broken.json"], "'broken.json' is no table"),

@@ -44,7 +44,7 @@ def test_a_line_without_a_prompt_is_named(tmp_path: Path) -> None:
 def test_files_without_prompts_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text("")
-    with pytest.raises(InputError, match=r"q\.jsonl' is empty"):
+    with pytest.raises(InputError, match=r"q\.jsonl' holds no prompts"):
         questions.load(TEXT, [file], None)
 
 

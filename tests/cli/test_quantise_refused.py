@@ -57,7 +57,7 @@ def spoilt(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--precision int8 --held-out {spoilt}/short.txt", "short.txt' has 3 tokens; quality is measured on"),
         (
             "--precision int8 --drafter {drafter} --held-out-prompts {spoilt}/empty.jsonl",
-            "empty.jsonl' is empty; write prompts into it",
+            "empty.jsonl' holds no prompts; write some into it",
         ),
         ("--precision int8 --held-out-prompts {spoilt}/none.jsonl", "none.jsonl' cannot be read"),
     ],
