@@ -226,15 +226,16 @@ def test_four_bits_with_layers_of_their_own(build: Any) -> None:
     assert {scheme for name, scheme in made["draft"].items() if not name.endswith("/head")} == {"int4"}
 
 
-def test_a_quantised_drafter_leaves_a_float_target_lossless(build: Any, inputs: Path) -> None:
-    folder, _ = build(*BOTH[:4], "--draft-precision", "int8")
+@pytest.mark.parametrize("scheme", ["int8", "w8a16"])
+def test_a_quantised_drafter_leaves_a_float_target_lossless(scheme: str, build: Any, inputs: Path) -> None:
+    folder, _ = build(*BOTH[:4], "--draft-precision", scheme)
     manifest = read_manifest(folder)
-    assert (manifest.label("target"), manifest.label("draft")) == ("fp32", "int8")
+    assert (manifest.label("target"), manifest.label("draft")) == ("fp32", scheme)
     assert manifest.quality is None  # there is no text that the drafter could change
     assert manifest.calibration is not None
     tried = manifest.calibration["drafter"]
-    assert (tried["kept"], tried["why"], tried["ms"]) == ("int8", "asked for", {})
-    assert tried["tau"].keys() == {"float", "int8"}
+    assert (tried["kept"], tried["why"], tried["ms"]) == (scheme, "asked for", {})
+    assert tried["tau"].keys() == {"float", scheme}
     checks = verified(folder, inputs)
     assert checks["greedy: speculative = target-only"]["passed"] is True
     assert checks["tree = its paths"]["passed"] is True
