@@ -163,9 +163,16 @@ def plan_build(
     """Check that the parts fit; a capacity of None is 2048 tokens, or the target's longest context.
 
     Raises:
-        CheckpointError: target and drafter do not belong together, or the chat template writes no prompt.
+        CheckpointError: target and drafter do not belong together, the chat template writes no prompt, or a
+            stop token is none of the target's.
         InputError: capacity, cache form, tree, samples or held-out text do not suit them.
     """
+    stop_id, vocab_size = max(target.text.config.stop_ids, default=0), target.config.vocab_size
+    if stop_id >= vocab_size:
+        raise CheckpointError(
+            f"target {target.name!r} stops at token {stop_id}, but has {vocab_size} tokens: mend "
+            "eos_token_id in its config.json and generation_config.json"
+        )
     if (why := dict(target.text.config.refused).get("user messages")) is not None:
         raise CheckpointError(
             f"target {target.name!r}, whose template was given one message of a user: {why}; mend the "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from poss_export.config import TargetConfig
 from poss_export.errors import CheckpointError, InputError, translated
+from poss_export.manifest import MANIFEST
 from poss_export.targets import gguf, hf, hf_text
 from poss_export.targets.decoder import Decoder
 from poss_export.text import Text
@@ -68,6 +69,10 @@ def _open(spec: str) -> Target:
     path = Path(spec)
     if path.is_file() and path.suffix == ".gguf":
         return _open_gguf(path, path.stem)
+    if (path / MANIFEST).is_file():
+        raise InputError(
+            f"target {spec!r} is a bundle, which was built already; give the target that it was built from"
+        )
     if path.is_dir():
         return _open_folder(path)
     raise InputError(

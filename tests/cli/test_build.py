@@ -68,6 +68,18 @@ def test_build_refuses_another_architecture(target: Path, tmp_path: Path) -> Non
     assert "'gpt2' is not supported; this version knows llama" in message
 
 
+def test_build_refuses_stop_tokens_beyond_the_vocabulary(target: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(target, tmp_path / "other"))
+    (other / "generation_config.json").write_text('{"eos_token_id": [2, 96]}')
+    message = refused("build", other, "-o", tmp_path / "out", "--dry-run")
+    assert "target 'other' stops at token 96, but has 96 tokens: mend eos_token_id" in message
+
+
+def test_build_refuses_a_bundle_as_target(bundle: Path, tmp_path: Path) -> None:
+    message = refused("build", bundle, "-o", tmp_path / "out")
+    assert "is a bundle, which was built already; give the target that it was built from" in message
+
+
 @pytest.mark.parametrize(("fact", "value"), [("hidden_size", 32), ("vocab_size", 100)])
 def test_build_refuses_a_drafter_of_another_size(
     fact: str, value: int, target: Path, random_drafter: Any, tmp_path: Path
