@@ -16,6 +16,7 @@ from poss_export.errors import CheckpointError, InputError
 from poss_export.evaluation.text_quality import read_windows
 from poss_export.exporters.target import check_target
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER
+from poss_export.quantisation.digits import SEVERAL
 from poss_export.reference import ROWS
 from poss_export.runtime.sessions.base import PREFILL_CHUNK
 from poss_export.targets.checkpoint import Target
@@ -248,7 +249,7 @@ def _check_schemes(request: QuantiseRequest, graph: GraphName, cache_form: Cache
         raise InputError(
             f"{graph} precision int8 (weights only) is for ONNX Runtime on the CPU: take w8a8 or int4"
         )
-    if cache_form == "static" and (digits := wanted.all_schemes & {"w8a16", "w8a24", "w8a32"}):
+    if cache_form == "static" and (digits := wanted.all_schemes & SEVERAL):
         raise InputError(
             f"{graph} precision {min(digits)} is for ONNX Runtime on the CPU: take w8a8, or another backend"
         )

@@ -46,7 +46,7 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
     tokens = np.random.default_rng(0).integers(0, vocab, laws.TOKENS)
     exactness = manifest.exactness
 
-    def check(name: str, difference: float, allowed: float, claimed: bool = True) -> Check:
+    def check(name: str, difference: float, allowed: float, claimed: bool) -> Check:
         detail = f"difference {difference:.1e}, allowed {allowed:.0e}"
         if not claimed:
             return Check(name, None, f"{_NOT_CLAIMED}: {detail}")

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from poss_export.config import Observer, Scheme
 from poss_export.errors import InputError
 from poss_export.quantisation.compensation import compensate
-from poss_export.quantisation.digits import DIGITS, digits_for
+from poss_export.quantisation.digits import SEVERAL, digits_for
 from poss_export.quantisation.gains import COPY, add_gains, untie
 from poss_export.quantisation.observers import OBSERVERS
 from poss_export.quantisation.rounding import LARGEST, output_error
@@ -114,7 +114,7 @@ def decide(
         del schemes[weight]
         if request.fallback is not None:
             schemes[weight] = request.fallback
-    if request.fallback in DIGITS:
+    if request.fallback in SEVERAL:
         scales = _move_back(model, scales, fallbacks)
         met = _met(model, sites, statistics, scales)
     rounded = [site for site in sites if schemes.get(site.weight) in LARGEST]
@@ -159,7 +159,7 @@ def _widen(
 ) -> None:
     """Give weights whose input has a range far beyond its spread more digits than were asked for."""
     for site in sites:
-        if (scheme := schemes.get(site.weight)) in DIGITS and scheme not in _COARSE:
+        if (scheme := schemes.get(site.weight)) in SEVERAL:
             schemes[site.weight] = digits_for(scheme, limits[site.name], statistics[site.weight].spread)
 
 
@@ -171,7 +171,7 @@ def _compensate(
     return {
         weight: compensate(numpy_helper.to_array(tensors[weight]), statistics[weight].rows)
         for weight, scheme in schemes.items()
-        if scheme in DIGITS and scheme not in _COARSE
+        if scheme in SEVERAL
     }
 
 
@@ -183,9 +183,7 @@ def _migrate(
     migrations = find_migrations(model, sites := find_sites(model))
     # An activation of several digits is exact enough as it is, and its weights lose less unscaled.
     errors = {
-        weight: partial(output_error, scheme)
-        for weight, scheme in schemes.items()
-        if DIGITS.get(scheme, 1) == 1
+        weight: partial(output_error, scheme) for weight, scheme in schemes.items() if scheme not in SEVERAL
     }
     scales = choose_scales(model, migrations, by_weight(sites, statistics), errors)
     move_scales(model, migrations, scales)

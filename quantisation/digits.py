@@ -18,6 +18,7 @@ from poss_export.quantisation.sites import Site
 
 DIGITS: dict[Scheme, int] = {"w8a8": 1, "w8a16": 2, "w8a24": 3, "w8a32": 4}
 SCHEMES: dict[int, Scheme] = {digits: scheme for scheme, digits in DIGITS.items()}
+SEVERAL = frozenset(scheme for scheme, digits in DIGITS.items() if digits > 1)
 WIDE = 90.0  # how many times its spread a range may reach before it takes a digit more
 
 ZERO = "zero.w8a8"  # the zero point of a digit

@@ -29,6 +29,7 @@ from poss_export.errors import InputError
 from poss_export.quantisation.digits import (
     DIGITS,
     FIRST_AXIS,
+    SEVERAL,
     ZERO,
     one_sequence,
     product,
@@ -87,7 +88,7 @@ def quantise(
             assert not any(node.input[2:]), "heads have no bias (targets/decoder.py)"
             writer.write(node.name, site, schemes[site.weight], limits)
     writer.finish(schemes)
-    if any(DIGITS.get(scheme, 0) > 1 for scheme in schemes.values()):
+    if not SEVERAL.isdisjoint(schemes.values()):
         one_sequence(model.graph)
     if form == "qoperator" and all(entry.domain != "com.microsoft" for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
@@ -120,7 +121,7 @@ def _check(
         scheme = schemes.get(site.weight)
         if scheme is not None and scheme not in _BITS:
             _check_range(site, limits.get(site.input))
-            if DIGITS.get(scheme, 0) > 1 and not (writer.form == "qoperator" and writer.in_floats(site)):
+            if scheme in SEVERAL and not (writer.form == "qoperator" and writer.in_floats(site)):
                 raise InputError(
                     f"weight {site.weight!r}: activations of several digits are for float32 graphs that ONNX "
                     "Runtime runs; elsewhere choose w8a8"
@@ -175,7 +176,7 @@ class _Writer:
         """Add what replaces the node of a site, under its name."""
         if scheme in _BITS and self.form == "qoperator":
             node = self._n_bits(site, scheme)
-        elif DIGITS.get(scheme, 0) > 1:
+        elif scheme in SEVERAL:
             node = self._in_digits(site, scheme, limits[site.input])
         elif scheme == "w8a8" and self.form == "qoperator" and self.in_floats(site):
             node = self._in_integers(site, limits[site.input])

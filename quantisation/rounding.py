@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from poss_export.config import Scheme
-from poss_export.quantisation.digits import DIGITS, rounded
+from poss_export.quantisation.digits import DIGITS, SEVERAL, rounded
 from poss_export.quantisation.observers import min_max
 from poss_export.quantisation.statistics import Floats, Statistics
 
@@ -33,7 +33,7 @@ def output_error(scheme: Scheme, weight: Floats, statistics: Statistics) -> floa
 
 def round_rows(scheme: Scheme, rows: Floats, limit: float) -> Floats:
     """Return activations `[n, K]` as a graph would see them whose range reaches `limit`."""
-    if DIGITS.get(scheme, 0) > 1:
+    if scheme in SEVERAL:
         return rounded(rows, limit, DIGITS[scheme])
     return _round(scheme, rows, np.float32(limit)) if scheme in LARGEST else rows
 
