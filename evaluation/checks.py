@@ -12,8 +12,9 @@ from poss_export.evaluation.distribution import node_chances
 from poss_export.evaluation.equality import Divergence, Verdict, find_divergence, judge
 from poss_export.progress import Report
 from poss_export.prompts import Prompt
-from poss_export.runtime.bundle import Bundle, Request
+from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.loop import prefill
+from poss_export.runtime.request import Request
 from poss_export.runtime.sampling import GREEDY, Logits, Sampling
 from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.base import DraftSession, TargetSession

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, Unpack
 
 from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
 from poss_export.engine_spec import Backend, EngineEntry, GraphName
@@ -20,6 +20,7 @@ from poss_export.runtime.generation import Generation, Stream
 from poss_export.runtime.planning.planner import ADAPTIVE, Planning, WholeTrees
 from poss_export.runtime.planning.planners import Planners, read_corpus
 from poss_export.runtime.prompt_ids import prompt_ids
+from poss_export.runtime.request import Request, words_of
 from poss_export.runtime.sampling import GREEDY, Sampling
 from poss_export.runtime.sessions.base import DraftSession, TargetSession
 from poss_export.runtime.sessions.cuda import device_capability
@@ -28,19 +29,6 @@ from poss_export.runtime.sessions.fit import choose_engines
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, OrtTargetSession, Provider
 from poss_export.runtime.sessions.tensorrt import TensorrtDraftSession, TensorrtTargetSession
 from poss_export.text import Message, Text, user_says
-
-
-class Request(TypedDict, total=False):
-    """What `Bundle.stream` and `Bundle.generate` can be asked for."""
-
-    max_new_tokens: int
-    sampling: Sampling
-    stop: Sequence[str]
-    target_only: bool
-    planning: Planning | None
-    raw: bool
-    variables: Mapping[str, Any]
-    control_tokens: bool
 
 
 class Bundle:
@@ -146,7 +134,7 @@ class Bundle:
             self.target,
             None if target_only else self.drafter,
             self.text,
-            prompt if isinstance(prompt, str) else str(prompt[-1]["content"]),
+            words_of(prompt),
             ids,
             planner=WholeTrees if target_only else partial(self.planners.planner, planning),
             max_new_tokens=max_new_tokens,

@@ -125,7 +125,7 @@ class Stream:
         """Yield the text in pieces, at most one a round; a second iteration goes on where the first left."""
         return self._pieces
 
-    def _answer(self) -> abc.Iterator[str]:
+    def _answer(self) -> abc.Generator[str]:
         turns = self._target.turns
         turns.take(self)
         try:
@@ -180,11 +180,20 @@ class Stream:
             draft_seconds=draft_seconds,
         )
 
+    def close(self) -> None:
+        """Make no more of the answer, and let another have the sessions; there is no result."""
+        self._pieces.close()
+
     def run(self) -> Generation:
         """Make what is left of the answer."""
         for _ in self:
             pass
         return self.result
+
+    @property
+    def token_ids(self) -> abc.Sequence[int]:
+        """The tokens so far."""
+        return self._transcript.token_ids
 
     @property
     def prompt_ids(self) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
     PossExportError
     ├── InputError        a value the user gave
     │   └── PromptError   a prompt; others may well be answered
+    ├── BusyError         more is asked for at once than can be answered
     ├── CheckpointError   a target or drafter checkpoint that cannot be used
     ├── BundleError       a bundle that is incomplete, edited or does not fit
     ├── BackendError      an engine library or device that is not there, or refused the graph
@@ -41,6 +42,10 @@ class InputError(PossExportError):
 
 class PromptError(InputError):
     """A prompt cannot be answered, with this bundle or at all."""
+
+
+class BusyError(PossExportError):
+    """More is asked for at once than can be answered, or the work is being ended; others may have room."""
 
 
 class CheckpointError(PossExportError):
