@@ -150,9 +150,14 @@ class Scheduler:
             return sum(not ticket.over for ticket in self._waiting)
 
     @property
+    def alive(self) -> bool:
+        """Whether the driver runs."""
+        return self._driver.is_alive()
+
+    @property
     def accepts(self) -> bool:
         """Whether it takes work, as soon as there is room in the queue."""
-        return self._refuses is None and self._driver.is_alive()
+        return self._refuses is None and self.alive
 
     def submit(
         self,

@@ -12,7 +12,7 @@ from poss_export.cli.main import main
 ROOT = Path(__file__).parents[1]
 LIBRARY = (
     *("runtime", "evaluation", "calibration", "quantisation", "exporters", "bundling", "drafters"),
-    *("targets", "training"),
+    *("targets", "training", "server"),
 )
 FLAG = re.compile(r"(?<![\w-])--[a-z]")
 PIP = re.compile(r"pip install [^:;,]*")  # whose flags are its own

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("targets", "drafters", "runtime", "evaluation", "calibration", "quantisation", "exporters"),
     },
     "training": {"targets", "drafters"},
+    "server": {"runtime"},
 }
 EDGE = {"cli"}  # the command line brings the folders together; nothing imports it
 HEAVY = ["torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tensorrt", "safetensors", "gguf"]

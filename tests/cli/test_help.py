@@ -20,6 +20,7 @@ HEAVY = {
     "torch",
 }
 HEAVY |= {"jinja2", "matplotlib", "polygraphy", "tensorrt_rtx", "transformers"}
+HEAVY |= {"prometheus_client", "pydantic", "starlette", "uvicorn"}
 SCRIPT = """
 import sys
 from poss_export.cli.main import main

@@ -52,12 +52,7 @@ _ANSWER = (
     click.option(
         "--fixed-tree", is_flag=True, help="Verify the drafter's whole tree every round, whatever it costs."
     ),
-    click.option(
-        "--lookup",
-        metavar="FILE",
-        type=options.FILE,
-        help="Plain text whose continuations are proposed too, beside those of prompt and answer.",
-    ),
+    options.LOOKUP,
 )
 
 

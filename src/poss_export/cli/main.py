@@ -18,12 +18,18 @@ from poss_export.cli.generate import generate
 from poss_export.cli.inspect import inspect
 from poss_export.cli.printing import log, prepare_streams
 from poss_export.cli.profile import profile
+from poss_export.cli.serve import serve
 from poss_export.cli.train import train
 from poss_export.cli.verify import verify
 from poss_export.errors import PossExportError
 
-# What the `export` extra brings; a deployment has none of it.
-_EXPORT_LIBRARIES = ("gguf", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch", "transformers")
+# What extras bring; a deployment may have none of it.
+_EXTRAS = {
+    **dict.fromkeys(
+        ("gguf", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch", "transformers"), "export"
+    ),
+    **dict.fromkeys(("prometheus_client", "pydantic", "starlette", "uvicorn"), "server"),
+}
 
 
 @contextmanager
@@ -74,11 +80,11 @@ class Commands(click.Group):
             log("error: there is not enough memory for this")
             ctx.exit(1)
         except ModuleNotFoundError as error:
-            if error.name not in _EXPORT_LIBRARIES:
+            if error.name not in _EXTRAS:
                 raise
             log(
                 f"error: this command needs {error.name}, which is not installed: "
-                "pip install 'poss-export[export]'"
+                f"pip install 'poss-export[{_EXTRAS[error.name]}]'"
             )
             ctx.exit(1)
 
@@ -105,5 +111,5 @@ def main() -> None:
     """
 
 
-for _command in (build, generate, inspect, verify, profile, calibrate, train):
+for _command in (build, generate, serve, inspect, verify, profile, calibrate, train):
     main.add_command(_command)

@@ -79,6 +79,13 @@ ENGINE: tuple[Add, ...] = (
     THREADS,
 )
 
+LOOKUP = click.option(
+    "--lookup",
+    metavar="FILE",
+    type=FILE,
+    help="Plain text whose continuations are proposed too, beside those of prompt and answer.",
+)
+
 FORCE = click.option("--force", is_flag=True, help="Replace files that are there.")
 
 
