@@ -14,8 +14,9 @@ from poss_export.cli.main import main
 PAGE = Path(__file__).parents[2] / "docs/python.md"
 BLOCK = re.compile(r"^## (.+?)$.*?^```python\n(.*?)^```$", re.M | re.S)
 BLOCKS = dict(BLOCK.findall(PAGE.read_text(encoding="utf-8")))
-# Those that take longer than a test may, or have no end: of these only the names are looked up.
-LONG = {"build, quantised", "serve", "train"}
+# Those that take longer than a test may, have no end, or need a chat template: of these only the names are
+# looked up.
+LONG = {"build, quantised", "chat", "serve", "train"}
 
 
 def test_every_command_has_a_block() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from poss_export.cli import options
-from poss_export.cli.printing import log, print_json
+from poss_export.cli.printing import answer_figures, log, print_json
 from poss_export.engine_spec import Backend
 from poss_export.errors import InputError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PROMPT = (
     options.prompts(),
-    click.option("--system", metavar="TEXT", help="System message in front of every prompt."),
+    options.SYSTEM,
     click.option(
         "--template-variable",
         "variables",
@@ -38,16 +38,10 @@ _PROMPT = (
         help="Continue the prompt as plain text, without the chat template; control tokens take effect.",
     ),
 )
-_ANSWER = (
+_ANSWER: tuple[options.Add, ...] = (
     click.option("--max-new-tokens", default=128, help="Longest answer, in tokens."),
     click.option("--stop", metavar="STRING", multiple=True, help="End the answer before this; repeatable."),
-    click.option("--temperature", default=0.0, help="0: greedy."),
-    click.option("--top-k", default=0, help="Sample from the likeliest tokens only; 0: all."),
-    click.option("--top-p", default=1.0, help="Sample from the likeliest tokens that reach this share."),
-    click.option(
-        "--min-p", default=0.0, help="Sample from tokens at least this share as likely as the likeliest."
-    ),
-    click.option("--seed", type=int, help="Makes sampling repeatable."),
+    *options.SAMPLING,
     click.option("--target-only", is_flag=True, help="Decode one token a round, the baseline."),
     click.option(
         "--fixed-tree", is_flag=True, help="Verify the drafter's whole tree every round, whatever it costs."
@@ -123,7 +117,7 @@ def generate(
                 ):
                     answers.append(_show(stream, as_json))
     if len(answers) > 1:
-        log(f"{len(answers)} answers: {_summary(answers)}")
+        log(f"{len(answers)} answers: {answer_figures(answers)}")
     refused.check()
 
 
@@ -158,21 +152,10 @@ def _show(stream: "Stream", as_json: bool) -> "Generation":
         for piece in stream if sys.stdout.isatty() else [stream.run().text]:
             click.echo(piece, nl=False)
         click.echo()
-    log(f"{_summary([stream.result])}, finish: {stream.result.finish_reason}")
+    log(f"{answer_figures([stream.result])}, finish: {stream.result.finish_reason}")
     if stream.result.summary.drafts_in_vain:
         log(
             "warning: nothing that the drafter proposed was accepted; is it a drafter of this target? "
             "`poss-export verify` compares both with their checkpoints"
         )
     return stream.result
-
-
-def _summary(answers: Sequence["Generation"]) -> str:
-    from poss_export.evaluation.metrics import pooled_tau, rounds_by_kind
-
-    tokens, seconds = sum(a.tokens for a in answers), sum(a.seconds for a in answers)
-    rounds = ", ".join(f"{count} {kind}" for kind, count in rounds_by_kind(answers).items())
-    return (
-        f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s, "
-        f"tau {pooled_tau(answers):.2f}, rounds: {rounds or 'none'}"
-    )

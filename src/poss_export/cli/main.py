@@ -14,6 +14,7 @@ import click
 
 from poss_export.cli.build import build
 from poss_export.cli.calibrate import calibrate
+from poss_export.cli.chat import chat
 from poss_export.cli.generate import generate
 from poss_export.cli.inspect import inspect
 from poss_export.cli.printing import log, prepare_streams
@@ -111,5 +112,5 @@ def main() -> None:
     """
 
 
-for _command in (build, generate, serve, inspect, verify, profile, calibrate, train):
+for _command in (build, generate, chat, serve, inspect, verify, profile, calibrate, train):
     main.add_command(_command)

@@ -79,6 +79,19 @@ ENGINE: tuple[Add, ...] = (
     THREADS,
 )
 
+SYSTEM = click.option("--system", metavar="TEXT", help="System message in front of every prompt.")
+
+# How tokens are chosen.
+SAMPLING: tuple[Add, ...] = (
+    click.option("--temperature", default=0.0, help="0: greedy."),
+    click.option("--top-k", default=0, help="Sample from the likeliest tokens only; 0: all."),
+    click.option("--top-p", default=1.0, help="Sample from the likeliest tokens that reach this share."),
+    click.option(
+        "--min-p", default=0.0, help="Sample from tokens at least this share as likely as the likeliest."
+    ),
+    click.option("--seed", type=int, help="Makes sampling repeatable."),
+)
+
 LOOKUP = click.option(
     "--lookup",
     metavar="FILE",

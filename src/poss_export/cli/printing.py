@@ -4,7 +4,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +13,8 @@ from poss_export.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from poss_export.runtime.generation import Generation
 
 _STANDARD_ERROR = 2  # the last of the standard streams
 
@@ -60,6 +62,18 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     from poss_export.cli.tables import facts_table
 
     print_rich(facts_table(facts))
+
+
+def answer_figures(answers: Sequence["Generation"]) -> str:
+    """Return what answers took and gave, in a line."""
+    from poss_export.evaluation.metrics import pooled_tau, rounds_by_kind
+
+    tokens, seconds = sum(a.tokens for a in answers), sum(a.seconds for a in answers)
+    rounds = ", ".join(f"{count} {kind}" for kind, count in rounds_by_kind(answers).items())
+    return (
+        f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s, "
+        f"tau {pooled_tau(answers):.2f}, rounds: {rounds or 'none'}"
+    )
 
 
 def megabytes(size: float) -> str:
