@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, overload
 
 from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
 from poss_export.engine_spec import Backend, EngineEntry, GraphName
@@ -20,7 +20,7 @@ from poss_export.runtime.generation import Generation, Stream
 from poss_export.runtime.planning.planner import ADAPTIVE, Planning, WholeTrees
 from poss_export.runtime.planning.planners import Planners, read_corpus
 from poss_export.runtime.prompt_ids import prompt_ids
-from poss_export.runtime.request import Request, words_of
+from poss_export.runtime.request import Request, is_several, words_of
 from poss_export.runtime.sampling import GREEDY, Sampling
 from poss_export.runtime.sessions.base import DraftSession, TargetSession
 from poss_export.runtime.sessions.cuda import device_capability
@@ -160,8 +160,20 @@ class Bundle:
             control_tokens=control_tokens,
         )
 
-    def generate(self, prompt: str | Sequence[Message], **request: Unpack[Request]) -> Generation:
-        """Return the whole answer; arguments and errors as in `stream`."""
+    @overload
+    def generate(self, prompt: str | Sequence[Message], **request: Unpack[Request]) -> Generation: ...
+
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[Message]], **request: Unpack[Request]
+    ) -> list[Generation]: ...
+
+    def generate(self, prompt: Any, **request: Unpack[Request]) -> Generation | list[Generation]:
+        """Return the answer, or the answers to a list of prompts; arguments and errors as in `stream`."""
+        if is_several(prompt):
+            from poss_export.runtime.answers import answer_all  # which needs bundles
+
+            return answer_all(self, prompt, **request)
         return self.stream(prompt, **request).run()
 
     def conversation(self, prompt: Prompt, **request: Unpack[Request]) -> Iterator[Stream]:

@@ -29,3 +29,8 @@ class Request(Wanted, total=False):
 def words_of(prompt: str | Sequence[Message]) -> str:
     """Return what the user says, or the last message says."""
     return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
+def is_several(prompt: str | Sequence[Any]) -> bool:
+    """Whether it is a list of prompts, and not what one user says, or the messages so far."""
+    return not isinstance(prompt, str) and any(not isinstance(one, Mapping) for one in prompt)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import click
@@ -17,8 +16,9 @@ from poss_export.errors import InputError, PromptError
 
 if TYPE_CHECKING:
     from poss_export.runtime.generation import Generation
+    from poss_export.runtime.request import Wanted
     from poss_export.runtime.sampling import Sampling
-    from poss_export.runtime.scheduler import Event, Scheduler
+    from poss_export.runtime.scheduler import Scheduler
     from poss_export.runtime.sessions.ort import Provider
     from poss_export.text import Message
 
@@ -115,14 +115,14 @@ class _Conversation:
 
     def _answer(self, ids: list[int]) -> tuple[str, "Generation | None"]:
         """Print an answer while it grows; return its text, and what it was where nobody interrupted it."""
-        from poss_export.runtime.scheduler import Failed, Piece
+        from poss_export.runtime.answers import follow
+        from poss_export.runtime.scheduler import Done
 
         text = ""
+        wanted: Wanted = {"max_new_tokens": self._max_new_tokens, "sampling": self._sampling}
         try:
-            for event in self._events(ids):
-                if isinstance(event, Failed):
-                    raise event.error
-                if not isinstance(event, Piece):
+            for event in follow(self._scheduler, ids, **wanted):
+                if isinstance(event, Done):
                     click.echo()
                     return text, event.generation
                 text += event.text
@@ -130,17 +130,6 @@ class _Conversation:
         except KeyboardInterrupt:
             click.echo()
         return text, None
-
-    def _events(self, ids: list[int]) -> Iterator["Event"]:
-        events: SimpleQueue[Event] = SimpleQueue()
-        ticket = self._scheduler.submit(
-            ids, max_new_tokens=self._max_new_tokens, sampling=self._sampling, on_event=events.put
-        )
-        try:
-            while True:
-                yield events.get()
-        finally:
-            ticket.cancel()
 
 
 def _lines() -> Iterator[str]:
