@@ -19,19 +19,14 @@ class Form:
     kind: Kind
     model: str
     fingerprint: str  # of the graphs: where it is the same, a seed gives the same answer
-    id: str = field(init=False)
-    created: int = field(init=False, default_factory=lambda: int(time.time()))
-
-    def __post_init__(self) -> None:
-        """Give the request a name."""
-        prefix = "chatcmpl" if self.kind == "chat" else "cmpl"
-        object.__setattr__(self, "id", f"{prefix}-{uuid.uuid4().hex}")
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, answers: Sequence[Generation], usage: Values) -> Values:
         """Return the body of a response."""
-        name = "chat.completion" if self.kind == "chat" else "text_completion"
+        kind = "chat.completion" if self.kind == "chat" else "text_completion"
         choices = [self._choice(number, answer) for number, answer in enumerate(answers)]
-        return {**self._head(name), "choices": choices, "usage": usage}
+        return {**self._head(kind), "choices": choices, "usage": usage}
 
     def opening(self, number: int) -> list[Values]:
         """Return the chunks in front of an answer's text: a chat says whose it is."""
@@ -49,12 +44,12 @@ class Form:
 
     def usage(self, usage: Values) -> Values:
         """Return the chunk behind all answers."""
-        return {**self._head(self._chunk_name), "choices": [], "usage": usage}
+        return {**self._head(self._chunk_kind), "choices": [], "usage": usage}
 
-    def _head(self, name: str) -> Values:
+    def _head(self, kind: str) -> Values:
         return {
-            "id": self.id,
-            "object": name,
+            "id": f"{'chatcmpl' if self.kind == 'chat' else 'cmpl'}-{self.name}",
+            "object": kind,
             "created": self.created,
             "model": self.model,
             "system_fingerprint": self.fingerprint,
@@ -67,13 +62,13 @@ class Form:
         return {"index": number, **said, "logprobs": None, "finish_reason": _reason(answer)}
 
     @property
-    def _chunk_name(self) -> str:
+    def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self.kind == "chat" else "text_completion"
 
     def _chunk(self, number: int, said: Any, reason: str | None = None) -> Values:
         name = "delta" if self.kind == "chat" else "text"
         choice = {"index": number, name: said, "logprobs": None, "finish_reason": reason}
-        return {**self._head(self._chunk_name), "choices": [choice]}
+        return {**self._head(self._chunk_kind), "choices": [choice]}
 
 
 def usage_of(prompt_tokens: int, answers: Sequence[Generation]) -> Values:

@@ -108,8 +108,10 @@ class Service:
         return Json(await job.whole())
 
     def _check(self, asked: ChatRequest | CompletionRequest, prompts: int) -> None:
-        """Refuse what needs no look at the prompts."""
+        """Refuse what needs no look at the prompts, which take a while to read."""
         self.check_model(asked.model)
+        if self._scheduler.waiting >= self._scheduler.queue:
+            raise self._told(asked, BusyError("the queue is full; ask again later"))
         most = min(self._settings.limits.choices, self._scheduler.queue)
         if (choices := prompts * asked.choices) > most:
             raise ApiError(400, f"{choices} answers are asked for, the limit is {most}", param="n")
