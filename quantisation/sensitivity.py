@@ -14,7 +14,8 @@ from poss_export.evaluation.text_quality import divergence, log_softmax
 from poss_export.progress import Progress, silent
 from poss_export.quantisation.gains import BY_TABLE
 from poss_export.quantisation.statistics import Floats
-from poss_export.runtime.sessions.ort import OrtOptions, load_graph
+from poss_export.runtime.sessions.load_graph import load_graph
+from poss_export.runtime.sessions.ort import OrtOptions
 
 _FLAGS = "rounded_activations"
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from poss_export.calibration.replay import Feed
 from poss_export.errors import InputError
 from poss_export.quantisation.sites import Site, find_sites
-from poss_export.runtime.sessions.ort import OrtOptions, load_graph
+from poss_export.runtime.sessions.load_graph import load_graph
+from poss_export.runtime.sessions.ort import OrtOptions
 
 Floats = NDArray[np.float32]
 

@@ -7,7 +7,7 @@ keeps the rows of an accepted path, `trim` forgets the last ones, `release` and 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,10 +41,22 @@ class TargetOutput:
         return self.read_logits()
 
 
+class TargetCall(NamedTuple):
+    """What the target runs for one sequence: a tree behind the committed rows of a slot.
+
+    rows: int64 [rows], the nodes whose logits are wanted.
+    """
+
+    tree: DraftTree
+    rows: Ints
+    slot: int
+
+
 class Session(Protocol):
     """What target and drafter sessions share."""
 
     capacity: int  # rows that a slot holds
+    slots: int  # sequences whose rows it can hold at a time
     engine_seconds: float  # time spent in the engine since `reset`
 
     def __enter__(self) -> Self:
@@ -83,6 +95,9 @@ class TargetSession(Session, Protocol):
         are wanted, int64 [rows]; None: all.
         """
 
+    def forward_all(self, calls: Sequence[TargetCall]) -> list[TargetOutput]:
+        """Run trees of different slots, in one call where the engine can; the outputs have this order."""
+
     def commit(self, path: Sequence[int], slot: int = 0) -> None:
         """Keep the rows of these nodes of the last call, ascending, in this order, and drop its others."""
 
@@ -106,7 +121,7 @@ class CachedSession:
 
     def __init__(self, name: str, capacity: int, slots: int = 1) -> None:
         """Start empty; `name` is the file that errors tell."""
-        self.name, self.capacity = name, capacity
+        self.name, self.capacity, self.slots = name, capacity, slots
         self.engine_seconds = 0.0
         self.turns = Turns()
         self._lengths: Ints = np.zeros(slots, dtype=np.int64)

@@ -28,10 +28,10 @@ class Rows(Protocol):
 
 
 class Caches(Rows, Protocol):
-    """Zeroed memory, one slice for each cache tensor of a graph."""
+    """Zeroed memory, one slice for each cache tensor of a graph and slot."""
 
-    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str]) -> None:
-        """Make slice i both the input past[i] and the output present[i]."""
+    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str], slot: int = 0) -> None:
+        """Make slice i of a slot both the input past[i] and the output present[i]."""
 
 
 class HostCaches:
@@ -42,11 +42,14 @@ class HostCaches:
         from onnxruntime import OrtValue
 
         self.block: NDArray[Any] = np.zeros(shape, dtype)
-        self._values = [OrtValue.ortvalue_from_numpy(tensor) for tensor in self.block]  # shares memory
+        self._values = [  # by slot and tensor; they share the block's memory
+            [OrtValue.ortvalue_from_numpy(tensor[slot : slot + 1]) for tensor in self.block]
+            for slot in range(shape[1])
+        ]
 
-    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str]) -> None:
-        """Make slice i both the input past[i] and the output present[i]."""
-        for value, name_in, name_out in zip(self._values, past, present, strict=True):
+    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str], slot: int = 0) -> None:
+        """Make slice i of a slot both the input past[i] and the output present[i]."""
+        for value, name_in, name_out in zip(self._values[slot], past, present, strict=True):
             io.bind_ortvalue_input(name_in, value)
             io.bind_ortvalue_output(name_out, value)
 
@@ -124,10 +127,11 @@ class CudaCaches(DeviceRows):
         self._value = OrtValue.ortvalue_from_shape_and_type(shape, self._type, "cuda", 0)
         super().__init__(self._value.data_ptr(), shape, np.dtype(dtype).itemsize)
 
-    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str]) -> None:
-        """Make slice i both the input past[i] and the output present[i]."""
+    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str], slot: int = 0) -> None:
+        """Make slice i of a slot both the input past[i] and the output present[i]."""
+        shape, first = (1, *self._shape[2:]), self._address + slot * (self.size // self._slots)
         for i, (name_in, name_out) in enumerate(zip(past, present, strict=True)):
-            place = ("cuda", 0, self._type, self._shape[1:], self._address + i * self.size)
+            place = ("cuda", 0, self._type, shape, first + i * self.size)
             io.bind_input(name_in, *place)
             io.bind_output(name_out, *place)
 

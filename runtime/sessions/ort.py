@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from poss_export.contract import GraphContract, TensorSpec
 from poss_export.errors import BackendError, InputError
-from poss_export.machine import check_threads, installed
-from poss_export.runtime.sessions.base import CachedSession, Ints, TargetOutput
+from poss_export.machine import check_threads
+from poss_export.runtime.sessions.base import CachedSession, Ints, TargetCall, TargetOutput
 from poss_export.runtime.sessions.caches import Caches, CudaCaches, HostCaches
+from poss_export.runtime.sessions.load_graph import check_graph, load_graph
 from poss_export.runtime.tree import DraftTree
 
 if TYPE_CHECKING:
@@ -22,17 +23,7 @@ if TYPE_CHECKING:
 
 Provider = Literal["cpu", "cuda"]
 
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(int64)": "int64",
-    "tensor(bool)": "bool",
-}
-_CALLS_KEPT = 16  # widths bound at a time: those of the rounds, and some prompt ends
-# How long an idle thread waits awake. Target and drafter take turns, so by its default of milliseconds the
-# threads of one steal the cores of the other: on 2 cores a draft call then took twice as long, and on a
-# machine with other work a round over 10 times. This bridges the pauses within a call as well as any.
-_SPIN_MICROSECONDS = 50
+_CALLS_KEPT = 16  # widths bound at a time in a slot: those of the rounds, and some prompt ends
 
 
 @dataclass(frozen=True)
@@ -59,11 +50,13 @@ class _Call:
         session: "onnxruntime.InferenceSession",
         contract: GraphContract,
         caches: Caches,
+        slot: int,
         on_device: bool,
     ) -> None:
-        """Bind everything in `contract`, whose dimensions are all known."""
+        """Bind everything in `contract`, whose dimensions are all known, and a slot of the caches."""
         from onnxruntime import OrtValue
 
+        self.slot = slot
         self.io = session.io_binding()
         self.arrays: dict[str, NDArray[Any]] = {}
         self.logits: OrtValue | None = None  # where they stay on the device
@@ -80,7 +73,7 @@ class _Call:
                 self.arrays[spec.name] = np.zeros(spec.sizes, spec.dtype)
                 value = OrtValue.ortvalue_from_numpy(self.arrays[spec.name])
             self.io.bind_ortvalue_output(spec.name, value)
-        caches.bind(self.io, _cache_names(contract.inputs), _cache_names(contract.outputs))
+        caches.bind(self.io, _cache_names(contract.inputs), _cache_names(contract.outputs), slot)
 
     def read_logits(self) -> NDArray[Any]:
         """Return the logits, from the device if they are there."""
@@ -89,13 +82,15 @@ class _Call:
 
 
 class OrtSession(CachedSession):
-    """A graph with caches, of one slot: what target and drafter sessions share."""
+    """A graph with caches, a slot a call: what target and drafter sessions share."""
 
     _caches: Caches
 
-    def __init__(self, graph: Path, contract: GraphContract, capacity: int, options: OrtOptions) -> None:
+    def __init__(
+        self, graph: Path, contract: GraphContract, capacity: int, options: OrtOptions, slots: int = 1
+    ) -> None:
         """Keep the arguments; `graph` is read on entering."""
-        super().__init__(graph.name, capacity)
+        super().__init__(graph.name, capacity, slots)
         self.graph, self.options = graph, options
         self.contract = contract.with_sizes(batch=1, capacity=capacity)
 
@@ -107,12 +102,12 @@ class OrtSession(CachedSession):
             BundleError: the graph differs from its contract.
         """
         self._session = load_graph(self.graph, self.options)
-        inputs, outputs = _specs(self._session.get_inputs()), _specs(self._session.get_outputs())
-        self.contract.check(inputs, outputs, self.graph.name)
+        check_graph(self._session, self.contract, self.graph.name)
         caches = [spec for spec in self.contract.inputs if spec.is_cache]
         allocate = CudaCaches if self.options.provider == "cuda" else HostCaches
-        self._caches = allocate((len(caches), *caches[0].sizes), caches[0].dtype)
-        self._call = lru_cache(_CALLS_KEPT)(self._bind)
+        shape = (len(caches), self.slots, *caches[0].sizes[1:])
+        self._caches = allocate(shape, caches[0].dtype)
+        self._call = lru_cache(_CALLS_KEPT * self.slots)(self._bind)
         self._last: _Call | None = None
         return self
 
@@ -134,18 +129,18 @@ class OrtSession(CachedSession):
             raise InputError(f"{self.name} has not run yet; there is no feed to return")
         if not isinstance(self._caches, HostCaches):
             raise BackendError(f"the caches of {self.name} are on a device; run it on the CPU to read feeds")
-        names, arrays = _cache_names(self.contract.inputs), self._last.arrays
+        names, arrays, slot = _cache_names(self.contract.inputs), self._last.arrays, self._last.slot
         plain = {spec.name: arrays[spec.name] for spec in _plain(self.contract.inputs)}
-        return {**plain, **dict(zip(names, self._caches.block, strict=True))}
+        return {**plain, **dict(zip(names, self._caches.block[:, slot : slot + 1], strict=True))}
 
-    def _bind(self, **widths: int) -> _Call:
+    def _bind(self, slot: int, **widths: int) -> _Call:
         contract = self.contract.with_sizes(**widths)
-        return _Call(self._session, contract, self._caches, self.options.provider == "cuda")
+        return _Call(self._session, contract, self._caches, slot, self.options.provider == "cuda")
 
-    def _run(self, call: _Call, slot: int, new_rows: int, filling: int = 0) -> None:
+    def _run(self, call: _Call, new_rows: int, filling: int = 0) -> None:
         """Run `call`, which writes `new_rows` cache rows after the committed ones, and `filling` more."""
-        self._write(slot, new_rows, filling)
-        call.arrays["past_length"][:] = self.length(slot)
+        self._write(call.slot, new_rows, filling)
+        call.arrays["past_length"][:] = self.length(call.slot)
         start = time.perf_counter()
         try:
             self._session.run_with_iobinding(call.io)
@@ -163,17 +158,23 @@ class OrtTargetSession(OrtSession):
     """
 
     def __init__(
-        self, graph: Path, contract: GraphContract, capacity: int, options: OrtOptions, least_width: int = 1
+        self,
+        graph: Path,
+        contract: GraphContract,
+        capacity: int,
+        options: OrtOptions,
+        least_width: int = 1,
+        slots: int = 1,
     ) -> None:
         """Keep the arguments; the caches have room for what fills up the last call."""
-        super().__init__(graph, contract, capacity + least_width - 1, options)
+        super().__init__(graph, contract, capacity + least_width - 1, options, slots)
         self.capacity, self._least_width = capacity, least_width
 
     def forward(self, tree: DraftTree, rows: Ints | None = None, slot: int = 0) -> TargetOutput:
         """Run the nodes of a tree behind the committed rows; see `TargetSession`."""
         seq, rows = len(tree), np.arange(len(tree)) if rows is None else rows
         width, wanted = max(seq, self._least_width), len(rows)
-        call = self._call(seq=width, rows=max(wanted, self._least_width))
+        call = self._call(slot, seq=width, rows=max(wanted, self._least_width))
         arrays = {name: array[0] for name, array in call.arrays.items() if name != "past_length"}
         arrays["input_ids"][:seq] = tree.tokens
         arrays["position_ids"][:] = self.length(slot)
@@ -181,12 +182,16 @@ class OrtTargetSession(OrtSession):
         arrays["tree_mask"][:] = np.eye(width, dtype=bool)
         arrays["tree_mask"][:seq, :seq] = tree.mask
         arrays["logits_rows"][:wanted] = rows
-        self._run(call, slot, seq, width - seq)
+        self._run(call, seq, width - seq)
         return TargetOutput(
             arrays["next_tokens"][:wanted],
             arrays["features"][:seq],
             lambda: call.read_logits()[0, :wanted],
         )
+
+    def forward_all(self, calls: Sequence[TargetCall]) -> list[TargetOutput]:
+        """Run trees of different slots, one after the other; each slot has arrays of its own."""
+        return [self.forward(*call) for call in calls]
 
 
 class OrtDraftSession(OrtSession):
@@ -199,20 +204,21 @@ class OrtDraftSession(OrtSession):
         capacity: int,
         options: OrtOptions,
         embeddings: NDArray[Any],
+        slots: int = 1,
     ) -> None:
         """As the parent; `embeddings` is the target's table [vocab, hidden]."""
-        super().__init__(graph, contract, capacity, options)
+        super().__init__(graph, contract, capacity, options, slots)
         self._embeddings = embeddings
 
     def propose(self, next_tokens: Ints, features: NDArray[Any], slot: int = 0) -> DraftTree:
         """Read new rows and draw a tree; see `DraftSession`."""
         rows = len(next_tokens)
-        call = self._call(rows=rows)
+        call = self._call(slot, rows=rows)
         arrays = call.arrays
         arrays["next_token_embeddings"][:] = self._embeddings[next_tokens]
         arrays["features"][:] = features
         arrays["row_count"][:] = rows
-        self._run(call, slot, rows)
+        self._run(call, rows)
         self._lengths[slot] += rows
         tokens, parents, scores = (arrays[f"tree_{name}"][0] for name in ("tokens", "parents", "scores"))
         return DraftTree.with_root(int(next_tokens[-1]), tokens, parents, scores)
@@ -224,71 +230,3 @@ def _plain(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
 
 def _cache_names(specs: Sequence[TensorSpec]) -> list[str]:
     return [spec.name for spec in specs if spec.is_cache]
-
-
-def _specs(nodes: Sequence["onnxruntime.NodeArg"]) -> list[TensorSpec]:
-    return [TensorSpec(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes]
-
-
-def load_graph(
-    graph: Path | bytes, options: OrtOptions, weights: Path | None = None
-) -> "onnxruntime.InferenceSession":
-    """Return a loaded graph: a file, or a serialised model whose weights lie in the folder `weights`.
-
-    Raises:
-        BackendError: ONNX Runtime or the provider is missing, or it refuses the graph.
-    """
-    _require_one_build()
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise BackendError(f"ONNX Runtime cannot be imported ({error}); pip install poss-export") from error
-    providers = ["CPUExecutionProvider"]
-    if options.provider == "cuda":
-        _require_cuda(ort.get_available_providers())
-        providers.insert(0, "CUDAExecutionProvider")
-    try:
-        session = ort.InferenceSession(graph, _settings(options, weights), providers=providers)
-    except Exception as error:
-        what = "the graph" if isinstance(graph, bytes) else repr(str(graph))
-        raise BackendError(f"ONNX Runtime refuses {what}: {error}") from error
-    if options.provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-        raise BackendError(
-            "ONNX Runtime could not start its CUDA provider; check the driver with nvidia-smi, or use the CPU"
-        )
-    return session
-
-
-def _settings(options: OrtOptions, weights: Path | None) -> "onnxruntime.SessionOptions":
-    import onnxruntime as ort
-
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3  # errors: they come as exceptions too
-    settings.inter_op_num_threads = 1
-    settings.intra_op_num_threads = options.threads or 0
-    settings.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
-    if options.profile:
-        settings.enable_profiling, settings.profile_file_prefix = True, options.profile
-    if weights is not None:
-        settings.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(weights)
-        )
-    return settings
-
-
-def _require_one_build() -> None:
-    """Raise BackendError where two builds of ONNX Runtime overwrite each other (docs/decisions/0002)."""
-    if installed("onnxruntime") and installed("onnxruntime-gpu"):
-        raise BackendError(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
-            "pip uninstall both, then install the one that is wanted"
-        )
-
-
-def _require_cuda(available: Sequence[str]) -> None:
-    """Raise BackendError where this ONNX Runtime has no CUDA provider."""
-    if "CUDAExecutionProvider" not in available:
-        raise BackendError(
-            f"this ONNX Runtime has no CUDA provider, only {', '.join(available)}: in a fresh environment "
-            "run POSS_EXPORT_ONNXRUNTIME=gpu pip install poss-export, or use the CPU"
-        )

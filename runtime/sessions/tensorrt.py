@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from poss_export.contract import GraphContract
 from poss_export.engine_spec import EngineEntry
-from poss_export.runtime.sessions.base import CachedSession, Ints, TargetOutput
+from poss_export.runtime.sessions.base import CachedSession, Ints, TargetCall, TargetOutput
 from poss_export.runtime.sessions.cuda import Device
 from poss_export.runtime.sessions.fit import load_library
 from poss_export.runtime.sessions.loaded_engine import LoadedEngine
@@ -118,6 +118,10 @@ class TensorrtTargetSession(TensorrtSession):
             read("features", **wanted)[0],
             lambda: read("logits", **wanted)[0],
         )
+
+    def forward_all(self, calls: Sequence[TargetCall]) -> list[TargetOutput]:
+        """Run the tree of the only slot there is."""
+        return [self.forward(*call) for call in calls]
 
 
 class TensorrtDraftSession(TensorrtSession):

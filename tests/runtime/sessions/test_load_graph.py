@@ -7,7 +7,7 @@ import pytest
 
 from poss_export.contract import target_contract
 from poss_export.errors import BackendError, BundleError, InputError
-from poss_export.runtime.sessions import ort
+from poss_export.runtime.sessions import load_graph
 from poss_export.runtime.sessions.ort import OrtOptions, OrtTargetSession
 from poss_export.targets.checkpoint import open_target
 from tests.fixtures.ort_sessions import ONE_THREAD, MakeSession
@@ -71,6 +71,6 @@ def test_cuda_is_refused_where_there_is_none(make_session: MakeSession) -> None:
 
 
 def test_both_builds_of_onnxruntime_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort, "installed", lambda name: "1.31.0")
+    monkeypatch.setattr(load_graph, "installed", lambda name: "1.31.0")
     with pytest.raises(BackendError, match="are both installed and overwrite each other"):
-        ort._require_one_build()
+        load_graph._require_one_build()
