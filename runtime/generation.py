@@ -78,6 +78,91 @@ class Generation:
         }
 
 
+class Answer:
+    """An answer in the making: what becomes of its rounds, whoever makes them."""
+
+    def __init__(
+        self,
+        text: Text,
+        prompt_ids: abc.Sequence[int],
+        capacity: int,
+        *,
+        prompt: str = "",
+        max_new_tokens: int = 128,
+        sampling: Sampling = GREEDY,
+        stop: abc.Sequence[str] = (),
+    ) -> None:
+        """Check the request; `prompt` is only told in the result.
+
+        Raises:
+            InputError: a value cannot be used, or the prompt does not fit the capacity.
+        """
+        check_prompt(prompt_ids, capacity)
+        self._prompt = prompt
+        self._transcript = Transcript(text, max_new_tokens, (stop,) if isinstance(stop, str) else stop)
+        ids = np.asarray(prompt_ids, dtype=np.int64)
+        self.sequence = Sequence(ids, verifier(sampling), self._transcript)
+        self._made = list[TimedRound]()  # the prompt's and all others
+        self._seconds = self._prefill_seconds = 0.0
+        self._begun = self._engines = (0.0, 0.0)  # seconds of target and drafter, until the prompt was read
+
+    @property
+    def token_ids(self) -> abc.Sequence[int]:
+        """The tokens so far."""
+        return self._transcript.token_ids
+
+    def take(self, done: Round, since: float, engines: tuple[float, float]) -> str:
+        """Take a round, the prompt's first; return the text that it adds.
+
+        since: when its work began, on the clock of `time.perf_counter`. engines: seconds of target and
+        drafter, counted from any time on.
+        """
+        before = len(self._transcript.token_ids)
+        piece = self._transcript.add(done.tokens.tolist())
+        seconds = time.perf_counter() - since
+        self._seconds += seconds
+        taken = len(self._transcript.token_ids) - before
+        self._made.append(TimedRound(done, self.sequence.planner.plan, taken, seconds))
+        self._engines = engines
+        if before == 0:
+            self._prefill_seconds, self._begun = self._seconds, engines
+        return piece
+
+    def finish(self) -> str:
+        """Return the text that was held back, for no round follows."""
+        return self._transcript.finish()
+
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """The prompt's own first, each as it was verified, also what was not taken of the last."""
+        return tuple(one.done for one in self._made)
+
+    @property
+    def timed(self) -> tuple[TimedRound, ...]:
+        """Those behind the prompt's."""
+        return tuple(self._made[1:])
+
+    @property
+    def result(self) -> Generation:
+        """The answer and how it was made."""
+        timed = self.timed
+        target_seconds, draft_seconds = np.subtract(self._engines, self._begun).tolist()
+        return Generation(
+            prompt=self._prompt,
+            text=self._transcript.text,
+            token_ids=tuple(self._transcript.token_ids),
+            finish_reason=self._transcript.finish_reason or "capacity",
+            accept_lengths=tuple(one.taken for one in timed),
+            accepted_by_depth=_by_depth([one.accepted for one in timed]),
+            chains=all(done.tree.is_chain for done in self.rounds),
+            summary=summarise(timed),
+            seconds=self._seconds,
+            prefill_seconds=self._prefill_seconds,
+            target_seconds=target_seconds,
+            draft_seconds=draft_seconds,
+        )
+
+
 class Stream:
     """An answer in the making: iterate for its text in pieces; then `result` and `rounds` are there.
 
@@ -110,22 +195,26 @@ class Stream:
         Raises:
             InputError: a value cannot be used, or the prompt does not fit the capacity.
         """
-        check_prompt(prompt_ids, target.capacity)
+        self._answer = Answer(
+            text,
+            prompt_ids,
+            target.capacity,
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+        )
         if prefill_chunk < 1:
             raise InputError(f"prefill_chunk is {prefill_chunk}; it must be at least 1")
         self._target, self._drafter = target, drafter
-        self._prompt, self._chunk = prompt, prefill_chunk
-        self._transcript = Transcript(text, max_new_tokens, (stop,) if isinstance(stop, str) else stop)
-        ids = np.asarray(prompt_ids, dtype=np.int64)
-        self._sequence = Sequence(ids, verifier(sampling), self._transcript)
-        self._planner = planner
-        self._pieces = self._answer()
+        self._planner, self._chunk = planner, prefill_chunk
+        self._pieces = self._in_turn()
 
     def __iter__(self) -> abc.Iterator[str]:
         """Yield the text in pieces, at most one a round; a second iteration goes on where the first left."""
         return self._pieces
 
-    def _answer(self) -> abc.Generator[str]:
+    def _in_turn(self) -> abc.Generator[str]:
         turns = self._target.turns
         turns.take(self)
         try:
@@ -134,51 +223,26 @@ class Stream:
             turns.leave(self)
 
     def _rounds(self, turns: Turns) -> abc.Iterator[str]:
-        transcript, clock = self._transcript, time.perf_counter
+        answer = self._answer
         with turns.work(self):
-            self._sequence.planner = self._planner()  # it may use the sessions
+            answer.sequence.planner = self._planner()  # it may use the sessions
             for session in self._sessions:
                 session.reset()
-        seconds, resumed = 0.0, clock()
-        made = list[TimedRound]()  # the prompt's and all others
-        rounds = speculate(self._target, self._drafter, self._sequence, self._chunk)
+        resumed = time.perf_counter()
+        rounds = speculate(self._target, self._drafter, answer.sequence, self._chunk)
         while True:
             with turns.work(self):
                 done = next(rounds, None)
             if done is None:
                 break
-            before = len(transcript.token_ids)
-            piece = transcript.add(done.tokens.tolist())
-            took = clock() - resumed
-            seconds += took
-            made.append(
-                TimedRound(done, self._sequence.planner.plan, len(transcript.token_ids) - before, took)
-            )
-            if before == 0:
-                prefill_seconds, prefill_engines = seconds, self._engine_seconds()
-            if piece:
+            if piece := answer.take(done, resumed, engine_seconds(self._target, self._drafter)):
                 yield piece
-            if self._sequence.ended:
+            if answer.sequence.ended:
                 break
-            resumed = clock()
-        if piece := transcript.finish():
+            resumed = time.perf_counter()
+        if piece := answer.finish():
             yield piece
-        self.rounds, self.timed = tuple(one.done for one in made), tuple(made[1:])
-        target_seconds, draft_seconds = np.subtract(self._engine_seconds(), prefill_engines).tolist()
-        self.result = Generation(
-            prompt=self._prompt,
-            text=transcript.text,
-            token_ids=tuple(transcript.token_ids),
-            finish_reason=transcript.finish_reason or "capacity",
-            accept_lengths=tuple(one.taken for one in self.timed),
-            accepted_by_depth=_by_depth([one.accepted for one in self.timed]),
-            chains=all(done.tree.is_chain for done in self.rounds),
-            summary=summarise(self.timed),
-            seconds=seconds,
-            prefill_seconds=prefill_seconds,
-            target_seconds=target_seconds,
-            draft_seconds=draft_seconds,
-        )
+        self.rounds, self.timed, self.result = answer.rounds, answer.timed, answer.result
 
     def close(self) -> None:
         """Make no more of the answer, and let another have the sessions; there is no result."""
@@ -193,19 +257,21 @@ class Stream:
     @property
     def token_ids(self) -> abc.Sequence[int]:
         """The tokens so far."""
-        return self._transcript.token_ids
+        return self._answer.token_ids
 
     @property
     def prompt_ids(self) -> NDArray[np.int64]:
         """The ids of the prompt [length]."""
-        return self._sequence.prompt
+        return self._answer.sequence.prompt
 
     @property
     def _sessions(self) -> list[Session]:
         return [session for session in (self._target, self._drafter) if session is not None]
 
-    def _engine_seconds(self) -> tuple[float, float]:
-        return self._target.engine_seconds, self._drafter.engine_seconds if self._drafter else 0.0
+
+def engine_seconds(target: TargetSession, drafter: DraftSession | None) -> tuple[float, float]:
+    """Return the time spent in each engine."""
+    return target.engine_seconds, drafter.engine_seconds if drafter else 0.0
 
 
 def _by_depth(drafted: abc.Sequence[int]) -> tuple[int, ...]:

@@ -37,13 +37,9 @@ def prefill(
     target: TargetSession, drafter: DraftSession | None, sequence: Sequence, chunk: int = PREFILL_CHUNK
 ) -> Round:
     """Read the prompt `chunk` tokens at a time; return the round that its last token makes, a plain step."""
-    prompt, slot = sequence.prompt, sequence.slot
-    for start, output in read(target, prompt, slot, chunk):
-        end = start + len(output.features)
-        if drafter is not None and end < len(prompt):
-            drafter.propose(prompt[start + 1 : end + 1], output.features, slot)  # for its cache only
-    first = sequence.verify(DraftTree.with_root(int(prompt[-1])), output, sequence.position)
-    sequence.begin(start, output, first)
+    for start, output in read(target, sequence.prompt, sequence.slot, chunk):
+        first = sequence.read(start, output, drafter)
+    assert first is not None, "a prompt has tokens"
     return first
 
 

@@ -70,15 +70,23 @@ class Sequence:
         self.root = int(t[-1])
         self._unread.append((t, f))
 
-    def begin(self, start: int, output: TargetOutput, first: Round) -> None:
-        """Go on from the last chunk of the prompt, whose rows the drafter reads with the first proposal.
+    def read(self, start: int, output: TargetOutput, drafter: DraftSession | None) -> Round | None:
+        """Go on behind a chunk of the prompt; return the round that its last token makes, a plain step.
 
+        The drafter reads the rows of a chunk for its cache only; those of the last with its first proposal.
         start: where in the prompt the chunk begins. output: of the chunk.
         """
+        end = start + len(output.features)
+        if end < len(self.prompt):
+            if drafter is not None:
+                drafter.propose(self.prompt[start + 1 : end + 1], output.features, self.slot)
+            return None
+        first = self.verify(DraftTree.with_root(int(self.prompt[-1])), output, self.position)
         self.keep(np.append(self.prompt[start + 1 :], first.bonus), output.features.copy())
         self.emitted += 1
         self.planner.read(self.prompt)
         self.planner.learn(first)
+        return first
 
     def advance(self, done: Round, output: TargetOutput) -> None:
         """Go on behind a round; `output` is that of its tree."""

@@ -4,8 +4,10 @@ Nothing here knows the target's logits of the round that is planned, so whatever
 the target's own (docs/lossless-sampling.md).
 """
 
+from collections import abc
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -109,7 +111,7 @@ class AdaptivePlanner:
         """
         self.plan: Plan | None = None
         self._costs, self._chances, self._lookup = costs, chances, lookup
-        self._chains, self._planning = chains, planning
+        self._chains, self.planning = chains, planning
         self._habit = Habit()
         self._drafted: DraftTree | None = None
 
@@ -119,61 +121,123 @@ class AdaptivePlanner:
 
     def propose(self, sequence: "Sequence", drafter: DraftSession | None, room: int) -> DraftTree:
         """Return the tree that gains most; the drafter is called where that is expected to pay."""
-        costs = self._costs.by_width(sequence.position - 1)[: room + 1]
+        asked = Asked(sequence, self, drafter, room)
+        costs = self._costs.by_width(sequence.position - 1)
+        return propose_together([asked], costs, self._costs.draft, self._habit)[0]
+
+    def looked_up(self, sequence: "Sequence") -> Candidates:
+        """Return what can be had without the drafter."""
         candidates = Candidates(sequence.root)
-        if self._planning.lookup:
+        if self.planning.lookup:
             self._look_up(candidates, [0])
-        nodes, self.plan = self._choose(candidates, costs)
         self._drafted = None
-        otherwise = self.plan.rate * costs[1]
-        if drafter is None:
-            sequence.take_unread()  # nobody will
-        if drafter is None or self._chances is None or not self._drafts(otherwise):
-            self._habit.skipped()
-            return candidates.tree(nodes)
-        rows = sequence.unread_rows
-        self._drafted = sequence.draft(drafter)
-        candidates = self._with_drafts(self._drafted, self._chances)
-        # A long catch-up is paid once, and says nothing of the rounds to come.
-        nodes, plan = self._choose(candidates, costs, self._costs.draft(min(rows, _CATCH_UP)))
-        self._habit.drafted(plan.rate * costs[1], otherwise)
-        milliseconds = costs[len(nodes)] + self._costs.draft(rows)
-        self.plan = Plan(drafted=True, tokens=plan.tokens, milliseconds=milliseconds)
-        return candidates.tree(nodes)
+        return candidates
+
+    @property
+    def can_draft(self) -> bool:
+        """Whether it is known what drafts are worth."""
+        return self._chances is not None
+
+    def drafted(self, tree: DraftTree) -> Candidates:
+        """Return what was drafted, with what was looked up behind the root and behind its best path."""
+        assert self._chances is not None
+        self._drafted = tree
+        candidates = Candidates.drafted(tree, self._chances.of(tree))
+        if self.planning.lookup and self.planning.grafting:
+            path = candidates.best_path()
+            self._look_up(candidates, [0])
+            self._look_up(candidates, path)
+        return candidates
+
+    def order(self, candidates: Candidates) -> list[int]:
+        """Return the nodes to choose from, those to take first in front."""
+        return candidates.best_path() if self._chains else candidates.by_chance()
 
     def learn(self, done: Round) -> None:
         """Learn from a round what was right."""
         tokens = done.tokens.tolist()
         self._lookup.extend(tokens)
-        if self._drafted is not None and self._chances is not None and self._planning.correcting:
+        if self._drafted is not None and self._chances is not None and self.planning.correcting:
             self._chances.learn(self._drafted, tokens)
-
-    def _drafts(self, otherwise: float) -> bool:
-        return not self._planning.skipping or self._habit.drafts(otherwise)
-
-    def _with_drafts(self, drafted: DraftTree, chances: DraftChances) -> Candidates:
-        """Return what was drafted, with what was looked up behind the root and behind its best path."""
-        candidates = Candidates.drafted(drafted, chances.of(drafted))
-        if self._planning.lookup and self._planning.grafting:
-            path = candidates.best_path()
-            self._look_up(candidates, [0])
-            self._look_up(candidates, path)
-        return candidates
 
     def _look_up(self, candidates: Candidates, path: list[int]) -> None:
         """Hang what may follow a path of nodes behind it."""
         for found in self._lookup.continuations([candidates.tokens[node] for node in path[1:]]):
             candidates.graft(path[-1], found.tokens, self._lookup.chances(found))
 
-    def _choose(
-        self, candidates: Candidates, costs: list[float], draft: float = 0.0
-    ) -> tuple[list[int], Plan]:
-        """Return the nodes to verify, and what they are expected to give behind a draft call of that cost.
 
-        Every width is tried: costs rise in steps, and the best may lie behind one that does not pay.
-        """
-        order = candidates.best_path() if self._chains else candidates.by_chance()
-        tokens = list(accumulate(candidates.chances[node] for node in order[: len(costs) - 1]))
-        rates = [emitted / (cost + draft) for emitted, cost in zip(tokens, costs[1:], strict=False)]
-        width = 1 + (rates.index(max(rates)) if self._planning.sizing else len(rates) - 1)
-        return order[:width], Plan(draft > 0, tokens[width - 1], costs[width] + draft)
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A sequence whose next tree is asked for, of at most `room` nodes; no drafter, no drafted nodes."""
+
+    sequence: "Sequence"
+    planner: AdaptivePlanner
+    drafter: DraftSession | None
+    room: int
+
+
+def propose_together(
+    asked: abc.Sequence[Asked], costs: list[float], draft: abc.Callable[[int], float], habit: Habit
+) -> list[DraftTree]:
+    """Return a tree for each, together those that emit most tokens in a millisecond of one shared call.
+
+    costs: milliseconds of a round by the rows of all. draft: of a draft call that reads so many rows. habit:
+    what drafting was worth to as many.
+    """
+    for one in asked:
+        if one.drafter is None:
+            one.sequence.take_unread()  # nobody will
+    candidates = [one.planner.looked_up(one.sequence) for one in asked]
+    nodes, plan = _choose(asked, candidates, costs)
+    plain = costs[len(asked)] / len(asked)
+    otherwise = plan.rate * plain
+    usual = habit.drafts(otherwise)
+    drafting = [number for number, one in enumerate(asked) if _drafts(one, usual)]
+    if drafting:
+        rows = [asked[number].sequence.unread_rows for number in drafting]
+        for number in drafting:
+            candidates[number] = _drafted(asked[number])
+        # A long catch-up is paid once, and says nothing of the rounds to come.
+        nodes, plan = _choose(asked, candidates, costs, sum(draft(min(count, _CATCH_UP)) for count in rows))
+        habit.drafted(plan.rate * plain, otherwise)
+        milliseconds = costs[sum(map(len, nodes))] + sum(map(draft, rows))
+        plan = Plan(drafted=True, tokens=plan.tokens, milliseconds=milliseconds)
+    else:
+        habit.skipped()
+    for one in asked:
+        one.planner.plan = plan
+    return [found.tree(chosen) for found, chosen in zip(candidates, nodes, strict=True)]
+
+
+def _drafts(one: Asked, usual: bool) -> bool:
+    return one.drafter is not None and one.planner.can_draft and (usual or not one.planner.planning.skipping)
+
+
+def _drafted(one: Asked) -> Candidates:
+    assert one.drafter is not None
+    return one.planner.drafted(one.sequence.draft(one.drafter))
+
+
+def _choose(
+    asked: abc.Sequence[Asked], candidates: abc.Sequence[Candidates], costs: list[float], draft: float = 0.0
+) -> tuple[list[list[int]], Plan]:
+    """Return the nodes of each to verify, and what all are expected to give behind draft calls of that cost.
+
+    Every width is tried: costs rise in steps, and the best may lie behind one that does not pay.
+    """
+    least = len(asked)  # the roots
+    chances = [
+        (found.chances[node], number, node)
+        for number, (one, found) in enumerate(zip(asked, candidates, strict=True))
+        for node in one.planner.order(found)[1 : one.room]
+    ]
+    chances.sort(key=itemgetter(0), reverse=True)  # of equal ones parents stay first
+    del chances[max(len(costs) - 1 - least, 0) :]
+    tokens = list(accumulate((chance for chance, *_ in chances), initial=float(least)))
+    rates = [emitted / (cost + draft) for emitted, cost in zip(tokens, costs[least:], strict=False)]
+    sizing = all(one.planner.planning.sizing for one in asked)
+    more = rates.index(max(rates)) if sizing else len(rates) - 1
+    nodes = [[0] for _ in asked]
+    for _, number, node in chances[:more]:
+        nodes[number].append(node)
+    return nodes, Plan(draft > 0, tokens[more], costs[least + more] + draft)
