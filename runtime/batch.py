@@ -37,9 +37,9 @@ class BatchCosts(Protocol):
 class Batch:
     """Sequences at work in the slots of the sessions."""
 
-    def __init__(self, target: TargetSession, costs: BatchCosts) -> None:
-        """Begin with all slots free, which they are in the sessions too."""
-        self._target, self._costs = target, costs
+    def __init__(self, target: TargetSession, costs: BatchCosts, slots: int) -> None:
+        """Begin with that many slots of the sessions, all free."""
+        self._target, self._costs, self._slots = target, costs, slots
         self._drafters: dict[Sequence, DraftSession | None] = {}  # of those at work, the oldest first
         self._habits = defaultdict[int, Habit](Habit)  # by sequences that draft together
 
@@ -50,12 +50,12 @@ class Batch:
     @property
     def has_room(self) -> bool:
         """Whether a slot is free."""
-        return len(self) < self._target.slots
+        return len(self) < self._slots
 
     def admit(self, sequence: Sequence, drafter: DraftSession | None) -> None:
         """Let a sequence begin, in the first free slot; without a drafter nothing is drafted for it."""
         taken = {other.slot for other in self._drafters}
-        sequence.slot = next(slot for slot in range(self._target.slots) if slot not in taken)
+        sequence.slot = next(slot for slot in range(self._slots) if slot not in taken)
         self._drafters[sequence] = drafter
 
     def retire(self, sequence: Sequence) -> None:

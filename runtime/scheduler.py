@@ -1,6 +1,6 @@
-"""Many answers of one bundle: taken in order, made by one thread, told of as they grow.
+"""Many answers of one bundle: taken in order, made at once by one thread, told of as they grow.
 
-with open_bundle("smollm2") as bundle, Scheduler(bundle) as scheduler:
+with open_bundle("smollm2", slots=8) as bundle, Scheduler(bundle) as scheduler:
     ticket = scheduler.submit(ids, max_new_tokens=64, on_event=print)
 
 What an answer says does not depend on what else is asked meanwhile.
@@ -8,6 +8,7 @@ What an answer says does not depend on what else is asked meanwhile.
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ from functools import partial
 from typing import Self
 
 from poss_export.errors import BusyError, InputError
+from poss_export.runtime.batch import Batch
 from poss_export.runtime.bundle import Bundle
-from poss_export.runtime.generation import Generation, Stream
-from poss_export.runtime.planning.planner import ADAPTIVE, Planning, WholeTrees
+from poss_export.runtime.generation import Answer, Generation, engine_seconds
+from poss_export.runtime.planning.planner import ADAPTIVE, Planner, Planning, WholeTrees
+from poss_export.runtime.round import Round
 from poss_export.runtime.sampling import GREEDY, Sampling
+from poss_export.runtime.sessions.base import DraftSession
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,19 @@ OnEvent = Callable[[Event], None]
 class Ticket:
     """An answer that was asked for."""
 
-    def __init__(self, stream: Stream, on_event: OnEvent) -> None:
-        """Keep what makes the answer, and whom to tell."""
-        self._stream, self._on_event = stream, on_event
+    def __init__(
+        self,
+        answer: Answer,
+        planner: Callable[[], Planner],
+        drafter: DraftSession | None,
+        on_event: OnEvent,
+    ) -> None:
+        """Keep the answer, what it is made with, and whom to tell."""
+        self.answer, self.drafter = answer, drafter
+        self._planner, self._on_event = planner, on_event
         self._telling = threading.RLock()
-        self._over = False
+        self._over, self._told = False, 0  # tokens
+        self._since = 0.0  # when the round in the making began
 
     def cancel(self) -> None:
         """Make no more of the answer after the round that is under way, and tell nothing more of it."""
@@ -78,20 +90,24 @@ class Ticket:
                 self._over = True
                 logging.getLogger(__name__).exception("a listener failed; its answer is cancelled")
 
-    def make(self) -> None:
-        """Make the answer."""
-        told = 0
-        try:
-            for text in self._stream:
-                self.tell(Piece(text, tuple(self._stream.token_ids[told:])))
-                told = len(self._stream.token_ids)
-                if self.over:
-                    return
-            self.tell(Done(self._stream.result))
-        except Exception as error:  # an engine's
-            self.tell(Failed(error))
-        finally:
-            self._stream.close()
+    def begin(self) -> None:
+        """Make its planner; its first round begins."""
+        self.answer.sequence.planner = self._planner()
+        self._since = time.perf_counter()
+
+    def take(self, done: Round, engines: tuple[float, float], full: bool) -> None:
+        """Tell what a round adds, and the end where there is no more; `full`: its slot is."""
+        text = self.answer.take(done, self._since, engines)
+        ended = full or self.answer.sequence.ended
+        if ended:
+            text += self.answer.finish()
+        new = tuple(self.answer.token_ids[self._told :])
+        if text or (ended and new):  # a stop token has no text
+            self.tell(Piece(text, new))
+            self._told += len(new)
+        if ended:
+            self.tell(Done(self.answer.result))
+        self._since = time.perf_counter()
 
 
 _ENDED = "has ended"
@@ -100,29 +116,35 @@ _ENDED = "has ended"
 class Scheduler:
     """Makes the answers that are submitted, for as long as it is entered; its bundle is entered before.
 
-    Threads may share it. `on_event` is called from the driver's thread and must return soon.
+    Threads may share it. `on_event` is called from the driver's thread and must return soon. Answers begin in
+    the order in which they were asked for, as slots are free; meanwhile the bundle's own streams wait.
     """
 
-    def __init__(self, bundle: Bundle, *, slots: int = 1, queue: int = 64) -> None:
-        """Prepare to make `slots` answers at once while at most `queue` wait.
+    def __init__(self, bundle: Bundle, *, slots: int | None = None, queue: int = 64) -> None:
+        """Prepare to make `slots` answers at once, None: as many as the bundle can, while `queue` wait.
 
         Raises:
             InputError: a number is below 1, or the bundle has fewer slots.
         """
-        if slots != 1:
-            raise InputError(f"slots is {slots}; this bundle answers 1 prompt at a time")
+        has = bundle.target.slots
+        slots = has if slots is None else slots
+        if not 1 <= slots <= has:
+            raise InputError(
+                f"slots is {slots}; this bundle was opened with {has}: open it with more, or ask for fewer",
+                options=("slots",),
+            )
         if queue < 1:
             raise InputError(f"queue is {queue}; it must be at least 1")
-        self.slots, self.queue = slots, queue
-        self.bundle = bundle
+        self.slots, self.queue, self.bundle = slots, queue, bundle
+        self._batch = Batch(bundle.target, bundle.planners, slots)
         self._changed = threading.Condition()
-        self._waiting = deque[Ticket]()
-        self._running: Ticket | None = None
+        self._waiting, self._running = deque[Ticket](), list[Ticket]()
         self._refuses: str | None = "has not begun"  # why nothing is taken
         self._driver = threading.Thread(target=self._drive, name="poss-export scheduler")
 
     def __enter__(self) -> Self:
-        """Start the driver."""
+        """Measure what rounds cost, where that is not known, and start the driver."""
+        self.bundle.planners.prepare(self.slots)
         self._refuses = None
         self._driver.start()
         return self
@@ -131,17 +153,16 @@ class Scheduler:
         """Cancel what is asked for, and end the driver."""
         with self._changed:
             self._refuses = _ENDED
-            left = [*([self._running] if self._running else ()), *self._waiting]
-            self._waiting.clear()
-            for ticket in left:
+            for ticket in (*self._running, *self._waiting):
                 ticket.tell(Failed(BusyError("the scheduler ended before the answer did")))
+            self._waiting.clear()
             self._changed.notify_all()
         self._driver.join()
 
     @property
     def running(self) -> int:
         """Answers in the making."""
-        return int(self._running is not None)
+        return len(self._running)
 
     @property
     def waiting(self) -> int:
@@ -181,18 +202,16 @@ class Scheduler:
             InputError: another value cannot be used.
         """
         bundle = self.bundle
-        stream = Stream(
-            bundle.target,
-            None if target_only else bundle.drafter,
+        answer = Answer(
             bundle.text,
-            "",
             ids,
-            planner=WholeTrees if target_only else partial(bundle.planners.planner, planning),
+            bundle.target.capacity,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             stop=stop,
         )
-        ticket = Ticket(stream, on_event)
+        planner = WholeTrees if target_only else partial(bundle.planners.planner, planning)
+        ticket = Ticket(answer, planner, None if target_only else bundle.drafter, on_event)
         with self._changed:
             if self._refuses is not None:
                 raise BusyError(f"the scheduler {self._refuses}: it takes no prompts")
@@ -206,21 +225,62 @@ class Scheduler:
         """Take no more work, and wait for the answers that were asked for."""
         with self._changed:
             self._refuses = "is draining"
-            self._changed.wait_for(lambda: not self._waiting and self._running is None)
+            self._changed.wait_for(lambda: not self._waiting and not self._running)
 
     def _drive(self) -> None:
-        while (ticket := self._next()) is not None:
-            ticket.make()
+        turns = self.bundle.target.turns
+        while self._wait():
+            turns.take(self)
+            try:
+                with turns.work(self):
+                    self._reset()
+                while self._admit():
+                    with turns.work(self):
+                        self._round()
+            finally:
+                turns.leave(self)
 
-    def _next(self) -> Ticket | None:
-        """Wait for the next answer to make; None when it is over."""
+    def _wait(self) -> bool:
+        """Wait for work; return whether there will be more."""
         with self._changed:
-            self._running = None
-            while self._running is None and self._refuses != _ENDED:
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._waiting or self._refuses == _ENDED)
-                if self._waiting and not self._waiting[0].over:
-                    self._running = self._waiting[0]
-                if self._waiting:
-                    self._waiting.popleft()
-            return self._running
+            self._changed.wait_for(lambda: self._waiting or self._refuses == _ENDED)
+            return self._refuses != _ENDED
+
+    def _admit(self) -> bool:
+        """Retire what is over, let others begin where slots are free; return whether any is at work."""
+        with self._changed:
+            for ticket in [ticket for ticket in self._running if ticket.over]:
+                self._running.remove(ticket)
+                self._batch.retire(ticket.answer.sequence)
+            while self._waiting and self._batch.has_room:
+                ticket = self._waiting.popleft()
+                if ticket.over:
+                    continue
+                try:
+                    ticket.begin()
+                except Exception as error:
+                    ticket.tell(Failed(error))
+                    continue
+                self._batch.admit(ticket.answer.sequence, ticket.drafter)
+                self._running.append(ticket)
+            self._changed.notify_all()
+            return bool(self._running)
+
+    def _round(self) -> None:
+        """Make a round of all that are at work, and tell of it."""
+        try:
+            rounds = self._batch.step()
+        except Exception as error:  # an engine's: nothing is known of what it left in the caches
+            for ticket in self._running:
+                ticket.tell(Failed(error))
+            return
+        engines = engine_seconds(self.bundle.target, self.bundle.drafter)
+        for ticket in self._running:
+            if (done := rounds.get(ticket.answer.sequence)) is not None:
+                full = not self.bundle.target.room(ticket.answer.sequence.slot)
+                ticket.take(done, engines, full)
+
+    def _reset(self) -> None:
+        for session in (self.bundle.target, self.bundle.drafter):
+            if session is not None:
+                session.reset()

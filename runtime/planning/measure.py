@@ -19,9 +19,10 @@ from poss_export.runtime.loop import advance, prefill
 from poss_export.runtime.planning.planner import Plan
 from poss_export.runtime.round import Round
 from poss_export.runtime.sequence import Sequence
-from poss_export.runtime.sessions.base import DraftSession, TargetOutput, TargetSession
+from poss_export.runtime.sessions.base import DraftSession, TargetCall, TargetOutput, TargetSession
 from poss_export.runtime.tree import DraftTree
 
+_AT_ONCE = 32  # tokens of each sequence that a call reads
 _ROWS = (2, 16, 64, 256)  # new rows of a draft call; the first are those of most rounds
 
 
@@ -97,6 +98,57 @@ def _take_turns(
     return rounds, drafts
 
 
+_EACH = (1, 2, 4, 8)  # rows of each sequence, of several in one call
+
+
+def measure_together(
+    target: TargetSession, alone: Costs, sequences: int, *, vocab: int, chains: bool, repeats: int = 3
+) -> Costs:
+    """Return what rounds of so many sequences cost by the rows of all; the target is emptied.
+
+    alone: the table of one sequence; draft calls are its own, one after the other. vocab, chains: as in
+    `measure_costs`.
+    """
+    tokens = np.random.default_rng(0).integers(0, vocab, max(_EACH) + 1)
+    context = min(QUICK.contexts[0], target.capacity // 2)
+    each = [rows for rows in _EACH if context + rows <= target.capacity]
+    slots = range(sequences)
+    target.reset()
+    for start in range(0, context, _AT_ONCE):
+        piece = DraftTree.chain(np.resize(tokens, min(_AT_ONCE, context - start)))
+        target.forward_all([TargetCall(piece, np.array([0]), slot) for slot in slots])
+        for slot in slots:
+            target.commit(range(len(piece)), slot)
+    seconds: dict[int, list[float]] = {rows: [] for rows in each}
+    for _ in range(repeats + 1):
+        for rows in each:
+            tree = some_tree(tokens[:rows], chains)
+            start_of_round = time.perf_counter()
+            outputs = target.forward_all([TargetCall(tree, np.arange(rows), slot) for slot in slots])
+            for slot, output in enumerate(outputs):
+                target.commit(_accept(tree, output, 0).path, slot)
+            seconds[rows].append(time.perf_counter() - start_of_round)
+            for slot in slots:
+                target.trim(context, slot)
+    target.reset()
+    return Costs(
+        {**alone.fingerprint, "sequences": sequences},
+        contexts=(context,),
+        widths=tuple(sequences * rows for rows in each),
+        rounds=(tuple(1000 * statistics.median(taken[1:]) for taken in seconds.values()),),
+        rows=alone.rows,
+        drafts=alone.drafts,
+    )
+
+
+def some_tree(tokens: NDArray[np.int64], chain: bool) -> DraftTree:
+    """Return a tree of these tokens, the root first; siblings where it must not be a chain."""
+    if chain or len(tokens) < 3:
+        return DraftTree.chain(tokens)
+    parents = [0, 0, *range(2, len(tokens) - 1)]
+    return DraftTree.with_root(int(tokens[0]), tokens[1:], parents, np.zeros(len(tokens) - 1))
+
+
 def read_context(target: TargetSession, drafter: DraftSession | None, sequence: Sequence) -> None:
     """Empty the sessions and read the sequence's prompt, the drafter all but its last row, which is kept."""
     for session in (target, drafter):
@@ -126,7 +178,9 @@ class _Behind:
     def round(self, width: int, rows: int) -> tuple[float, float]:
         """Return the milliseconds of a round without its draft call, and of that; plain steps have none."""
         target, drafter = self._target, self._drafter
-        sequence = self._sequence(_Script(self._tree(width), drafts=drafter is not None and width > 1))
+        sequence = self._sequence(
+            _Script(some_tree(self._tokens[:width], self._chains), drafts=drafter is not None and width > 1)
+        )
         sequence.keep(np.resize(self._t, rows), np.resize(self._f, (rows, self._f.shape[1])))
         target.trim(self._context)
         if drafter is not None:
@@ -140,13 +194,6 @@ class _Behind:
 
     def _sequence(self, script: "_Script") -> Sequence:
         return Sequence(self._tokens[: self._context], _accept, planner=script)
-
-    def _tree(self, width: int) -> DraftTree:
-        tokens = self._tokens[:width]
-        if self._chains or width < 3:
-            return DraftTree.chain(tokens)
-        parents = [0, 0, *range(2, width - 1)]
-        return DraftTree.with_root(int(tokens[0]), tokens[1:], parents, np.zeros(width - 1))
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from poss_export.manifest import ACCEPTANCE, Manifest
 from poss_export.progress import Progress, silent
 from poss_export.runtime.planning.chances import Calibration, DraftChances
 from poss_export.runtime.planning.lookup import Lookup, SuffixAutomaton
-from poss_export.runtime.planning.measure import QUICK, Effort, measure_costs
+from poss_export.runtime.planning.measure import QUICK, Effort, measure_costs, measure_together
 from poss_export.runtime.planning.planner import (
     ADAPTIVE,
     WHOLE_TREES,
@@ -57,6 +57,8 @@ class Planners:
         """Keep the arguments; `engine` tells what runs the sessions."""
         self._folder, self._manifest = folder, manifest
         self._target, self._drafter, self._engine = target, drafter, engine
+        self._vocab = manifest.target.config.vocab_size
+        self._together: dict[int, Costs] = {}  # by sequences
         self.corpus: SuffixAutomaton | None = None  # of the user's own, looked up too
 
     def planner(self, planning: Planning | None = ADAPTIVE) -> Planner:
@@ -64,11 +66,20 @@ class Planners:
 
         So does a bundle whose drafter's scores nobody calibrated: a guess of chances would be worse.
         """
-        if planning is None or (self._drafter is not None and self._calibration is None):
+        if planning is None or not self._adaptive:
             return WHOLE_TREES
         chances = None if self._calibration is None else DraftChances(self._calibration)
         lookup = Lookup(self.corpus)
         return AdaptivePlanner(self.costs, chances, lookup, chains=self.chains, planning=planning)
+
+    def prepare(self, sequences: int) -> None:
+        """Measure the costs of up to so many sequences that are not kept; the sessions are emptied."""
+        for count in range(1, sequences + 1) if self._adaptive else ():
+            self.together(count)
+
+    @property
+    def _adaptive(self) -> bool:
+        return self._drafter is None or self._calibration is not None
 
     @property
     def chains(self) -> bool:
@@ -88,14 +99,27 @@ class Planners:
         keep(costs)
         return costs
 
+    def together(self, sequences: int) -> Costs:
+        """Return what rounds of so many sequences cost; kept and measured as `costs`, for sizes of graphs."""
+        if sequences == 1:
+            return self.costs
+        size = min(1 << (sequences - 1).bit_length(), self._target.slots)
+        if size not in self._together:
+            if (table := load_cached({**self.fingerprint, "sequences": size})) is None:
+                table = measure_together(
+                    self._target, self.costs, size, vocab=self._vocab, chains=self.chains
+                )
+                keep(table)
+            self._together[size] = table
+        return self._together[size]
+
     def measure(self, effort: Effort = QUICK, progress: Progress = silent) -> Costs:
         """Return the costs of rounds, measured now; the sessions are emptied."""
-        vocab = self._manifest.target.config.vocab_size
         return measure_costs(
             self._target,
             self._drafter,
             self.fingerprint,
-            vocab=vocab,
+            vocab=self._vocab,
             chains=self.chains,
             effort=effort,
             progress=progress,

@@ -74,11 +74,12 @@ class PackedTargetSession(CachedSession):
     def forward_all(self, calls: Sequence[TargetCall]) -> list[TargetOutput]:
         """Run trees of different slots in one call; see `TargetSession`."""
         graph = next(graph for graph in self._graphs if graph.slots >= len(calls))
-        work = [*calls, *self._for_nobody(calls, graph.slots - len(calls))]
-        filling = max(self._least_width - sum(len(call.tree) for call in work), 0)
-        for call in work:
+        work = list[TargetCall]()
+        for call in calls:  # each slot has rows enough by itself: attention depends on their number too
+            filling = max(self._least_width - len(call.tree), 0)
             self._write(call.slot, len(call.tree), filling)
-        work[0] = work[0]._replace(tree=_filled(work[0].tree, filling))
+            work.append(call._replace(tree=_filled(call.tree, filling)))
+        work += self._for_nobody(calls, graph.slots - len(calls))
         lengths = [self.length(call.slot) for call in work]
         start = time.perf_counter()
         outputs = graph.run(work, lengths, self._caches, self._least_width)
@@ -92,6 +93,8 @@ class PackedTargetSession(CachedSession):
         """Return calls of a single row in slots that are not at work: attention takes no empty slot."""
         at_work = {call.slot for call in calls}
         idle = [slot for slot in range(self.slots) if slot not in at_work and self.room(slot)]
+        for slot in idle[:count]:
+            self._write(slot, 1)
         none = np.zeros(0, dtype=np.int64)
         return [TargetCall(DraftTree.with_root(0), none, slot) for slot in idle[:count]]
 
