@@ -13,7 +13,7 @@ from typing import Any, Self, Unpack, overload
 
 from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
 from poss_export.engine_spec import Backend, EngineEntry, GraphName
-from poss_export.errors import BackendError, BundleError, InputError, PromptError
+from poss_export.errors import BackendError, BundleError, PromptError
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
 from poss_export.prompts import Prompt
 from poss_export.runtime.generation import Generation, Stream
@@ -30,7 +30,6 @@ from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, OrtTar
 from poss_export.runtime.sessions.packed import PackedTargetSession
 from poss_export.runtime.sessions.tensorrt import TensorrtDraftSession, TensorrtTargetSession
 from poss_export.text import Message, Text, user_says
-MOST_SLOTS = 64
 
 
 class Bundle:
@@ -48,12 +47,10 @@ class Bundle:
         manifest: Manifest,
         options: OrtOptions,
         engines: Mapping[GraphName, Sequence[EngineEntry]] | None = None,
-        slots: int = 1,
     ) -> None:
         """Prepare the sessions of a bundle whose manifest was read; nothing is loaded yet.
 
-        With `engines`, checked ones for this device, TensorRT runs it; else ONNX Runtime with `options`, in
-        so many slots.
+        With `engines`, checked ones for this device, TensorRT runs it; else ONNX Runtime with `options`.
         """
         backend: Backend = "onnxruntime" if engines is None else engines["target"][0].spec.flavour
         self.folder, self.manifest = folder, manifest
@@ -61,8 +58,8 @@ class Bundle:
         contracts, capacity = contracts_of(manifest), manifest.capacity
         if engines is None:
             least = (manifest.exactness.least_width or 1) if manifest.cache_form == "shared" else 1
-            graph, of_target = folder / TARGET_GRAPH, (contracts["target"], capacity, options, least, slots)
-            if slots > 1 and options.provider == "cpu" and manifest.cache_form == "shared":
+            graph, of_target = folder / TARGET_GRAPH, (contracts["target"], capacity, options, least)
+            if options.slots > 1 and options.provider == "cpu" and manifest.cache_form == "shared":
                 self.target = PackedTargetSession(graph, manifest.graph_sha256("target"), *of_target)
             else:
                 self.target = OrtTargetSession(graph, *of_target)
@@ -73,7 +70,7 @@ class Bundle:
             embeddings = manifest.target.embedding.open(folder)
             if engines is None:
                 self.drafter = OrtDraftSession(
-                    folder / DRAFT_GRAPH, contracts["draft"], capacity, options, embeddings, slots
+                    folder / DRAFT_GRAPH, contracts["draft"], capacity, options, embeddings
                 )
             else:
                 self.drafter = TensorrtDraftSession(folder, engines["draft"], contracts["draft"], embeddings)
@@ -262,7 +259,7 @@ def open_bundle(
         BundleError: it is no bundle, or it is damaged or contradicts itself.
         BackendError: the backend does not run this bundle, or not on this machine.
     """
-    folder, options = Path(path), OrtOptions(provider, threads)
+    folder, options = Path(path), OrtOptions(provider, threads, slots=slots)
     manifest = read_manifest(folder)
     if provider == "cuda" and manifest.cache_form != "static":
         raise BackendError(
@@ -275,26 +272,19 @@ def open_bundle(
             f"{str(folder)!r} is in bf16, which ONNX Runtime does not run here: run its TensorRT engines "
             "on a machine with a GPU, or build in fp32 or fp16; samples in fp32 serve every precision"
         )
-    _check_fit(manifest)
-    _check_slots(slots, backend)
-    engines = None
-    if backend != "onnxruntime":
-        engines = choose_engines(folder, manifest, contracts_of(manifest), backend, device_capability)
-    bundle = Bundle(folder, manifest, options, engines, slots)
-    if lookup is not None:
-        bundle.planners.corpus = read_corpus(lookup, bundle.text)
-    return bundle
-
-
-def _check_slots(slots: int, backend: Backend) -> None:
-    """Raise InputError or BackendError where a backend has not so many slots."""
-    if not 1 <= slots <= MOST_SLOTS:
-        raise InputError(f"slots is {slots}; it must be 1 to {MOST_SLOTS}", options=("slots",))
     if slots > 1 and backend != "onnxruntime":
         raise BackendError(
             f"{backend} engines have one slot, {slots} were asked for: answer in one, or with ONNX Runtime",
             options=("slots", "backend"),
         )
+    _check_fit(manifest)
+    engines = None
+    if backend != "onnxruntime":
+        engines = choose_engines(folder, manifest, contracts_of(manifest), backend, device_capability)
+    bundle = Bundle(folder, manifest, options, engines)
+    if lookup is not None:
+        bundle.planners.corpus = read_corpus(lookup, bundle.text)
+    return bundle
 
 
 def _check_fit(manifest: Manifest) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Provider = Literal["cpu", "cuda"]
 
+_MOST_SLOTS = 64
 _CALLS_KEPT = 16  # widths bound at a time in a slot: those of the rounds, and some prompt ends
 
 
@@ -31,15 +32,19 @@ class OrtOptions:
     """Where and how ONNX Runtime runs; `threads` of None leaves their number to it.
 
     `profile`: how the file begins that a session writes on leaving, with what every node took; "": none.
+    `slots`: sequences whose rows fit the caches at a time.
     """
 
     provider: Provider = "cpu"
     threads: int | None = None
     profile: str = ""
+    slots: int = 1
 
     def __post_init__(self) -> None:
         """Check the values."""
         check_threads(self.threads)
+        if not 1 <= self.slots <= _MOST_SLOTS:
+            raise InputError(f"slots is {self.slots}; it must be 1 to {_MOST_SLOTS}", options=("slots",))
 
 
 class _Call:
@@ -86,11 +91,9 @@ class OrtSession(CachedSession):
 
     _caches: Caches
 
-    def __init__(
-        self, graph: Path, contract: GraphContract, capacity: int, options: OrtOptions, slots: int = 1
-    ) -> None:
+    def __init__(self, graph: Path, contract: GraphContract, capacity: int, options: OrtOptions) -> None:
         """Keep the arguments; `graph` is read on entering."""
-        super().__init__(graph.name, capacity, slots)
+        super().__init__(graph.name, capacity, options.slots)
         self.graph, self.options = graph, options
         self.contract = contract.with_sizes(batch=1, capacity=capacity)
 
@@ -164,10 +167,9 @@ class OrtTargetSession(OrtSession):
         capacity: int,
         options: OrtOptions,
         least_width: int = 1,
-        slots: int = 1,
     ) -> None:
         """Keep the arguments; the caches have room for what fills up the last call."""
-        super().__init__(graph, contract, capacity + least_width - 1, options, slots)
+        super().__init__(graph, contract, capacity + least_width - 1, options)
         self.capacity, self._least_width = capacity, least_width
 
     def forward(self, tree: DraftTree, rows: Ints | None = None, slot: int = 0) -> TargetOutput:
@@ -204,10 +206,9 @@ class OrtDraftSession(OrtSession):
         capacity: int,
         options: OrtOptions,
         embeddings: NDArray[Any],
-        slots: int = 1,
     ) -> None:
         """As the parent; `embeddings` is the target's table [vocab, hidden]."""
-        super().__init__(graph, contract, capacity, options, slots)
+        super().__init__(graph, contract, capacity, options)
         self._embeddings = embeddings
 
     def propose(self, next_tokens: Ints, features: NDArray[Any], slot: int = 0) -> DraftTree:

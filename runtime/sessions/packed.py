@@ -38,10 +38,9 @@ class PackedTargetSession(CachedSession):
         capacity: int,
         options: OrtOptions,
         least_width: int = 1,
-        slots: int = 1,
     ) -> None:
         """Keep the arguments; `sha256` is that of the graph and its weights."""
-        super().__init__(graph.name, capacity, slots)
+        super().__init__(graph.name, capacity, options.slots)
         self.graph, self.options, self.contract = graph, options, contract.with_sizes(batch=1)
         self._sha256, self._least_width = sha256, least_width
 

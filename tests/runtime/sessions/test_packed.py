@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,9 +45,10 @@ def make(target_graph: Any, tiny_folder: Any, kind: str) -> Callable[..., Any]:
     def session(packed: bool = True, slots: int = 5, least_width: int = 1) -> Any:
         contract = target_contract(open_target(str(tiny_folder(kind))).config, "fp32")
         graph = target_graph(kind, "shared", "fp32")
+        options = replace(ONE_THREAD, slots=slots)
         if packed:
-            return PackedTargetSession(graph, kind, contract, CAPACITY, ONE_THREAD, least_width, slots)
-        return OrtTargetSession(graph, contract, CAPACITY, ONE_THREAD, least_width, slots)
+            return PackedTargetSession(graph, kind, contract, CAPACITY, options, least_width)
+        return OrtTargetSession(graph, contract, CAPACITY, options, least_width)
 
     return session
 
