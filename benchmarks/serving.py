@@ -225,7 +225,7 @@ def main(
     ways = [Way(count, target_only) for count in dict.fromkeys(slots) for target_only in (True, False)]
     trials = [(load, way) for load in loads for way in ways]
     cells = list[Cell]()
-    with open_bundle(bundle, threads=threads) as engines:
+    with open_bundle(bundle, threads=threads, slots=max(slots)) as engines:
         known = questions.load(engines.text, prompts, limit)
         asked = [*islice(cycle(known), requests)]
         alone = {one.place: answer(engines, one.ids, max_new_tokens, target_only=True) for one in known}

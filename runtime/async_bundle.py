@@ -98,16 +98,16 @@ class AsyncStream:
 class AsyncBundle:
     """Enter it to load the engines of a bundle; many tasks of one event loop may use it."""
 
-    def __init__(self, bundle: Bundle, *, slots: int = 1, queue: int = 64) -> None:
-        """Prepare a bundle that is not entered; numbers and errors as in `Scheduler`."""
-        self._bundle, self._scheduler = bundle, Scheduler(bundle, slots=slots, queue=queue)
+    def __init__(self, bundle: Bundle, *, queue: int = 64) -> None:
+        """Prepare a bundle that is not entered; all its slots are used, errors are as in `Scheduler`."""
+        self._bundle, self._scheduler = bundle, Scheduler(bundle, queue=queue)
         self._entered = ExitStack()
 
     async def __aenter__(self) -> Self:
         """Load the engines; errors as in `Bundle`."""
         with ExitStack() as stack:
             await asyncio.to_thread(stack.enter_context, self._bundle)
-            stack.enter_context(self._scheduler)
+            await asyncio.to_thread(stack.enter_context, self._scheduler)
             self._entered = stack.pop_all()
         return self
 

@@ -12,6 +12,7 @@ from poss_export.engine_spec import Backend
 if TYPE_CHECKING:
     from poss_export.runtime.sessions.ort import Provider
 
+_SLOTS = 8
 _ADDRESS = (
     click.option("--host", default="127.0.0.1", help="Address to listen at: by default this machine only."),
     click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0: a free one."),
@@ -24,7 +25,12 @@ _ADDRESS = (
     click.option("--model-name", show_default="the bundle's folder", help="The model's name in the API."),
 )
 _LIMITS = (
-    click.option("--slots", type=click.IntRange(1), default=1, help="Answers made at once."),
+    click.option(
+        "--slots",
+        type=click.IntRange(1),
+        show_default="8 on the CPU, else 1",
+        help="Answers made at once.",
+    ),
     click.option(
         "--queue", type=click.IntRange(1), default=64, help="Answers that may wait; more are refused."
     ),
@@ -71,7 +77,7 @@ def serve(
     port: int,
     api_key_file: Path | None,
     model_name: str | None,
-    slots: int,
+    slots: int | None,
     queue: int,
     body: int,
     prompt_tokens: int | None,
@@ -85,6 +91,7 @@ def serve(
     threads: int | None,
 ) -> None:
     """Serve BUNDLE over HTTP in the form of OpenAI's API, until SIGTERM or Ctrl-C."""
+    from poss_export.manifest import read_manifest
     from poss_export.runtime.bundle import open_bundle
     from poss_export.runtime.scheduler import Scheduler
     from poss_export.server.run import address_of, is_local, listen, run, warm
@@ -92,11 +99,18 @@ def serve(
 
     limits = Limits(body, prompt_tokens, new_tokens, choices, seconds)
     settings = Settings(model_name or bundle.resolve().name, read_keys(api_key_file), limits)
-    opened = open_bundle(bundle, threads=threads, provider=provider, backend=backend, lookup=lookup)
+    if slots is None:
+        on_cpu = (
+            backend == "onnxruntime" and provider == "cpu" and read_manifest(bundle).cache_form == "shared"
+        )
+        slots = _SLOTS if on_cpu else 1
+    opened = open_bundle(
+        bundle, threads=threads, provider=provider, backend=backend, lookup=lookup, slots=slots
+    )
     with listen(host, port) as listening:
         if not is_local(listening) and not settings.keys:
             log("warning: other machines reach this server, and it asks for no key (--api-key-file)")
-        with opened, Scheduler(opened, slots=slots, queue=queue) as scheduler:
+        with opened, Scheduler(opened, queue=queue) as scheduler:
             warm(scheduler)
             log(f"serving {settings.model!r} at {address_of(listening)}/v1")
             run(scheduler, settings, listening, drain_seconds)
