@@ -44,6 +44,7 @@ def verify(
     backend: Backend = "onnxruntime",
     provider: Provider = "cpu",
     threads: int | None = None,
+    slots: int = 1,
     report: Report = silent,
 ) -> list[Check]:
     """Check that a bundle is whole, computes what PyTorch does, and loses nothing by speculating.
@@ -58,6 +59,7 @@ def verify(
         backend: what runs the bundle.
         provider: of ONNX Runtime.
         threads: of the CPU; None leaves it to ONNX Runtime.
+        slots: answers at once, each of which must be as alone.
         report: told what begins.
 
     Returns:
@@ -75,7 +77,7 @@ def verify(
     checks = [Check("files", True, f"{len(manifest.files)} files are as they were built")]
     reference, skipped = _reference(manifest, target, drafter, report)
     checks += skipped
-    with open_bundle(folder, threads=threads, provider=provider, backend=backend) as bundle:
+    with open_bundle(folder, threads=threads, provider=provider, backend=backend, slots=slots) as bundle:
         if reference is not None:
             checks += check_parity(bundle, reference)
         checks += check_cache_laws(bundle)

@@ -58,7 +58,13 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
         return check(name, difference, max(TOLERANCE[precision], tie or 0), tie is not None)
 
     name = "draft rows at once = in parts"
+    beside = (
+        [law("beside others = alone", laws.beside_others_equals_alone(target, tokens), chain=True)]
+        if target.slots > 1
+        else []
+    )
     return [
+        *beside,
         law("n tokens = n steps", laws.steps_equal_one_call(target, tokens), chain=True),
         law("tree = its paths", laws.tree_equals_its_paths(target, tokens), chain=False),
         law("commit = fresh run", laws.commit_equals_fresh_run(target, tokens), chain=False),

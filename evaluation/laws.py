@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poss_export.evaluation.differences import difference, tree_difference
-from poss_export.runtime.sessions.base import DraftSession, Ints, TargetOutput, TargetSession
+from poss_export.runtime.sessions.base import DraftSession, Ints, TargetCall, TargetOutput, TargetSession
 from poss_export.runtime.tree import DraftTree
 
 PREFIX = 12  # tokens before the tree
@@ -65,6 +65,25 @@ def commit_equals_fresh_run(target: TargetSession, tokens: Ints) -> float:
         fresh = _results(append(target, np.concatenate((tokens[:PREFIX], tree.tokens[path], last))))
         errors += [difference(one, all_of_it[-1:]) for one, all_of_it in zip(found, fresh, strict=True)]
     return max(errors)
+
+
+def beside_others_equals_alone(target: TargetSession, tokens: Ints) -> float:
+    """What a sequence's call gives beside those of all other slots = what it gives alone."""
+    target.reset()
+    calls = []
+    for slot in range(target.slots):
+        prefix, more = 1 + slot % PREFIX, 1 + slot % len(PARENTS)
+        target.forward(DraftTree.chain(tokens[:prefix]), slot=slot)
+        target.commit(range(prefix), slot)
+        chain = DraftTree.chain(tokens[prefix : prefix + more])
+        calls.append(TargetCall(chain, np.arange(more), slot))
+    alone = [_results(target.forward(*call)) for call in calls]
+    together = [_results(output) for output in target.forward_all(calls)]
+    return max(
+        difference(one, other)
+        for found, expected in zip(together, alone, strict=True)
+        for one, other in zip(found, expected, strict=True)
+    )
 
 
 def draft_parts_equal_one_call(target: TargetSession, drafter: DraftSession, tokens: Ints) -> float:

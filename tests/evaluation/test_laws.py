@@ -1,13 +1,14 @@
 """The laws of caches hold for our sessions, and faulty ones break them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from poss_export.evaluation import checks
-from poss_export.runtime.bundle import Bundle
+from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.tree import DraftTree
 
 
@@ -18,6 +19,30 @@ def failed(found: list[checks.Check]) -> set[str]:
 def test_the_laws_hold(bundle: Bundle) -> None:
     found = checks.check_cache_laws(bundle)
     assert [check.passed for check in found] == [True] * 4
+
+
+def test_beside_others_as_alone(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    with open_bundle(tiny_bundle, threads=1, slots=3) as bundle:
+        assert all(check.passed for check in checks.check_cache_laws(bundle))
+        length = type(bundle.target).length
+
+        def confused(session: Any, slot: int = 0) -> int:
+            """Take the length of another slot."""
+            return length(session, min(slot, 1))
+
+        forward_all = bundle.target.forward_all
+
+        def forward(calls: Any) -> Any:
+            with monkeypatch.context() as patch:
+                if len(calls) > 1:
+                    patch.setattr(type(bundle.target), "length", confused)
+                return forward_all(calls)
+
+        monkeypatch.setattr(bundle.target, "forward_all", forward)
+        assert failed(checks.check_cache_laws(bundle)) == {"beside others = alone"}
 
 
 def forgetful_commit(session: Any, path: Any, slot: int = 0) -> None:

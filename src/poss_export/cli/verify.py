@@ -23,6 +23,7 @@ _ANSWERS = (
     options.prompts(default="a few built in"),
     click.option("--num-prompts", type=click.IntRange(1), help="Compare so many answers; left out: all."),
     click.option("--max-new-tokens", default=64, help="Longest answer, in tokens."),
+    click.option("--slots", type=click.IntRange(1), default=1, help="Check so many answers at once, too."),
     click.option("--draws", type=click.IntRange(1), default=8000, help="Samples for the distribution test."),
 )
 
@@ -46,6 +47,7 @@ def verify(
     prompts: Path | None,
     num_prompts: int | None,
     max_new_tokens: int,
+    slots: int,
     draws: int,
     backend: Backend,
     provider: "Provider",
@@ -68,6 +70,7 @@ def verify(
         drafter=drafter,
         prompts=asked[:num_prompts],
         max_new_tokens=max_new_tokens,
+        slots=slots,
         draws=draws,
         backend=backend,
         provider=provider,
