@@ -108,6 +108,20 @@ def test_half_precision_weights_become_float32(folder: Path) -> None:
     assert torch.equal(decoder.embed_tokens, tensors["model.embed_tokens.weight"].float())
 
 
+def test_double_precision_is_no_quantised_checkpoint(folder: Path) -> None:
+    tensors = {name: tensor.double() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors")
+    decoder = open_target(str(folder)).load_decoder()
+    assert torch.equal(decoder.embed_tokens, tensors["model.embed_tokens.weight"].float())
+
+
+def test_a_cache_does_not_name_a_target(folder: Path, tmp_path: Path) -> None:
+    """It calls each snapshot by a hash."""
+    place = tmp_path / "models--somebody--tiny--llama" / "snapshots" / "0123abcd"
+    shutil.copytree(folder, place)
+    assert open_target(str(place)).name == "llama"
+
+
 def test_older_configurations_say_the_same(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     """Releases of transformers before 5 wrote rope_theta and rope_scaling."""
     folder = Path(shutil.copytree(tiny_folder("llama3"), tmp_path / "llama3"))
