@@ -15,6 +15,7 @@ from poss_export.targets.checkpoint import Target
 
 Fact = tuple[str, Any, Any]  # its name, what the bundle has, what there is now
 
+_MOST_TOLD = 3  # places that differ within one fact
 _DECIDING = ("poss-export", "torch", "onnx", "onnxscript")  # their versions decide what a graph is
 
 
@@ -66,11 +67,14 @@ def difference(facts: Iterable[Fact]) -> str:
     """Return the name of the first fact that differs, and how, where people can read it; "" for none."""
     for name, have, want in facts:
         if have != want:
-            hashes = all(
-                isinstance(value, str | None) and len(value or "") in (0, 64) for value in (have, want)
-            )
-            return name if hashes else f"{name} ({', '.join(_told(have, want))})"
+            told = [] if _is_hash(have) or _is_hash(want) else [*_told(have, want)]
+            more = ["..."] if len(told) > _MOST_TOLD else []
+            return f"{name} ({', '.join(told[:_MOST_TOLD] + more)})" if told else name
     return ""
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64
 
 
 def _told(have: Any, want: Any, name: str = "") -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from poss_export.bundling import build, engines
+from poss_export.bundling import engines, identity
 from poss_export.bundling.build import build_bundle
 from poss_export.bundling.engine_request import request_engines
 from poss_export.bundling.graphs import library_versions
@@ -178,20 +178,19 @@ def test_other_widths_replace_the_targets_engine(
 def test_another_bundle_is_not_added_to(
     other: dict[str, Any], name: str, engine_bundle: Callable[..., Path], make_plan: Callable[..., Plan]
 ) -> None:
-    with pytest.raises(InputError, match=rf"exists, and it has another {name}: choose another output"):
+    with pytest.raises(InputError, match=rf"exists, and it has another {name}"):
         run_build(replace(make_plan("8.9"), **other), engine_bundle("fp16"))
 
 
 def test_graphs_of_another_pytorch_are_not_kept(
     engine_bundle: Callable[..., Path], make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = library_versions()
-    monkeypatch.setattr(build, "library_versions", lambda: {**versions, "torch": "9.9"})
+    versions = library_versions("transformers")
+    monkeypatch.setattr(identity, "library_versions", lambda *_: {**versions, "torch": "9.9"})
     with pytest.raises(InputError, match="it has another version of torch"):
         run_build(make_plan("8.9"), engine_bundle("fp16"))
-    monkeypatch.setattr(
-        build, "library_versions", lambda: {**versions, "onnxruntime": "9.9"}
-    )  # that only checked
+    # That only checked.
+    monkeypatch.setattr(identity, "library_versions", lambda *_: {**versions, "onnxruntime": "9.9"})
     assert run_build(make_plan(*SEVERAL), engine_bundle("fp16")).engines
 
 
