@@ -24,6 +24,7 @@ pytest_plugins = [
     "tests.fixtures.acceptance",
     "tests.fixtures.bundles",
     "tests.fixtures.fakes",
+    "tests.fixtures.once",
     "tests.fixtures.ort_sessions",
 ]
 
@@ -173,6 +174,8 @@ def engine_bundle(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Path]:
     """Return engine_bundle(precision, *capacities): with TensorRT-RTX engines; to change it, copy it."""
+    from tests.fixtures.once import once, shared_folder
+
     pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
 
     @cache
@@ -186,7 +189,7 @@ def engine_bundle(
 
         target = open_target(str(tiny_folder("llama")))
         drafter = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), None)
-        options = EngineOptions(compute_capabilities=("8.6", "8.9", "12.0"))
+        options = EngineOptions(compute_capabilities=("8.9", "12.0"))
         plan = plan_build(
             target,
             drafter,
@@ -196,9 +199,12 @@ def engine_bundle(
             cache_form="static",
             engines=request_engines("tensorrt-rtx", options, capacities),
         )
-        folder = tmp_path_factory.mktemp(precision) / "engines"
-        build_bundle(plan, folder, argv=["test"], force=False, report=lambda _: None)
-        return folder
+        name = "-".join(["engines", precision, *map(str, capacities)])
+        made = once(
+            shared_folder(tmp_path_factory) / name,
+            lambda folder: build_bundle(plan, folder / "engines", argv=["test"]),
+        )
+        return made / "engines"
 
     return build
 

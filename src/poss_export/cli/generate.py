@@ -40,7 +40,12 @@ _PROMPT = (
 )
 _ANSWER = (
     click.option("--max-new-tokens", default=128, help="Longest answer, in tokens."),
-    click.option("--stop", metavar="STRING", multiple=True, help="End the answer before this; repeatable."),
+    click.option(
+        "--stop",
+        metavar="STRING",
+        multiple=True,
+        help="End the answer before this; a control token, such as <|im_end|>, too; repeatable.",
+    ),
     click.option("--temperature", default=0.0, help="0: greedy."),
     click.option("--top-k", default=0, help="Sample from the likeliest tokens only; 0: all."),
     click.option("--top-p", default=1.0, help="Sample from the likeliest tokens that reach this share."),
