@@ -75,6 +75,10 @@ def _open(spec: str) -> Target:
         raise InputError(
             f"target {spec!r} is a bundle, which was built already; give the target that it was built from"
         )
+    if snapshots := sorted(path.glob("snapshots/*")):
+        raise InputError(
+            f"target {spec!r} is a folder of a download cache; give the snapshot in it: {str(snapshots[0])!r}"
+        )
     if path.is_dir():
         return _open_folder(path)
     raise InputError(

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # tokenizer.ggml.token_type
-_SPECIAL_NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+_NAMED = ("bos", "eos", "unk", "pad")  # roles of tokens that templates know by a name
+_ENDS = ("eos", "eot", "eom")  # roles of tokens that end an answer
+_KEYS = {"unk": "unknown", "pad": "padding"}  # where a role is called otherwise in the header
 
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -134,7 +136,7 @@ def _sentence_piece(file: GgufFile, tokens: list[str], kinds: list[int]) -> "Tok
     made = LlamaTokenizer(
         vocab=vocab,
         merges=generate_merges(vocab, {token: scores[token] for token in vocab}),
-        **{f"{name}_token": token for name, token in _special_tokens(file, tokens).items()},
+        **_special_tokens(file, tokens),
         add_prefix_space=file.get("tokenizer.ggml.add_space_prefix", True),
     )
     tokenizer: Tokenizer = made.backend_tokenizer
@@ -158,7 +160,8 @@ def _surround(file: GgufFile, tokenizer: "Tokenizer", tokens: list[str], *, bos:
     def asked(name: str, default: bool) -> list[tuple[str, int]]:
         if not file.get(f"tokenizer.ggml.add_{name}_token", default):
             return []
-        number = file.need(f"tokenizer.ggml.{name}_token_id")
+        file.need(_key(name))
+        number = _ids(file, tokens)[name]
         return [(tokens[number], number)]
 
     front, behind = asked("bos", bos), asked("eos", False)
@@ -170,23 +173,38 @@ def _surround(file: GgufFile, tokenizer: "Tokenizer", tokens: list[str], *, bos:
 
 
 def _config(file: GgufFile, tokens: list[str], kinds: list[int]) -> TextConfig:
-    end = file.need("tokenizer.ggml.eos_token_id")
-    stop_ids = {end, *(file.get(f"tokenizer.ggml.{name}_token_id", end) for name in ("eot", "eom"))}
+    file.need(_key("eos"))
+    ids = _ids(file, tokens)
+    stop_ids = {ids[name] for name in _ENDS if name in ids}
     splitting = _SPLITTINGS.get(file.get("tokenizer.ggml.pre"), _Splitting())
-    if splitting.ends[:1] == (tokens[end],):
+    if splitting.ends[:1] == (tokens[ids["eos"]],):
         control = {token: i for i, token in enumerate(tokens) if kinds[i] == _CONTROL}
         stop_ids |= {control[token] for token in splitting.ends if token in control}
     return TextConfig(
         stop_ids=tuple(sorted(stop_ids)),
         chat_template=file.get("tokenizer.chat_template"),
         tool_template=file.get("tokenizer.chat_template.tool_use"),
-        special_tokens=tuple(
-            sorted((f"{name}_token", token) for name, token in _special_tokens(file, tokens).items())
-        ),
+        special_tokens=tuple(sorted(_special_tokens(file, tokens).items())),
     )
 
 
 def _special_tokens(file: GgufFile, tokens: list[str]) -> dict[str, str]:
-    """Return the tokens that have a role, by its name."""
-    ids = {name: file.get(f"tokenizer.ggml.{key}_token_id") for name, key in _SPECIAL_NAMES.items()}
-    return {name: tokens[i] for name, i in ids.items() if i is not None}
+    """Return the tokens that templates know by a name, such as "bos_token"."""
+    return {f"{name}_token": tokens[i] for name, i in _ids(file, tokens).items() if name in _NAMED}
+
+
+def _ids(file: GgufFile, tokens: list[str]) -> dict[str, int]:
+    """Return the ids of the tokens that have a role, by its name, each of them a token's."""
+    stated = {name: file.get(_key(name)) for name in dict.fromkeys((*_NAMED, *_ENDS))}
+    ids = {name: number for name, number in stated.items() if number is not None}
+    for name, number in ids.items():
+        if not 0 <= number < len(tokens):
+            raise CheckpointError(
+                f"{file.files[0]}: {_key(name)} is {number}, but there are {len(tokens)} tokens; convert the "
+                "model again, or use its Hugging Face folder"
+            )
+    return ids
+
+
+def _key(role: str) -> str:
+    return f"tokenizer.ggml.{_KEYS.get(role, role)}_token_id"

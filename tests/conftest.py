@@ -157,14 +157,17 @@ def tiny_bundle(
     from poss_export.bundling.plan import plan_build
     from poss_export.drafters.checkpoint import DrafterCheckpoint
     from poss_export.targets.checkpoint import open_target
+    from tests.fixtures.once import once, shared_folder
 
     target = open_target(str(tiny_folder("llama")))
     drafter = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), None)
     shape: dict[str, Any] = {"capacity": CAPACITY, "precision": "fp32", "cache_form": "shared"}
     plan = plan_build(target, drafter, tree=TreeShape(depth=4, top_k=3, nodes=8), **shape)
-    folder = tmp_path_factory.mktemp("bundle") / "tiny"
-    build_bundle(plan, folder, argv=["test"], force=False, report=lambda _: None)
-    return folder
+    made = once(
+        shared_folder(tmp_path_factory) / "tiny-bundle",
+        lambda folder: build_bundle(plan, folder / "tiny", argv=["test"]),
+    )
+    return made / "tiny"
 
 
 @pytest.fixture(scope="session")

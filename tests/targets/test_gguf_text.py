@@ -256,7 +256,12 @@ def test_what_a_header_of_sentencepiece_leaves_open_is_told(twins: dict[str, Pat
             {"facts": {"bos_token_id": None, "add_bos_token": True}},
             "no 'tokenizer.ggml.bos_token_id'",
         ),
-        ("gpt2", "gpt-2", {"facts": {"eos_token_id": 5000}}, "IndexError"),
+        (
+            "gpt2",
+            "gpt-2",
+            {"facts": {"eos_token_id": 5000}},
+            "eos_token_id is 5000, but there are 512 tokens",
+        ),
         ("gpt2", "gpt-2", {"tokens": []}, "no 'tokenizer.ggml.tokens'"),
         ("gpt2", "gpt-2", {"model": "bert"}, "tokenizer 'bert' cannot be rebuilt.*gpt2, llama"),
         ("llama", None, {"scores": None}, "no 'tokenizer.ggml.scores'"),

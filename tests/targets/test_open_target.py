@@ -120,6 +120,10 @@ def test_a_cache_does_not_name_a_target(folder: Path, tmp_path: Path) -> None:
     place = tmp_path / "models--somebody--tiny--llama" / "snapshots" / "0123abcd"
     shutil.copytree(folder, place)
     assert open_target(str(place)).name == "llama"
+    with pytest.raises(
+        InputError, match=r"folder of a download cache; give the snapshot in it: '.*/0123abcd'"
+    ):
+        open_target(str(place.parents[1]))
 
 
 def test_older_configurations_say_the_same(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
