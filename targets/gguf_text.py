@@ -88,11 +88,12 @@ def libraries(file: GgufFile) -> tuple[str, ...]:
 
 def doubts(file: GgufFile) -> tuple[str, ...]:
     """Return what the header leaves open."""
-    if file.get("tokenizer.ggml.model") != "llama" or file.get("tokenizer.chat_template") is None:
+    if file.get("tokenizer.ggml.model") != "llama":
         return ()
     return (
-        "a GGUF file does not say whether a space follows control tokens in dialogues, as it does where "
-        "tokenizer_config.json has legacy: true; here none follows, give the Hugging Face folder if it has",
+        "a GGUF file does not say whether its tokenizer puts a space behind control tokens and before a text "
+        "that begins with one, as with legacy: true in tokenizer_config.json; here it puts none, so give the "
+        "Hugging Face folder of such a model",
     )
 
 

@@ -238,7 +238,6 @@ def test_a_template_for_tools(twins: dict[str, Path], tmp_path: Path) -> None:
 
 def test_what_a_header_of_sentencepiece_leaves_open_is_told(twins: dict[str, Path], tmp_path: Path) -> None:
     assert "legacy" in rewritten(twins["llama"], tmp_path / "a.gguf", "llama", None).doubts[0]
-    assert rewritten(twins["llama"], tmp_path / "a.gguf", "llama", None, template=None).doubts == ()
     assert rewritten(twins["gpt2"], tmp_path / "a.gguf", "gpt2", "gpt-2").doubts == ()
 
 
