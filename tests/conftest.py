@@ -1,6 +1,7 @@
 """Tiny targets, and graphs made of them once per run. Heavy libraries are imported where they are used."""
 
 import os
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -203,11 +204,13 @@ def engine_bundle(
             engines=request_engines("tensorrt-rtx", options, capacities),
         )
         name = "-".join(["engines", precision, *map(str, capacities)])
-        made = once(
-            shared_folder(tmp_path_factory) / name,
-            lambda folder: build_bundle(plan, folder / "engines", argv=["test"]),
-        )
-        return made / "engines"
+
+        def make(folder: Path) -> None:
+            if capacities:  # what has engines of one gets those of the others
+                shutil.copytree(build(precision), folder / "engines")
+            build_bundle(plan, folder / "engines", argv=["test"])
+
+        return once(shared_folder(tmp_path_factory) / name, make) / "engines"
 
     return build
 
