@@ -205,7 +205,8 @@ def read_decoder(tensors: tuple[Any, ...], config: TargetConfig) -> Decoder:
     def read(name: str) -> Tensor:
         tensor = _dequantised(by_name[name])
         # llama.cpp interleaves the rotary halves of llama's q and k rows; we rotate halves.
-        if config.architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
+        interleaved = config.architecture == "llama" and (".q_proj." in name or ".k_proj." in name)
+        if interleaved and tensor.shape[0] % config.head_dim == 0:  # else its shape is refused
             halves = (-1, config.head_dim // 2, 2, *tensor.shape[1:])
             return tensor.reshape(halves).transpose(1, 2).reshape(tensor.shape)
         return tensor

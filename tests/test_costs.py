@@ -59,6 +59,15 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: str) -> Non
         Costs.load(tmp_path / "costs.json", FINGERPRINT)
 
 
+@pytest.mark.parametrize("field", ["widths", "contexts"])
+def test_a_table_that_fills_the_memory_is_refused(field: str, tmp_path: Path) -> None:
+    """Costs between the measured ones are filled in."""
+    sizes = (*getattr(COSTS, field)[:-1], 1 << 40)
+    replace(COSTS, **{field: sizes}).save(tmp_path / "costs.json")
+    with pytest.raises(InputError, match="a context or a width of too many tokens"):
+        Costs.load(tmp_path / "costs.json", FINGERPRINT)
+
+
 def test_tables_are_kept_by_fingerprint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert load_cached(FINGERPRINT) is None

@@ -108,3 +108,12 @@ def test_files_are_known_by_their_first_bytes(
 ) -> None:
     write_gguf(tmp_path / "a.gguf", tiny_folder("llama"), "llama").rename(tmp_path / name)
     assert open_target(str(tmp_path / name)).config.num_layers == 2
+
+
+def test_heads_that_do_not_fit_the_weights(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "a.gguf", tiny_folder("llama"), "llama", attention__head_count_kv=4)
+    with pytest.raises(CheckpointError, match=r"k_proj\.weight' has shape \[32, 64\].*says \[64, 64\]"):
+        open_target(str(file)).load_decoder()
+    file = write_gguf(tmp_path / "b.gguf", tiny_folder("llama"), "llama", attention__key_length=96)
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight' has shape \[64, 64\].*says \[384, 64\]"):
+        open_target(str(file)).load_decoder()

@@ -194,6 +194,7 @@ def test_empty_folder(tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_type": "yarn"}}, "'yarn' is not supported.*default, linear, llama3"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "'llama3' lacks 'factor'"),
         ({"num_key_value_heads": 3}, "4 is not a multiple of num_key_value_heads 3"),
+        ({"head_dim": 15}, "a head has 15 values, which have no halves to rotate"),
     ],
 )
 def test_configurations_that_are_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
