@@ -95,9 +95,12 @@ class Costs:
         with translated(InputError, f"{str(path)!r} is no table of costs; {_MAKE}"):
             values = parse_json(path.read_bytes())
             version = values.pop("format_version")
-            rounds = tuple(map(tuple, values.pop("rounds")))
-            lists = {name: tuple(values.pop(name)) for name in ("contexts", "widths", "rows", "drafts")}
-            found = cls(dict(values.pop("fingerprint")), rounds=rounds, **lists)
+            found = cls(
+                dict(values.pop("fingerprint")),
+                rounds=tuple(tuple(map(float, row)) for row in values.pop("rounds")),
+                drafts=tuple(map(float, values.pop("drafts"))),
+                **{name: tuple(values.pop(name)) for name in ("contexts", "widths", "rows")},
+            )
             found._check()
         if version != FORMAT_VERSION:
             raise InputError(f"{str(path)!r} has format version {version}, not {FORMAT_VERSION}; {_MAKE}")
