@@ -74,8 +74,8 @@ def verify(
         raise InputError("no prompts; give at least one to answer", options=("prompts",))
     manifest = read_manifest(folder, full=True)
     checks = [Check("files", True, f"{len(manifest.files)} files are as they were built")]
-    reference, skipped = _reference(manifest, target, drafter, report)
-    checks += skipped
+    reference, made = _reference(manifest, target, drafter, report)
+    checks += made
     with open_bundle(folder, threads=threads, provider=provider, backend=backend) as bundle:
         if reference is not None:
             checks += check_parity(bundle, reference)
@@ -89,9 +89,7 @@ def verify(
 def _reference(
     manifest: Manifest, target: str | None, drafter: str | None, report: Report
 ) -> tuple[Reference | None, list[Check]]:
-    """Return PyTorch's results, where they can be had, and the checks to be skipped."""
-    if "target" in manifest.quantisation:
-        return None, [Check("parity", None, _QUANTISED)]
+    """Return PyTorch's results, where they can be had, and the checks made or skipped on the way."""
     try:
         return _run_pytorch(manifest, target, drafter, report)
     except ImportError as error:
@@ -101,13 +99,15 @@ def _reference(
 def _run_pytorch(
     manifest: Manifest, target: str | None, drafter: str | None, report: Report
 ) -> tuple[Reference | None, list[Check]]:
-    """Return the results for the checkpoints that a bundle was made from, and the checks to be skipped."""
+    """Return the results for the checkpoints that a bundle was made from, and checks as `_reference`."""
     from poss_export.exporters.reference import make_reference, round_beside
 
     opened, reason = _find_target(manifest, target)
+    checks = [] if opened is None else [_check_text(manifest, opened)]
+    if "target" in manifest.quantisation:
+        return None, [*checks, Check("parity", None, _QUANTISED)]
     if opened is None:
         return None, [Check(check_name(figure), None, reason) for figure in FIGURES]
-    checks = [_check_text(manifest, opened)]
     if "draft" in manifest.quantisation:
         checkpoint, reason = None, _QUANTISED
     else:

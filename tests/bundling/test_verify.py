@@ -84,6 +84,14 @@ def test_what_changed_since_the_build_is_said(
     )
 
 
+def test_the_text_of_a_quantised_bundle_is_compared_too(
+    changed: Callable[..., Path], tiny_folder: Callable[[str], Path]
+) -> None:
+    checks = found(changed(quantisation={"target": {"scheme": "w8a8"}}), target=str(tiny_folder("llama")))
+    assert checks["text"].passed
+    assert checks["parity"].passed is None
+
+
 def test_something_must_be_asked(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="no prompts; give at least one"):
         verify(tiny_bundle, prompts=())
