@@ -14,12 +14,13 @@ demo: $(DEMO)/manifest.json
 $(DEMO)/manifest.json: $(VENV)/installed-export
 	$(BIN)/poss-export build smollm2-135m --drafter poss-2 -o $(DEMO) --force
 
-# A process a core, a file in one process: its fixtures are made once.
+# A process a core, a file in one process: its fixtures are made once. In their order, as the files of few tests,
+# which would come last, take longest.
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/generate_cli.py > docs/cli.md

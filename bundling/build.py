@@ -1,21 +1,17 @@
 """From a plan to a bundle: graphs, engines, manifest, then one rename that makes it appear."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from poss_export.bundling.engines import build_engines, missing_engines
-from poss_export.bundling.graphs import library_versions, make_graphs
+from poss_export.bundling.graphs import make_graphs
+from poss_export.bundling.identity import difference, plan_facts
 from poss_export.bundling.plan import Plan
 from poss_export.bundling.staging import check_output, link_or_copy, publish, real_folder, unfinished
-from poss_export.engine_spec import GraphName
 from poss_export.errors import InputError
-from poss_export.manifest import MANIFEST, TOKENIZER, Manifest, describe_files, read_manifest, write_manifest
+from poss_export.manifest import MANIFEST, Manifest, describe_files, read_manifest, write_manifest
 from poss_export.progress import Progress, Report, silent
-
-_DECIDING = ("poss-export", "torch", "onnx", "onnxscript")  # their versions decide what a graph is
 
 
 def build_bundle(
@@ -75,37 +71,10 @@ def _unchanged(plan: Plan, folder: Path) -> Manifest:
         BundleError: it is damaged.
     """
     manifest = read_manifest(folder)
-    drafter, planned, present = manifest.drafter, plan.drafter, library_versions()
-    learned, judged = manifest.calibration, manifest.quality
-    tokenizer = hashlib.sha256(plan.target.text.tokenizer_json.encode()).hexdigest()
-    facts: list[tuple[str, object, object]] = [
-        ("target", manifest.target.sha256, plan.target.sha256),
-        ("target configuration", manifest.target.config, plan.target.config),
-        ("tokenizer", manifest.files[TOKENIZER].sha256, tokenizer),
-        ("text", manifest.text, plan.target.text.config),
-        ("drafter", drafter and drafter.sha256, planned and planned.sha256),
-        ("drafter configuration", drafter and drafter.config, planned and planned.drafter.config),
-        ("tree", drafter and drafter.tree, planned and plan.tree),
-        ("precision", manifest.precision, plan.precision),
-        ("quantisation", _requests(manifest), plan.quantise_requests),
-        ("calibration", learned and learned["request"], plan.calibration_request),
-        ("measure of quality", judged and judged.get("request"), plan.quality_request),
-        ("cache form", manifest.cache_form, plan.cache_form),
-        ("capacity", manifest.capacity, plan.capacity),
-        *((f"version of {name}", manifest.versions[name], present[name]) for name in _DECIDING),
-    ]
-    for name, have, want in facts:
-        if have != want:
-            raise InputError(
-                f"{str(folder)!r} exists, and it has another {name}: choose another output folder, "
-                "or replace it",
-                options=("force",),
-            )
+    if differing := difference(plan_facts(manifest, plan)):
+        raise InputError(
+            f"{str(folder)!r} exists, and it has another {differing}: choose another output folder, "
+            "or replace it",
+            options=("force",),
+        )
     return manifest
-
-
-def _requests(manifest: Manifest) -> dict[GraphName, Any]:
-    """Return what was asked of each graph that was quantised, kept or not."""
-    tried = (manifest.calibration or {}).get("drafter")
-    requests = {graph: entry["request"] for graph, entry in manifest.quantisation.items()}
-    return requests if tried is None else {**requests, "draft": tried["request"]}

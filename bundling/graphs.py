@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from poss_export.bundling.export import Export
 from poss_export.bundling.plan import Plan
 from poss_export.bundling.quantise import quantise_bundle
 from poss_export.drafters.checkpoint import check_tables
+from poss_export.errors import CheckpointError
 from poss_export.evaluation.parity import compare, require_parity
 from poss_export.exporters.drafter import export_drafter
 from poss_export.exporters.reference import make_reference, round_beside
@@ -33,6 +36,7 @@ from poss_export.reference import Reference
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.sessions.ort import OrtOptions
 
+_DEEP = 24  # levels of a tree whose trace takes longer than people wait without a word
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -74,9 +78,9 @@ def graphs_of_capacity(folder: Path, plan: Plan, capacity: int, report: Report) 
         yield Path(other)
 
 
-def library_versions() -> dict[str, str]:
-    """Return the versions of this package and of what it exports with."""
-    return versions(*_LIBRARIES)
+def library_versions(*further: str) -> dict[str, str]:
+    """Return the versions of this package, of what it exports with, and of further libraries."""
+    return versions(*_LIBRARIES, *further)
 
 
 def _source(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Export:
@@ -109,13 +113,30 @@ def _export_graphs(folder: Path, plan: Plan, report: Report) -> tuple[EmbeddingT
         check_tables(decoder, plan.drafter)
         draft_round = round_beside(decoder, plan.drafter.drafter, plan.tree)
     reference = make_reference(decoder, draft_round)
+    _require_numbers(plan, reference)
     report(f"exporting {TARGET_GRAPH}")
     embedding = export_target(decoder, folder / TARGET_GRAPH, **shape)
     del decoder  # from here on the rows in the round are enough
     if draft_round is not None:
-        report(f"exporting {DRAFT_GRAPH}")
+        levels = plan.tree.depth
+        slow = f": {levels} levels are traced one by one, which takes minutes" if levels > _DEEP else ""
+        report(f"exporting {DRAFT_GRAPH}{slow}")
         export_drafter(draft_round, folder / DRAFT_GRAPH, **shape)
     return embedding, reference
+
+
+def _require_numbers(plan: Plan, reference: Reference) -> None:
+    """Raise CheckpointError where PyTorch itself makes infinities or nothing of a checkpoint's weights."""
+    if not np.isfinite(reference.logits).all():
+        raise CheckpointError(
+            f"the logits of target {plan.target.name!r} are no numbers in PyTorch: its weights are damaged "
+            "or were never trained; fetch it again"
+        )
+    if plan.drafter is not None and not all(np.isfinite(tree[-1]).all() for tree in reference.trees):
+        raise CheckpointError(
+            f"the scores of drafter {plan.drafter.name!r} are no numbers in PyTorch: its features grow "
+            "beyond all bounds, as those of a drafter that was never trained; train it, or take another"
+        )
 
 
 def _describe(plan: Plan, embedding: EmbeddingTable, argv: Sequence[str]) -> Manifest:
@@ -133,7 +154,7 @@ def _describe(plan: Plan, embedding: EmbeddingTable, argv: Sequence[str]) -> Man
         text=target.text.config,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         argv=tuple(argv),
-        versions=library_versions(),
+        versions=library_versions(*target.text_libraries),
         parity={},
         files={},
     )

@@ -55,7 +55,7 @@ class Plan:
     def warnings(self) -> tuple[str, ...]:
         """What may disappoint, though it is right."""
         refused = self.target.text.config.refused
-        told = tuple(
+        told = self.target.doubts + tuple(
             f"the chat template does not write {what} ({why})"
             for what, why in refused
             if what != "tools"  # which most targets do not have

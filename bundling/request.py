@@ -120,11 +120,12 @@ def plan(request: BuildRequest) -> "Plan":
             options=("drafter", "draft_precision"),
         )
     from poss_export.bundling.plan import plan_build
-    from poss_export.drafters.checkpoint import load_drafter
+    from poss_export.drafters.checkpoint import load_drafter, refuse_drafter
     from poss_export.targets.checkpoint import open_target
 
     quantise, engines = _quantise_request(request), _engine_request(request)
     drafter = None
+    refuse_drafter(request.target)
     target = open_target(request.target)
     if request.drafter is not None:
         drafter = load_drafter(request.drafter, request.positions_per_specialist)

@@ -1,7 +1,6 @@
 """Where a bundle is made: in an unfinished folder beside its place, and one rename that makes it appear."""
 
 import ctypes
-import fcntl
 import os
 import shutil
 import tempfile
@@ -10,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from poss_export.errors import InputError
-from poss_export.files import check_writable
+from poss_export.files import check_writable, lock, opened
 from poss_export.manifest import MANIFEST, listed_files
 
 _OTHER = "choose another output folder"
@@ -64,12 +63,12 @@ def unfinished(folder: Path) -> Iterator[Path]:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _opened(folder.parent) as parent:  # one at a time looks who is there
-            _lock(parent, wait=True)
+        with opened(folder.parent) as parent:  # one at a time looks who is there
+            lock(parent, wait=True)
             _remove_leftovers(folder)
             path = Path(tempfile.mkdtemp(prefix=f"{_prefix(folder)}{os.getpid()}-", dir=folder.parent))
             descriptor = os.open(path, os.O_RDONLY)
-            _lock(descriptor)
+            lock(descriptor)
     except OSError as error:
         raise InputError(f"cannot write to {str(folder.parent)!r} ({error.strerror}): {_OTHER}") from error
     try:
@@ -90,34 +89,14 @@ def _remove_leftovers(folder: Path) -> None:
     for path in sorted(folder.parent.iterdir()):
         if not path.name.startswith(_prefix(folder)):
             continue
-        with _opened(path) as descriptor:
-            if not _lock(descriptor):
+        with opened(path) as descriptor:
+            if not lock(descriptor):
                 number = path.name.removeprefix(_prefix(folder)).partition("-")[0]
                 raise InputError(f"process {number} is building {str(folder)!r}: wait for it, or {_OTHER}")
             if path.name.endswith(_REPLACED) and not folder.exists():
                 path.rename(folder)
             else:
                 shutil.rmtree(path)
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, wait: bool = False) -> bool:
-    """Lock an open folder until it is closed, or its process ends; return whether nobody else has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system that has no locks
-    return True
 
 
 def publish(finished: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from poss_export.evaluation.checks import (
 )
 from poss_export.evaluation.held_out import PROMPTS
 from poss_export.evaluation.parity import FIGURES, SCORES, check_name, check_parity
-from poss_export.manifest import DrafterEntry, Manifest, TargetEntry, read_manifest
+from poss_export.manifest import DrafterEntry, Manifest, read_manifest
 from poss_export.progress import Report, silent
 from poss_export.prompts import Prompt
 from poss_export.reference import Reference
@@ -25,6 +25,7 @@ from poss_export.runtime.bundle import open_bundle
 from poss_export.runtime.sessions.ort import Provider
 
 if TYPE_CHECKING:
+    from poss_export.bundling.identity import Fact
     from poss_export.drafters.checkpoint import DrafterCheckpoint
     from poss_export.targets.checkpoint import Target
 
@@ -75,8 +76,8 @@ def verify(
         raise InputError("no prompts; give at least one to answer", options=("prompts",))
     manifest = read_manifest(folder, full=True)
     checks = [Check("files", True, f"{len(manifest.files)} files are as they were built")]
-    reference, skipped = _reference(manifest, target, drafter, report)
-    checks += skipped
+    reference, made = _reference(manifest, target, drafter, report)
+    checks += made
     with open_bundle(folder, threads=threads, provider=provider, backend=backend, slots=slots) as bundle:
         if reference is not None:
             checks += check_parity(bundle, reference)
@@ -90,9 +91,7 @@ def verify(
 def _reference(
     manifest: Manifest, target: str | None, drafter: str | None, report: Report
 ) -> tuple[Reference | None, list[Check]]:
-    """Return PyTorch's results, where they can be had, and the checks to be skipped."""
-    if "target" in manifest.quantisation:
-        return None, [Check("parity", None, _QUANTISED)]
+    """Return PyTorch's results, where they can be had, and the checks made or skipped on the way."""
     try:
         return _run_pytorch(manifest, target, drafter, report)
     except ImportError as error:
@@ -102,10 +101,13 @@ def _reference(
 def _run_pytorch(
     manifest: Manifest, target: str | None, drafter: str | None, report: Report
 ) -> tuple[Reference | None, list[Check]]:
-    """Return the results for the checkpoints that a bundle was made from, and the checks to be skipped."""
+    """Return the results for the checkpoints that a bundle was made from, and checks as `_reference`."""
     from poss_export.exporters.reference import make_reference, round_beside
 
-    opened, reason = _find_target(manifest.target, target)
+    opened, reason = _find_target(manifest, target)
+    checks = [] if opened is None else [_check_text(manifest, opened)]
+    if "target" in manifest.quantisation:
+        return None, [*checks, Check("parity", None, _QUANTISED)]
     if opened is None:
         return None, [Check(check_name(figure), None, reason) for figure in FIGURES]
     if "draft" in manifest.quantisation:
@@ -115,37 +117,61 @@ def _run_pytorch(
     report("running PyTorch")
     decoder = opened.load_decoder()
     if checkpoint is None or manifest.drafter is None:
-        return make_reference(decoder, None), [Check(check_name(SCORES), None, reason)]
+        return make_reference(decoder, None), [*checks, Check(check_name(SCORES), None, reason)]
     draft_round = round_beside(decoder, checkpoint.drafter, manifest.drafter.tree)
-    return make_reference(decoder, draft_round), []
+    return make_reference(decoder, draft_round), checks
 
 
-def _find_target(entry: TargetEntry, spec: str | None) -> "tuple[Target | None, str]":
+def _check_text(manifest: Manifest, target: "Target") -> Check:
+    """Compare the bundle's tokenizer, template and stop tokens with what the target's files say now."""
+    from poss_export.bundling.identity import difference, text_facts
+
+    if differing := difference(text_facts(manifest, target)):
+        return Check(
+            "text", False, f"{target.name!r} has another {differing} than the bundle: build it again"
+        )
+    return Check("text", True, "tokenizer, template and stop tokens are the target's")
+
+
+def _find_target(manifest: Manifest, spec: str | None) -> "tuple[Target | None, str]":
+    from poss_export.bundling.identity import target_facts
     from poss_export.targets.checkpoint import open_target
 
-    return _find(open_target, "target", entry, spec)
+    return _find(open_target, "target", manifest.target.name, spec, partial(target_facts, manifest))
 
 
 def _find_drafter(entry: DrafterEntry | None, spec: str | None) -> "tuple[DrafterCheckpoint | None, str]":
+    from poss_export.bundling.identity import drafter_facts
     from poss_export.drafters.checkpoint import load_drafter
 
     if entry is None:
         return None, NO_DRAFTER
     positions = entry.config.positions_per_specialist  # not all checkpoints state it
-    return _find(partial(load_drafter, positions_per_specialist=positions), "drafter", entry, spec)
+    opener = partial(load_drafter, positions_per_specialist=positions)
+    return _find(opener, "drafter", entry.name, spec, partial(drafter_facts, entry))
 
 
 def _find(
-    opener: Callable[[str], Checkpoint], what: str, entry: TargetEntry | DrafterEntry, spec: str | None
+    opener: Callable[[str], Checkpoint],
+    what: str,
+    recorded: str,
+    spec: str | None,
+    facts: "Callable[[Checkpoint], list[Fact]]",
 ) -> tuple[Checkpoint | None, str]:
-    """Return the checkpoint that `entry` records, or None and why it cannot be had."""
-    name = entry.name if spec is None else spec
+    """Return the checkpoint that the manifest records, or None and why it cannot be had."""
+    from poss_export.bundling.identity import difference
+
+    name = recorded if spec is None else spec
     try:
         found = opener(name)
-        if found.sha256 != entry.sha256:
-            raise InputError(f"{name!r} is not the checkpoint that this bundle was made from")
     except PossExportError:
         if spec is not None:
             raise
         return None, f"{name!r} is not at hand, name its place as the {what}"
-    return found, ""
+    differing = difference(facts(found))
+    if not differing:
+        return found, ""
+    message = f"{name!r} is not the checkpoint that this bundle was made from: it has another {differing}"
+    if spec is not None:
+        raise InputError(message)
+    return None, message

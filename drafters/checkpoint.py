@@ -5,7 +5,9 @@ tools can read what we write; `d2t` maps draft ids to target ids as EAGLE-3 does
 """
 
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -21,12 +23,16 @@ from poss_export.drafters.model import Drafter
 from poss_export.drafters.releases import EMBEDDINGS, HEAD, Release, read_release
 from poss_export.errors import CheckpointError, InputError, translated
 from poss_export.files import parse_json
+from poss_export.manifest import MANIFEST
 from poss_export.targets.checkpoint import hash_files
 from poss_export.targets.decoder import Decoder
-from poss_export.targets.hf import DERIVED, open_weights, weight_files
+from poss_export.targets.hf import DERIVED, open_weights, published_name, weight_files
 
 _MADE_HERE = Dialect(OURS, "it was made here")
 _BLOCK = 1024  # rows of a table that are compared at once
+# Where trainers and exporters put the drafter inside something else; may be nested.
+_WRAPPERS = re.compile(r"^((model|module|ea_layer|_orig_mod)\.)+")
+_LANGUAGE_MODEL = {"embed_tokens.weight", "layers.0.input_layernorm.weight", "norm.weight"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,16 @@ def is_drafter(spec: str) -> bool:
         return (Path(spec) / "config.json").is_file() and recognise(*_open(Path(spec))[:2]) is not None
 
 
+def refuse_drafter(spec: str) -> None:
+    """Raise InputError where what is given as a target is a drafter."""
+    with suppress(CheckpointError):  # whoever opens the target says what is damaged
+        if is_drafter(spec):
+            raise InputError(
+                f"target {spec!r} is a drafter; give it as the drafter, beside the target it was made for",
+                options=("drafter",),
+            )
+
+
 def load_drafter(spec: str, positions_per_specialist: int | None = None) -> DrafterCheckpoint:
     """Load a shipped drafter by name, or a folder of a supported dialect; weights become float32.
 
@@ -81,6 +97,10 @@ def load_drafter(spec: str, positions_per_specialist: int | None = None) -> Draf
     folder = Path(spec)
     if spec in shipped_drafters():
         folder = Path(str(resources.files("poss_export") / "demo" / spec))
+    elif (folder / MANIFEST).is_file():
+        raise InputError(
+            f"drafter {spec!r} is a bundle, which was built already; give the drafter that it was built from"
+        )
     elif not folder.is_dir():
         raise InputError(
             f"drafter {spec!r} is neither a folder nor a shipped drafter ({', '.join(shipped_drafters())}); "
@@ -89,9 +109,14 @@ def load_drafter(spec: str, positions_per_specialist: int | None = None) -> Draf
     with translated(CheckpointError, f"drafter {spec!r} cannot be read; fetch it again"):
         values, tensors, files = _open(folder)
         target_sha256 = values.pop("target_sha256", None)
+        if recognise(values, tensors) is None and tensors.keys() >= _LANGUAGE_MODEL:
+            raise InputError(
+                f"drafter {spec!r} is a language model of its own, which can be a target; give the folder of "
+                "a drafter that was trained for the target"
+            )
         release = read_release(folder, values, tensors, positions_per_specialist)
         return DrafterCheckpoint(
-            folder.resolve().name,
+            published_name(folder),
             hash_files(files),
             _fill(release),
             target_sha256,
@@ -192,10 +217,10 @@ def _open(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], tuple[Path, 
         raise CheckpointError(f"{path}: expected a JSON object; fetch the drafter again")
     files = weight_files(folder)
     opened = open_weights(files)
-    # Some exporters put the drafter inside a model.
-    tensors = {
-        name.removeprefix("model."): read() for name, read in opened.items() if not name.endswith(DERIVED)
-    }
-    if both := [name for name in opened if f"model.{name}" in opened]:
-        raise CheckpointError(f"{folder}: tensors {', '.join(both)} are there twice, also behind 'model.'")
+    tensors = dict[str, Tensor]()
+    for wrapped, read in opened.items():
+        if (name := _WRAPPERS.sub("", wrapped)) in tensors:
+            raise CheckpointError(f"{folder}: tensor {name!r} is there twice, also as {wrapped!r}")
+        if not name.endswith(DERIVED):
+            tensors[name] = read()
     return values, tensors, files

@@ -22,8 +22,11 @@ class DraftGraph(nn.Module):
         super().__init__()
         self.drafting, self.cache_form = draft_round, cache_form
         config = draft_round.config
-        # Drafted rows stand behind the prefix, which may fill the caches.
-        tables = rope_tables(config.rope, config.head_dim, capacity + draft_round.tree.depth)
+        # Drafted rows stand behind the prefix, which may fill the caches; and ONNX Runtime rotates no more
+        # rows at once than its tables have.
+        tree = draft_round.tree
+        positions = max(capacity + tree.depth, tree.depth * tree.top_k)
+        tables = rope_tables(config.rope, config.head_dim, positions)
         self.cos, self.sin = (nn.Buffer(table.to(draft_round.key_value.dtype)) for table in tables)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from poss_export.drafters.dialects import Dialect, Tensors, Values, count_layers
 from poss_export.drafters.layout import named_tensors
 from poss_export.drafters.model import Drafter
 from poss_export.errors import CheckpointError, InputError
-from poss_export.targets.hf import FLOATS, read_rope
+from poss_export.targets.hf import FLOATS, published_name, read_rope
 
 # By the name of a public PosS release: positions of each specialist, which its files do not state, and
 # how many specialists it has. From the authors' evaluation scripts.
@@ -165,9 +165,7 @@ def _parts(
 
 def _released_positions(folder: Path, specialists: int) -> int:
     """Return the positions of each specialist of a public PosS release, by the name it was published as."""
-    folder = folder.resolve()
-    # A download cache keeps a release as models--OWNER--NAME/snapshots/REVISION.
-    name = folder.parents[1].name.split("--")[-1] if folder.parent.name == "snapshots" else folder.name
+    name = published_name(folder)
     positions, expected = POSS_RELEASES.get(name, (None, None))
     if positions is None or specialists != expected:
         known = "no public release" if positions is None else f"a release of {expected} specialists"

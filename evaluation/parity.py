@@ -5,6 +5,7 @@ a commit moved.
 """
 
 from collections.abc import Mapping
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,12 @@ def compare(bundle: Bundle, reference: Reference) -> dict[str, float]:
 def require_parity(figures: Mapping[str, float], precision: Precision) -> None:
     """Raise ParityError where a difference is not allowed."""
     for name, value in figures.items():
+        if not isfinite(value) and precision == "fp16":
+            raise ParityError(
+                f"{name} of the graph are no numbers: this checkpoint has values that are too large for "
+                "fp16; build in fp32, or in bf16 for TensorRT",
+                options=("precision",),
+            )
         if not value <= (allowed := _allowed(name, precision)):
             raise ParityError(
                 f"{name} of the graph differ from PyTorch's by {value:.1e}, allowed is {allowed:.0e}: "

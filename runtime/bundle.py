@@ -121,7 +121,7 @@ class Bundle:
                 without the chat template.
             max_new_tokens: answer at most this many tokens.
             sampling: greedy unless told otherwise.
-            stop: strings that end the answer, and are not part of it.
+            stop: strings that end the answer, and are not part of it; control tokens by their names, too.
             target_only: decode one token a round, the baseline.
             planning: how rounds are chosen; None verifies the drafter's whole tree every round.
             raw: leave out the chat template.

@@ -22,7 +22,8 @@ class Transcript:
         """Begin an empty answer.
 
         Raises:
-            InputError: `max_new_tokens` is below 1, or a stop string is empty.
+            InputError: `max_new_tokens` is below 1, or a stop string is empty or holds a control token and
+                other text; one that is a control token ends the answer as the target's stop tokens do.
         """
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
@@ -31,9 +32,17 @@ class Transcript:
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason: FinishReason | None = None
-        self._stop_ids = text.config.stop_ids
+        hidden = text.hidden_ids
+        self._stop_ids = {*text.config.stop_ids, *(hidden[stop] for stop in stop_strings if stop in hidden)}
         self._max_new_tokens = max_new_tokens
-        self._stop_strings = stop_strings
+        self._stop_strings = [stop for stop in stop_strings if stop not in hidden]
+        for stop in self._stop_strings:
+            if found := [token for token in hidden if token in stop]:
+                raise InputError(
+                    f"the stop string {stop!r} holds the control token {found[0]!r}, which no answer shows: "
+                    "give the token alone, or the text without it",
+                    options=("stop",),
+                )
         self._decoder = Detokenizer(text)
         self._held = ""  # decoded, but perhaps the beginning of a stop string
 

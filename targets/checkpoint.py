@@ -10,7 +10,7 @@ from pathlib import Path
 from poss_export.config import TargetConfig
 from poss_export.errors import CheckpointError, InputError, translated
 from poss_export.manifest import MANIFEST
-from poss_export.targets import gguf, hf, hf_text
+from poss_export.targets import gguf, gguf_text, hf, hf_text
 from poss_export.targets.decoder import Decoder
 from poss_export.text import Text
 
@@ -26,6 +26,8 @@ class Target:
     text: Text
     weight_files: tuple[Path, ...]
     load_decoder: Callable[[], Decoder]  # float32, on the CPU, in eval mode, without gradients
+    text_libraries: tuple[str, ...] = ()  # whose versions may decide what its text is
+    doubts: tuple[str, ...] = ()  # what its files leave open
 
     @property
     def parameters(self) -> int:
@@ -65,13 +67,17 @@ def open_target(spec: str) -> Target:
 
 def _open(spec: str) -> Target:
     if spec == EMBEDDED_TARGET:
-        return _open_gguf(_embedded_file(), EMBEDDED_TARGET)
+        return _open_gguf(_embedded_file(), name=EMBEDDED_TARGET)
     path = Path(spec)
-    if path.is_file() and path.suffix == ".gguf":
-        return _open_gguf(path, path.stem)
+    if gguf.is_gguf(path):
+        return _open_gguf(path)
     if (path / MANIFEST).is_file():
         raise InputError(
             f"target {spec!r} is a bundle, which was built already; give the target that it was built from"
+        )
+    if snapshots := sorted(path.glob("snapshots/*")):
+        raise InputError(
+            f"target {spec!r} is a folder of a download cache; give the snapshot in it: {str(snapshots[0])!r}"
         )
     if path.is_dir():
         return _open_folder(path)
@@ -89,20 +95,29 @@ def _embedded_file() -> Path:
     return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def _open_gguf(path: Path, name: str) -> Target:
-    reader = gguf.open_gguf(path)
-    config, text = gguf.read_config(reader), gguf.read_text(reader).tried()
-    tensors = reader.tensors  # the reader itself goes: a hundred thousand views of the vocabulary
-    return Target(name, config, text, (path,), lambda: gguf.read_decoder(tensors, config))
+def _open_gguf(path: Path, name: str | None = None) -> Target:
+    file = gguf.open_gguf(path)
+    config, text = gguf.read_config(file), gguf_text.read_text(file).tried()
+    tensors = file.tensors  # the header goes: a hundred thousand views of the vocabulary
+    return Target(
+        name or file.name,
+        config,
+        text,
+        file.files,
+        lambda: gguf.read_decoder(tensors, config),
+        gguf_text.libraries(file),
+        gguf_text.doubts(file),
+    )
 
 
 def _open_folder(folder: Path) -> Target:
     config, files = hf.read_config(folder), hf.weight_files(folder)
     tensors = hf.open_weights(files)
     return Target(
-        folder.resolve().name,
+        hf.published_name(folder),
         config,
         hf_text.read_text(folder).tried(),
         files,
         lambda: hf.read_decoder(config, tensors),
+        ("transformers",),
     )

@@ -1,6 +1,8 @@
 """Targets from GGUF files: the `gguf` package reads and dequantises, this module names and un-permutes."""
 
-import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ from torch import Tensor
 from poss_export.config import RopeConfig, TargetConfig
 from poss_export.errors import CheckpointError
 from poss_export.targets.decoder import Decoder
+from poss_export.targets.rope import inverse_frequencies
 from poss_export.targets.weights import build_decoder
-from poss_export.text import Text, TextConfig
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's GGUF files call themselves llama
 _HUGGING_FACE_NAMES = {
@@ -32,18 +34,74 @@ _HUGGING_FACE_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_CONTROL_TOKEN, _USER_TOKEN = 3, 4  # tokenizer.ggml.token_type
-# What llama.cpp's pre-tokenizer names mean in terms of the `tokenizers` library.
-_DIGIT_SPLITTING_PRETOKENIZERS = ("smollm", "refact", "command-r")
-_LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2_PATTERN = _LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.gguf)", re.IGNORECASE)  # llama.cpp's names of split files
+_ROPE_FACTORS = "rope_freqs.weight"
+_LLAMA3_ROPE = (1.0, 4.0, 8192)  # of all Llama 3.x: low and high frequency factor, original positions
+# What the decoder does not compute, and the value at which there is nothing to compute.
+_PLAIN = {
+    "expert_count": 0,
+    "logit_scale": 1,
+    "residual_scale": 1,
+    "embedding_scale": 1,
+    "attention.scale": 0,
+}
 
 
-def open_gguf(path: Path) -> Any:
-    """Return the file's reader; raises CheckpointError where it is damaged."""
+@dataclass(frozen=True)
+class GgufFile:
+    """An opened model, in one file or several: `fields` is the header, `tensors` are mapped but not read."""
+
+    name: str
+    files: tuple[Path, ...]
+    fields: Mapping[str, Any]
+    tensors: tuple[Any, ...]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a value of the header, or the default where there is none."""
+        field = self.fields.get(key)
+        return default if field is None else field.contents()
+
+    def need(self, key: str) -> Any:
+        """Return a value of the header; raises CheckpointError where there is none."""
+        if (value := self.get(key)) is None:
+            raise CheckpointError(
+                f"{self.files[0]}: its header has no {key!r}; convert the model again with a present "
+                "llama.cpp, or use its Hugging Face folder"
+            )
+        return value
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a file of this format, by its ending or by its first bytes (caches rename files)."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".gguf" or file.read(4) == b"GGUF"
+
+
+def open_gguf(path: Path) -> GgufFile:
+    """Open a file, and those beside it where the model is split.
+
+    Raises:
+        CheckpointError: one is damaged, missing or of another model.
+    """
+    reader = _reader(path)
+    split = reader.fields.get("split.count")
+    if split is None or (count := split.contents()) < 2:
+        return GgufFile(path.stem, (path,), reader.fields, tuple(reader.tensors))
+    name, files = _parts(path, count)
+    readers = [_reader(file) for file in files]
+    tensors = tuple(tensor for one in readers for tensor in one.tensors)
+    opened = GgufFile(name, files, readers[0].fields, tensors)
+    if len(tensors) != (stated := opened.get("split.tensors.count", len(tensors))):
+        raise CheckpointError(
+            f"{path}: its {count} files hold {len(tensors)} tensors, their header says {stated}: they are of "
+            "different models; fetch all again"
+        )
+    return opened
+
+
+def _reader(path: Path) -> Any:
     import gguf
 
     try:
@@ -54,54 +112,101 @@ def open_gguf(path: Path) -> Any:
         ) from error
 
 
-def read_config(reader: Any) -> TargetConfig:
-    """Return the target's facts from a GGUF header."""
-    fields = {name: field.contents() for name, field in reader.fields.items() if "tokenizer." not in name}
-    architecture = fields["general.architecture"]
+def _parts(path: Path, count: int) -> tuple[str, tuple[Path, ...]]:
+    """Return the name of a split model, and its files in order."""
+    match = _PART.fullmatch(path.name)
+    if match is None or int(match[2]) != count:
+        raise CheckpointError(
+            f"{path}: it is one of {count} files, told apart by their names; give it the name that it was "
+            f"published with, which ends in -00001-of-{count:05}.gguf"
+        )
+    files = tuple(path.with_name(f"{match[1]}-{i:05}-of-{match[2]}{match[3]}") for i in range(1, count + 1))
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise CheckpointError(
+            f"{path.parent}: {', '.join(missing)} is missing of {count} files; fetch it too"
+        )
+    return match[1], files
+
+
+def read_config(file: GgufFile) -> TargetConfig:
+    """Return the target's facts from a GGUF header.
+
+    A sliding window caps `max_positions`, as for Hugging Face folders.
+    """
+    architecture = file.need("general.architecture")
     if architecture not in _ARCHITECTURES:
         raise CheckpointError(
             f"architecture {architecture!r} is not supported; this version knows {', '.join(_ARCHITECTURES)}"
         )
 
     def fact(name: str, default: Any = None) -> Any:
-        value = fields.get(f"{architecture}.{name}", default)
-        if value is None:
-            raise CheckpointError(f"GGUF header: {architecture}.{name} is missing; convert the model again")
-        return value
+        key = f"{architecture}.{name}"
+        return file.need(key) if default is None else file.get(key, default)
 
-    tensors = {tensor.name for tensor in reader.tensors}
-    if "rope_freqs.weight" in tensors or fact("rope.scaling.type", "none") != "none":
-        raise CheckpointError("GGUF files with rope scaling are not supported; use the Hugging Face folder")
+    for name, plain in _PLAIN.items():
+        if (value := fact(name, plain)) != plain:
+            raise CheckpointError(f"{file.files[0]}: {name} {value!r} is not supported")
+    names = {tensor.name for tensor in file.tensors}
     heads, hidden = fact("attention.head_count"), fact("embedding_length")
+    head_dim = fact("attention.key_length", hidden // heads)
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if (value := fact(name, head_dim)) != head_dim:
+            raise CheckpointError(
+                f"{file.files[0]}: {name} is {value}, but a head has {head_dim} values, and only heads that "
+                "are alike and rotated as a whole are supported; use the Hugging Face folder"
+            )
     return TargetConfig(
         architecture=architecture,
-        vocab_size=len(reader.fields["tokenizer.ggml.tokens"].data),
+        vocab_size=len(file.need("tokenizer.ggml.tokens")),
         hidden_size=hidden,
         intermediate_size=fact("feed_forward_length"),
         num_layers=fact("block_count"),
         num_heads=heads,
         num_kv_heads=fact("attention.head_count_kv", heads),
-        head_dim=fact("attention.key_length", hidden // heads),
+        head_dim=head_dim,
         rms_norm_eps=float(np.float32(fact("attention.layer_norm_rms_epsilon"))),
-        max_positions=fact("context_length"),
-        rope=RopeConfig(theta=fact("rope.freq_base", 10000.0)),
-        tied_embeddings="output.weight" not in tensors,
-        qkv_bias="blk.0.attn_q.bias" in tensors,
-        qk_norm="blk.0.attn_q_norm.weight" in tensors,
+        max_positions=min(fact("context_length"), fact("attention.sliding_window", 0) or float("inf")),
+        rope=_read_rope(file, architecture, head_dim),
+        tied_embeddings="output.weight" not in names,
+        qkv_bias="blk.0.attn_q.bias" in names,
+        qk_norm="blk.0.attn_q_norm.weight" in names,
     )
 
 
-def read_decoder(tensors: list[Any], config: TargetConfig) -> Decoder:
-    """Return the decoder with float32 weights, dequantising the reader's `tensors` one at a time."""
-    import gguf
+def _read_rope(file: GgufFile, architecture: str, head_dim: int) -> RopeConfig:
+    """Return the rotary embedding; Llama 3's is a tensor of what divides each frequency."""
+    rope = f"{architecture}.rope"
+    theta = file.get(f"{rope}.freq_base", RopeConfig.theta)
+    kind = file.get(f"{rope}.scaling.type", "none")
+    factor = file.get(f"{rope}.scaling.factor") or file.get(f"{rope}.scale_linear") or 1.0
+    factors = [_dequantised(tensor) for tensor in file.tensors if tensor.name == _ROPE_FACTORS]
+    if kind not in ("none", "linear") or (factors and factor != 1):
+        raise CheckpointError(
+            f"{file.files[0]}: rope scaling {kind!r} by {factor} is not supported in GGUF files; this "
+            "version knows none, linear and Llama 3's factors: use the Hugging Face folder"
+        )
+    if not factors:
+        return RopeConfig(theta) if factor == 1 else RopeConfig(theta, "linear", factor)
+    plain, scaled = RopeConfig(theta), RopeConfig(theta, "llama3", float(factors[0].max()), *_LLAMA3_ROPE)
+    for known in (plain, scaled):
+        expected = inverse_frequencies(plain, head_dim) / inverse_frequencies(known, head_dim)
+        if factors[0].shape == expected.shape and torch.allclose(factors[0], expected, rtol=1e-4):
+            return known
+    raise CheckpointError(
+        f"{file.files[0]}: {_ROPE_FACTORS} holds other factors than those of Llama 3; use the Hugging Face "
+        "folder"
+    )
 
-    by_name = {_hugging_face_name(tensor.name): tensor for tensor in tensors}
+
+def read_decoder(tensors: tuple[Any, ...], config: TargetConfig) -> Decoder:
+    """Return the decoder with float32 weights, dequantising a file's `tensors` one at a time."""
+    by_name = {_hugging_face_name(tensor.name): tensor for tensor in tensors if tensor.name != _ROPE_FACTORS}
 
     def read(name: str) -> Tensor:
-        values = gguf.dequantize(by_name[name].data, by_name[name].tensor_type)
-        tensor = torch.from_numpy(np.require(values, np.float32, "W"))
+        tensor = _dequantised(by_name[name])
         # llama.cpp interleaves the rotary halves of llama's q and k rows; we rotate halves.
-        if config.architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
+        interleaved = config.architecture == "llama" and (".q_proj." in name or ".k_proj." in name)
+        if interleaved and tensor.shape[0] % config.head_dim == 0:  # else its shape is refused
             halves = (-1, config.head_dim // 2, 2, *tensor.shape[1:])
             return tensor.reshape(halves).transpose(1, 2).reshape(tensor.shape)
         return tensor
@@ -109,82 +214,12 @@ def read_decoder(tensors: list[Any], config: TargetConfig) -> Decoder:
     return build_decoder(config, by_name, read)
 
 
+def _dequantised(tensor: Any) -> Tensor:
+    """Return a tensor of a file as float32."""
+    import gguf
+
+    return torch.from_numpy(np.require(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32, "W"))
+
+
 def _hugging_face_name(name: str) -> str:
     return ".".join(_HUGGING_FACE_NAMES.get(part, part) for part in name.split("."))
-
-
-def read_text(reader: Any) -> Text:
-    """Rebuild the tokenizer that the header describes (byte-level BPE only)."""
-
-    def fact(name: str, default: Any = None) -> Any:
-        field = reader.fields.get(f"tokenizer.{name}")
-        return default if field is None else field.contents()
-
-    if fact("ggml.model") != "gpt2":
-        raise CheckpointError(
-            f"GGUF tokenizer {fact('ggml.model')!r} cannot be rebuilt from the file; "
-            "use the Hugging Face folder of this model"
-        )
-    tokens, kinds = fact("ggml.tokens"), fact("ggml.token_type")
-    eos, bos = fact("ggml.eos_token_id"), fact("ggml.bos_token_id")
-    in_front = bos if fact("ggml.add_bos_token", False) else None
-    special = [i for i, kind in enumerate(kinds) if kind in (_CONTROL_TOKEN, _USER_TOKEN)]
-    tokenizer = {
-        "version": "1.0",
-        "added_tokens": [
-            {
-                "id": i,
-                "content": tokens[i],
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for i in special
-        ],
-        "pre_tokenizer": _pretokenizer(fact("ggml.pre", "gpt-2")),
-        "post_processor": None if in_front is None else _in_front(tokens[in_front], in_front),
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": [merge.split(" ") for merge in fact("ggml.merges")],
-        },
-    }
-    return Text(
-        json.dumps(tokenizer, ensure_ascii=False),
-        TextConfig(
-            stop_ids=(eos,),
-            chat_template=fact("chat_template"),
-            special_tokens=tuple(
-                (f"{kind}_token", tokens[i]) for kind, i in (("bos", bos), ("eos", eos)) if i is not None
-            ),
-        ),
-    )
-
-
-def _in_front(token: str, token_id: int) -> dict[str, Any]:
-    """Return the post-processor that puts a token in front of every plain prompt."""
-    special, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
-    return {
-        "type": "TemplateProcessing",
-        "single": [special, text],
-        "pair": [special, text, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
-    }
-
-
-def _pretokenizer(name: str) -> dict[str, Any]:
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    if name in _DIGIT_SPLITTING_PRETOKENIZERS:
-        steps = [{"type": "Digits", "individual_digits": True}, {**byte_level, "use_regex": True}]
-    elif name in ("llama-bpe", "qwen2"):
-        pattern = _QWEN2_PATTERN if name == "qwen2" else _LLAMA3_PATTERN
-        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        steps = [split, {**byte_level, "use_regex": False}]
-    elif name in ("gpt-2", "default"):
-        steps = [{**byte_level, "use_regex": True}]
-    else:
-        raise CheckpointError(f"GGUF pre-tokenizer {name!r} is unknown; use the Hugging Face folder instead")
-    return {"type": "Sequence", "pretokenizers": steps}

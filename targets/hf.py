@@ -22,8 +22,15 @@ Tensors = dict[str, Callable[[], Tensor]]  # by name, read when called
 
 _ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference, each perhaps with an index
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 DERIVED = "rotary_emb.inv_freq"  # old releases saved it; the configuration says the same
+
+
+def published_name(folder: Path) -> str:
+    """Return the name that a checkpoint was published as: that of its folder, unless a cache has named it."""
+    folder = folder.resolve()
+    # A download cache keeps a checkpoint as models--OWNER--NAME/snapshots/REVISION.
+    return folder.parents[1].name.split("--")[-1] if folder.parent.name == "snapshots" else folder.name
 
 
 def read_config(folder: Path) -> TargetConfig:

@@ -15,6 +15,7 @@ from poss_export.errors import CheckpointError
 from poss_export.targets.json_file import read_json
 from poss_export.text import Text, TextConfig
 
+_HIGHEST = 1 << 24  # id of a token
 # What every reading of a folder must agree on: text as people write it, in the middle of a line.
 _PLAIN = "The quick brown fox didn't pay 1234.50 € for  naïve 東京 jazz.\nWhy? def f(x):\n    return x\n\n"
 
@@ -32,12 +33,13 @@ def read_text(folder: Path) -> Text:
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     with _failures_translated(folder):
+        file = _read_file(path)
         theirs = _open(folder)
         _refuse_what_the_file_cannot_hold(folder, theirs)
         tokenizer = theirs.backend_tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        _check_plain_text(path, theirs)
+        _check_plain_text(path, file, theirs)
         _check_stated_ids(folder, tokenizer)
         text = Text(tokenizer.to_str(), _config(folder, theirs))
         _check_same(folder, theirs, text)
@@ -103,13 +105,23 @@ def _refuse_what_the_file_cannot_hold(folder: Path, theirs: Any) -> None:
             )
 
 
-def _check_plain_text(path: Path, theirs: Any) -> None:
-    """Raise CheckpointError where the class that transformers chose reads plain text unlike the file."""
+def _read_file(path: Path) -> Any:
+    """Return the tokenizer as tokenizer.json has it, whole prompts without padding."""
     from tokenizers import Tokenizer
 
     file = Tokenizer.from_file(str(path))
+    # Before anything writes it again: that goes through all numbers up to the highest.
+    if (highest := max(file.get_vocab().values(), default=0)) > _HIGHEST:
+        raise CheckpointError(
+            f"{path}: a token has id {highest}, more than any target has tokens; fetch it again"
+        )
     file.no_truncation()
     file.no_padding()
+    return file
+
+
+def _check_plain_text(path: Path, file: Any, theirs: Any) -> None:
+    """Raise CheckpointError where the class that transformers chose reads plain text unlike the file."""
     ids = theirs.backend_tokenizer.encode(_PLAIN, add_special_tokens=False).ids
     if file.encode(_PLAIN, add_special_tokens=False).ids != ids:
         raise CheckpointError(

@@ -8,7 +8,7 @@ from torch import Tensor
 from poss_export.config import RopeConfig
 
 
-def _inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     """Return the float32 `[head_dim / 2]` inverse frequencies after scaling."""
     frequencies = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     if rope.scaling == "linear":
@@ -25,7 +25,7 @@ def _inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
 
 def rope_tables(rope: RopeConfig, head_dim: int, positions: int) -> tuple[Tensor, Tensor]:
     """Return float32 cosine and sine tables, each `[positions, head_dim / 2]`."""
-    angles = torch.outer(torch.arange(positions, dtype=torch.float32), _inverse_frequencies(rope, head_dim))
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), inverse_frequencies(rope, head_dim))
     return angles.cos(), angles.sin()
 
 

@@ -1,6 +1,7 @@
 """Tiny targets, and graphs made of them once per run. Heavy libraries are imported where they are used."""
 
 import os
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ pytest_plugins = [
     "tests.fixtures.acceptance",
     "tests.fixtures.bundles",
     "tests.fixtures.fakes",
+    "tests.fixtures.once",
     "tests.fixtures.ort_sessions",
 ]
 
@@ -156,14 +158,17 @@ def tiny_bundle(
     from poss_export.bundling.plan import plan_build
     from poss_export.drafters.checkpoint import DrafterCheckpoint
     from poss_export.targets.checkpoint import open_target
+    from tests.fixtures.once import once, shared_folder
 
     target = open_target(str(tiny_folder("llama")))
     drafter = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), None)
     shape: dict[str, Any] = {"capacity": CAPACITY, "precision": "fp32", "cache_form": "shared"}
     plan = plan_build(target, drafter, tree=TreeShape(depth=4, top_k=3, nodes=8), **shape)
-    folder = tmp_path_factory.mktemp("bundle") / "tiny"
-    build_bundle(plan, folder, argv=["test"], force=False, report=lambda _: None)
-    return folder
+    made = once(
+        shared_folder(tmp_path_factory) / "tiny-bundle",
+        lambda folder: build_bundle(plan, folder / "tiny", argv=["test"]),
+    )
+    return made / "tiny"
 
 
 @pytest.fixture(scope="session")
@@ -173,6 +178,8 @@ def engine_bundle(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Path]:
     """Return engine_bundle(precision, *capacities): with TensorRT-RTX engines; to change it, copy it."""
+    from tests.fixtures.once import once, shared_folder
+
     pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
 
     @cache
@@ -186,7 +193,7 @@ def engine_bundle(
 
         target = open_target(str(tiny_folder("llama")))
         drafter = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), None)
-        options = EngineOptions(compute_capabilities=("8.6", "8.9", "12.0"))
+        options = EngineOptions(compute_capabilities=("8.9", "12.0"))
         plan = plan_build(
             target,
             drafter,
@@ -196,9 +203,14 @@ def engine_bundle(
             cache_form="static",
             engines=request_engines("tensorrt-rtx", options, capacities),
         )
-        folder = tmp_path_factory.mktemp(precision) / "engines"
-        build_bundle(plan, folder, argv=["test"], force=False, report=lambda _: None)
-        return folder
+        name = "-".join(["engines", precision, *map(str, capacities)])
+
+        def make(folder: Path) -> None:
+            if capacities:  # what has engines of one gets those of the others
+                shutil.copytree(build(precision), folder / "engines")
+            build_bundle(plan, folder / "engines", argv=["test"])
+
+        return once(shared_folder(tmp_path_factory) / name, make) / "engines"
 
     return build
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,15 @@ def test_a_table_of_something_else_is_refused(
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "costs.json").write_text(content)
     with pytest.raises(InputError, match="is no table of costs"):
+        Costs.load(tmp_path / "costs.json", FINGERPRINT)
+
+
+@pytest.mark.parametrize("field", ["widths", "contexts"])
+def test_a_table_that_fills_the_memory_is_refused(field: str, tmp_path: Path) -> None:
+    """Costs between the measured ones are filled in."""
+    sizes: dict[str, Any] = {field: (*getattr(COSTS, field)[:-1], 1 << 40)}
+    replace(COSTS, **sizes).save(tmp_path / "costs.json")
+    with pytest.raises(InputError, match="a context or a width of too many tokens"):
         Costs.load(tmp_path / "costs.json", FINGERPRINT)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import TokenType
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,8 +33,11 @@ from poss_export.text import Text
 from poss_export.training.dialogues import Dialogues
 from tests.fixtures.public_checkpoints import TINY, eagle, write
 from tests.fixtures.spoil import is_json, spoilt_bytes, spoilt_json
-from tests.fixtures.write_gguf import write_gguf
+from tests.fixtures.write_gguf import Vocabulary, write_gguf
 from tests.test_costs import COSTS, FINGERPRINT
+
+ROLES = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+PIECES = ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "ab", *(f"<0x{i:02X}>" for i in range(88))]
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,11 @@ def readers(
     write(folder / "release", layout.config, layout.random())
     bundle = Path(shutil.copytree(tiny_bundle, folder / "bundle"))
     write_gguf(folder / "target.gguf", target, "llama")
+    pieces = Vocabulary(
+        "llama", None, PIECES, [TokenType.NORMAL] * 96, scores=[-float(i) for i in range(96)], facts=ROLES
+    )
+    write_gguf(folder / "pieces.gguf", target, "llama", pieces)
+    split = write_gguf(folder / "split.gguf", target, "llama", tensors_a_file=12)
     fitted.save(folder / "acceptance.json")
     COSTS.save(folder / "costs.json")
     save_record(record, folder / "record.npz")
@@ -115,7 +124,9 @@ def readers(
         )
         for name in names
     }
-    readers["target.gguf"] = Reader(folder / "target.gguf", partial(look_at, folder / "target.gguf"))
+    for name in ("target.gguf", "pieces.gguf"):
+        readers[name] = Reader(folder / name, partial(look_at, folder / name))
+    readers["split.gguf"] = Reader(folder / "split-00002-of-00002.gguf", partial(look_at, split))
     for name in ("ours", "release"):
         for file in ("config.json", "model.safetensors"):
             spec = str(folder / name)
@@ -139,7 +150,8 @@ def readers(
 READERS = (
     *(f"target/{name}" for name in ("config.json", "generation_config.json", "tokenizer_config.json")),
     *("target/tokenizer.json", "target/model.safetensors", "old/pytorch_model.bin"),
-    *("shards/model.safetensors.index.json", "target.gguf", "ours/config.json", "ours/model.safetensors"),
+    *("shards/model.safetensors.index.json", "ours/config.json", "ours/model.safetensors"),
+    *("target.gguf", "pieces.gguf", "split.gguf"),
     *("release/config.json", "release/model.safetensors", "inspect", "manifest.json", "acceptance.json"),
     *("costs.json", "prompts.jsonl", "record.npz", "dialogues.npz", "draft.onnx", "text.txt"),
 )

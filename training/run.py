@@ -9,6 +9,8 @@ OUT/             dialogues.npz (if the target wrote them), training.jsonl (log),
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from poss_export.config import DrafterConfig, TargetConfig
 from poss_export.drafters.checkpoint import check_pair, load_drafter, save_drafter
 from poss_export.drafters.model import Drafter
 from poss_export.errors import CheckpointError, InputError, translated
-from poss_export.files import make_writable, parse_json, whole, write_whole
+from poss_export.files import lock, make_writable, opened, parse_json, whole, write_whole
 from poss_export.plots import check_library
 from poss_export.progress import Progress
 from poss_export.targets.checkpoint import Target
@@ -57,27 +59,27 @@ def train(
             f"target {target.name!r} has no chat template to write dialogues with: give dialogues",
             options=("dialogues",),
         )
-    work = _claim(out, target, options)
-    if cache is not None:
-        make_writable(cache, "choose another folder")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    decoder = target.load_decoder().to(device, matmul_dtype(device))
-    parts = _dialogues(target, decoder, options, work, report)
-    dialogues = sum(parts[1:], start=parts[0])
-    views = [_view(target, decoder, part, cache or work, report) for part in parts]
-    view = sum(views[1:], start=views[0])
-    spread = float(decoder.embed_tokens.float().std())
-    drafter = _new_drafter(config, trained, dialogues, view, options.seed, spread)
-    corpus = _corpus(decoder, dialogues, view, drafter.draft_ids.clone(), spread)
-    trainer = Trainer(drafter, corpus, options.stages, options.budget, options.seed, work)
-    _run(trainer, options.budget, out / LOG, report)
-    held_out = judge(trainer, report)
-    drafter.scale_embeddings(1 / spread)
-    record = _record(target, options, trainer, held_out)
-    write_whole(out / "training.json", json.dumps(record, indent=2) + "\n")
-    plot_training(out / "training.png", record, list(read_log(out / LOG)))
-    save_drafter(out, drafter, target.sha256, torch.bfloat16)
-    shutil.rmtree(work)
+    with _claimed(out, target, options) as work:
+        if cache is not None:
+            make_writable(cache, "choose another folder")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        decoder = target.load_decoder().to(device, matmul_dtype(device))
+        parts = _dialogues(target, decoder, options, work, report)
+        dialogues = sum(parts[1:], start=parts[0])
+        views = [_view(target, decoder, part, cache or work, report) for part in parts]
+        view = sum(views[1:], start=views[0])
+        spread = float(decoder.embed_tokens.float().std())
+        drafter = _new_drafter(config, trained, dialogues, view, options.seed, spread)
+        corpus = _corpus(decoder, dialogues, view, drafter.draft_ids.clone(), spread)
+        trainer = Trainer(drafter, corpus, options.stages, options.budget, options.seed, work)
+        _run(trainer, options.budget, out / LOG, report)
+        held_out = judge(trainer, report)
+        drafter.scale_embeddings(1 / spread)
+        record = _record(target, options, trainer, held_out)
+        write_whole(out / "training.json", json.dumps(record, indent=2) + "\n")
+        plot_training(out / "training.png", record, list(read_log(out / LOG)))
+        save_drafter(out, drafter, target.sha256, torch.bfloat16)
+        shutil.rmtree(work)
     return record
 
 
@@ -117,28 +119,38 @@ def _record(
     }
 
 
-def _claim(out: Path, target: Target, options: TrainOptions) -> Path:
-    """Return the work folder of the run that `out` belongs to, made if it is new."""
+@contextmanager
+def _claimed(out: Path, target: Target, options: TrainOptions) -> Iterator[Path]:
+    """Give the work folder of the run that `out` belongs to, made if it is new, to this process alone."""
     if (out / "config.json").exists():
         raise InputError(
             f"{str(out)!r} already holds a drafter; give another folder, or remove it to train anew"
         )
     work = out / ".training"
-    run = json.dumps({"target": target.sha256, "options": options.digest()})
+    run = {"target": target.sha256, "options": options.digest()}
     if out.is_dir() and not work.exists() and any(out.iterdir()):
         raise InputError(f"{str(out)!r} holds other files; give a new folder")
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{str(out)!r} cannot be written ({error}); give another folder") from error
-    claim = work / "run.json"
-    if claim.exists() and claim.read_bytes() != run.encode():
+    with opened(work) as descriptor:
+        if not lock(descriptor):
+            raise InputError(
+                f"another process is training into {str(out)!r}: wait for it, or give another folder"
+            )
+        _check_run(out, work / "run.json", run)
+        yield work
+
+
+def _check_run(out: Path, claim: Path, run: dict[str, Any]) -> None:
+    """Write which run a folder belongs to; raise InputError where that is another one."""
+    if claim.exists() and claim.read_bytes() != json.dumps(run).encode():
         raise InputError(
             f"{str(out)!r} holds an unfinished run with other options: repeat its command, or give "
             "another folder"
         )
-    write_whole(claim, run)
-    return work
+    write_whole(claim, json.dumps(run))
 
 
 def matmul_dtype(device: torch.device) -> torch.dtype:

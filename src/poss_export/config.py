@@ -112,6 +112,11 @@ class TargetConfig:
                 f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
                 f"{self.num_kv_heads}: the configuration is damaged; fetch the checkpoint again"
             )
+        if self.head_dim % 2:
+            raise CheckpointError(
+                f"a head has {self.head_dim} values, which have no halves to rotate: the configuration is "
+                "damaged; fetch the checkpoint again"
+            )
 
     @property
     def parameters(self) -> int:

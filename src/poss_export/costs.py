@@ -17,7 +17,7 @@ from poss_export.errors import InputError, translated
 from poss_export.files import make_writable, parse_json, write_whole
 
 FORMAT_VERSION = 1
-_LONGEST = 1 << 24  # tokens of context
+_LARGEST = 1 << 24  # costs in a table that is read
 _NEAR = 64  # tokens of context that are taken as one
 
 Fingerprint = Mapping[str, str | int | None]
@@ -74,8 +74,10 @@ class Costs:
         rounds, drafts = np.array(self.rounds, np.float64), np.array(self.drafts, np.float64)
         if rounds.shape != (len(self.contexts), len(self.widths)) or len(drafts) != len(self.rows):
             raise ValueError("a time is missing")
-        if not rounds.size or not 0 <= self.contexts[-1] <= _LONGEST:
-            raise ValueError("no context or width, or one of too many tokens")
+        if not rounds.size or self.contexts[0] < 0 or self.widths[0] < 1:
+            raise ValueError("no context or width, or a negative one")
+        if (self.contexts[-1] // _NEAR + 1) * (self.widest + 1) > _LARGEST:
+            raise ValueError("a context or a width of too many tokens")
         if not np.isfinite(rounds).all() or not np.isfinite(drafts).all():
             raise ValueError("a time is no number")
 
@@ -93,9 +95,12 @@ class Costs:
         with translated(InputError, f"{str(path)!r} is no table of costs; {_MAKE}"):
             values = parse_json(path.read_bytes())
             version = values.pop("format_version")
-            rounds = tuple(map(tuple, values.pop("rounds")))
-            lists = {name: tuple(values.pop(name)) for name in ("contexts", "widths", "rows", "drafts")}
-            found = cls(dict(values.pop("fingerprint")), rounds=rounds, **lists)
+            found = cls(
+                dict(values.pop("fingerprint")),
+                rounds=tuple(tuple(map(float, row)) for row in values.pop("rounds")),
+                drafts=tuple(map(float, values.pop("drafts"))),
+                **{name: tuple(values.pop(name)) for name in ("contexts", "widths", "rows")},
+            )
             found._check()
         if version != FORMAT_VERSION:
             raise InputError(f"{str(path)!r} has format version {version}, not {FORMAT_VERSION}; {_MAKE}")

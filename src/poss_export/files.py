@@ -1,6 +1,8 @@
 """Files that are there whole or not at all, and JSON that may be anything."""
 
+import fcntl
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,6 +41,27 @@ def check_file(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise InputError(f"{str(path)!r} is a device or a pipe: {_OTHER}")
     check_writable(path.parent, _OTHER)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[int]:
+    """Open a folder, to lock it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def lock(descriptor: int, wait: bool = False) -> bool:
+    """Lock an open folder until it is closed, or its process ends; return whether nobody else has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system that has no locks
+    return True
 
 
 @contextmanager

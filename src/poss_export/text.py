@@ -97,6 +97,12 @@ class Text:
         return Tokenizer.from_str(self.tokenizer_json)
 
     @cached_property
+    def hidden_ids(self) -> dict[str, int]:
+        """The ids of the special tokens, which answers do not show, by their names."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if token.special}
+
+    @cached_property
     def _without_added_tokens(self) -> "Tokenizer":
         """The tokenizer to which everything is plain text."""
         from tokenizers import Tokenizer

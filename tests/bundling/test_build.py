@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from poss_export.bundling.build import build_bundle
 from poss_export.bundling.plan import Plan, plan_build
 from poss_export.config import TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint
-from poss_export.errors import BundleError, InputError, ParityError
+from poss_export.errors import BundleError, CheckpointError, InputError, ParityError
 from poss_export.exporters.target import export_target
 from poss_export.manifest import Manifest, read_manifest
 from poss_export.progress import Report, silent
@@ -165,3 +166,22 @@ def test_a_killed_build_leaves_no_bundle_and_can_be_repeated(
     assert set(manifest.parity) == {"target_features", "target_logits"}
     with open_bundle(out, threads=1) as bundle:
         assert bundle.generate("<5>", raw=True, target_only=True, max_new_tokens=3).tokens == 3
+
+
+@pytest.mark.parametrize("whose", ["target", "drafter"])
+def test_weights_that_overflow_are_not_called_a_wrong_export(
+    whose: str, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    """As those of a drafter that was never trained."""
+    plan = make_plan()
+    if whose == "target":
+        decoder = plan.target.load_decoder()
+        decoder.norm.weight.fill_(3e38)
+        plan = replace(plan, target=replace(plan.target, load_decoder=lambda: decoder))
+    else:
+        assert plan.drafter is not None
+        for weight in plan.drafter.drafter.parameters():
+            weight.mul_(1e20)
+    with pytest.raises(CheckpointError, match=rf"of {whose} '.*' are no numbers in PyTorch"):
+        run_build(plan, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """`verify` from Python: its checks, and why some are skipped."""
 
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +30,7 @@ def test_every_check_is_made_or_says_why_not(tiny_bundle: Path, tiny_folder: Cal
     told: list[str] = []
     checks = found(tiny_bundle, target=str(tiny_folder("llama")), report=told.append)
     equal = {f"{kind}: speculative = target-only" for kind in ("greedy", "sampled")}
-    rest = {"files", *equal, "sampling: distribution"}
+    rest = {"files", "text", *equal, "sampling: distribution"}
     assert set(checks) >= rest | LAWS | PARITY
     assert told[0] == "running PyTorch"
     assert "as the drafter" in checks["parity: draft scores"].detail  # there is no drafter called random
@@ -61,6 +63,33 @@ def test_a_checkpoint_that_is_named_must_be_the_one(
     save_drafter(tmp_path / "other", random_drafter(opened.config, 3), opened.sha256, torch.float32)
     with pytest.raises(InputError, match="is not the checkpoint that this bundle was made from"):
         found(tiny_bundle, target=target, drafter=str(tmp_path / "other"))
+
+
+def test_what_changed_since_the_build_is_said(
+    tiny_bundle: Path, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The weights are the same ones, so their hash does not tell."""
+    changed = Path(shutil.copytree(tiny_folder("llama"), tmp_path / "llama"))
+    values = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps({**values, "rms_norm_eps": 1e-4}))
+    told = r"another target configuration \(rms_norm_eps was 1e-06, is 0.0001\)"
+    with pytest.raises(InputError, match=told):
+        found(tiny_bundle, target=str(changed))
+    (changed / "config.json").write_text(json.dumps({**values, "eos_token_id": 9}))
+    text = found(tiny_bundle, target=str(changed))["text"]
+    assert text.passed is False
+    assert (
+        text.detail
+        == "'llama' has another text (stop_ids was (2,), is (2, 9)) than the bundle: build it again"
+    )
+
+
+def test_the_text_of_a_quantised_bundle_is_compared_too(
+    changed: Callable[..., Path], tiny_folder: Callable[[str], Path]
+) -> None:
+    checks = found(changed(quantisation={"target": {"scheme": "w8a8"}}), target=str(tiny_folder("llama")))
+    assert checks["text"].passed
+    assert checks["parity"].passed is None
 
 
 def test_something_must_be_asked(tiny_bundle: Path) -> None:

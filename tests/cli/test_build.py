@@ -144,11 +144,11 @@ def test_build_keeps_what_is_there(target: Path, copy: Path, tmp_path: Path) -> 
         (
             "config.json",
             {"rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"}},
-            "target configuration",
+            "target configuration (rope.theta was 10000.0, is 5000.0)",
         ),
-        ("config.json", {"rms_norm_eps": 1e-4}, "target configuration"),
+        ("config.json", {"rms_norm_eps": 1e-4}, "target configuration (rms_norm_eps was 1e-06, is 0.0001)"),
         ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "tokenizer"),
-        ("generation_config.json", {"eos_token_id": 7}, "text"),
+        ("generation_config.json", {"eos_token_id": 7}, "text (stop_ids was (2,), is (2, 7))"),
     ],
 )
 def test_build_notices_every_file_of_the_target(

@@ -132,7 +132,7 @@ def test_inspect_names_the_engines(engine_bundle: Callable[..., Path]) -> None:
     folder = engine_bundle("fp16")
     card = " ".join(run("inspect", folder).stdout.split())
     assert "ONNX Runtime, TensorRT-RTX; static caches" in card
-    assert "for 8.6, 8.9, 12.0: 48 tokens; " in card
+    assert "for 8.9, 12.0: 48 tokens; " in card
     facts = json.loads(run("inspect", folder, "--json").stdout)
-    assert facts["engines"][1]["spec"]["options"]["compute_capabilities"] == ["8.6", "8.9", "12.0"]
+    assert facts["engines"][1]["spec"]["options"]["compute_capabilities"] == ["8.9", "12.0"]
     assert facts["sizes"]["engines"] > 0

@@ -98,3 +98,8 @@ def test_a_quantised_bundle_says_what_it_costs(
 
 def test_inspect_refuses_what_is_nothing(tmp_path: Path) -> None:
     assert "neither a folder nor a .gguf file" in refused("inspect", tmp_path / "none")
+
+
+def test_a_manifest_of_another_making_is_one_message(copy: Path) -> None:
+    write_manifest(copy, replace(read_manifest(copy), quality={"text": 1}))
+    assert "does not describe itself; rebuild it (KeyError: 'rounds')" in refused("inspect", copy)

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from poss_export.cli.main import main
 from poss_export.drafters.checkpoint import load_drafter
+from poss_export.files import lock, opened
 from poss_export.training.dialogues import Dialogues
 
 
@@ -92,6 +93,14 @@ def test_it_never_overwrites_a_drafter_or_joins_another_run(
     assert result.exit_code == 2
     assert "already holds a drafter" in result.stderr
     assert (out / "model.safetensors").read_bytes() == before
+
+    busy = tmp_path / "busy" / ".training"
+    busy.mkdir(parents=True)
+    with opened(busy) as descriptor:
+        assert lock(descriptor)
+        result = train("--preset", "eagle", "-o", str(busy.parent))
+    assert result.exit_code == 2
+    assert "another process is training into" in result.stderr
 
     killed = tmp_path / "killed"
     with monkeypatch.context() as kill:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from poss_export.drafters.checkpoint import load_drafter, save_drafter
+from poss_export.drafters.checkpoint import load_drafter, refuse_drafter, save_drafter
 from poss_export.drafters.releases import POSS_RELEASES
 from poss_export.errors import InputError, PossExportError
 from tests.fixtures.public_checkpoints import TINY, eagle, parallelspec, poss, write
@@ -77,7 +77,52 @@ def test_a_bin_file_holds_tensors_only(what: str, tmp_path: Path) -> None:
 def test_a_name_that_is_there_twice(tmp_path: Path) -> None:
     tensors = eagle().random()
     tensors["model.fc.weight"] = tensors["fc.weight"] + 1
-    assert "tensors fc.weight are there twice" in refused(write(tmp_path / "x", eagle().config, tensors))
+    folder = write(tmp_path / "x", eagle().config, tensors)
+    assert "tensor 'fc.weight' is there twice, also as 'model.fc.weight'" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["model.", "module.", "ea_layer.", "_orig_mod.", "module._orig_mod.model."]
+)
+def test_what_trainers_wrap_a_drafter_in(wrapper: str, tmp_path: Path) -> None:
+    tensors = eagle().random()
+    plain = load_drafter(str(write(tmp_path / "plain", eagle().config, tensors))).drafter.state_dict()
+    inside = {f"{wrapper}{name}": tensor for name, tensor in tensors.items()}
+    found = load_drafter(str(write(tmp_path / "inside", eagle().config, inside))).drafter.state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in plain.items())
+
+
+def test_double_precision_is_read(tmp_path: Path) -> None:
+    """Trainers save it; it is no quantised checkpoint."""
+    tensors = {name: tensor.double() for name, tensor in eagle().random().items()}
+    loaded = load_drafter(str(write(tmp_path / "x", eagle().config, tensors))).drafter
+    assert all(weight.dtype == torch.float32 for weight in loaded.parameters())
+
+
+def test_what_is_no_drafter_is_called_by_its_name(
+    tiny_bundle: Path, tiny_folder: Callable[[str], Path]
+) -> None:
+    assert "is a bundle, which was built already; give the drafter" in refused(tiny_bundle)
+    message = "is a language model of its own, which can be a target; give the folder of a drafter"
+    assert message in refused(tiny_folder("qwen2"))
+
+
+@pytest.mark.parametrize("kind", ["release", "shipped"])
+def test_a_drafter_is_no_target(kind: str, tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
+    release = write(tmp_path / "x", eagle().config, eagle().random())
+    with pytest.raises(
+        InputError, match=r"is a drafter; give it as the drafter, beside the target"
+    ) as caught:
+        refuse_drafter({"release": str(release), "shipped": "poss-2"}[kind])
+    assert caught.value.options == ("drafter",)
+    (release / "model.safetensors").write_bytes(b"")
+    for other in (str(tiny_folder("llama")), "nowhere", str(release)):
+        refuse_drafter(other)
+
+
+def test_a_cache_does_not_name_a_drafter(tmp_path: Path) -> None:
+    place = tmp_path / "models--somebody--EAGLE-tiny" / "snapshots" / "0123abcd"
+    assert load_drafter(str(write(place, eagle().config, eagle().random()))).name == "EAGLE-tiny"
 
 
 def edit(folder: Path, **facts: Any) -> None:

@@ -80,6 +80,13 @@ def test_shared_graph(draft_graph: Export, specialists: int, positions: int | No
     check_rounds(run, random_drafter(specialists, positions), TREE, EMBED, HEAD, ONE_BATCH)
 
 
+def test_more_rows_are_drafted_than_the_caches_hold(draft_graph: Export) -> None:
+    """The last level's specialist reads those of all before: 72 rows, rotated at once."""
+    tree = TreeShape(depth=4, top_k=DRAFT_VOCAB, nodes=12)
+    run = runner(draft_graph(2, 3, "shared", tree))
+    check_rounds(run, random_drafter(2, 3), tree, EMBED, HEAD, ONE_BATCH[:3])
+
+
 def test_static_graph_of_two_sequences(draft_graph: Export) -> None:
     run = runner(draft_graph(3, 2, "static", TREE))
     check_rounds(run, random_drafter(3, 2), TREE, EMBED, HEAD, TWO_BATCHES)

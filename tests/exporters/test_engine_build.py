@@ -55,7 +55,9 @@ def one_engine(target_graph: Any, tiny_folder: Any, tmp_path: Path) -> Callable[
     return make
 
 
-@pytest.mark.parametrize("capability", ["8.6", "8.9", "12.0"])
+@pytest.mark.parametrize(
+    "capability", ["8.9", *(pytest.param(one, marks=pytest.mark.slow) for one in ("8.6", "12.0"))]
+)
 def test_one_device_at_a_time(capability: str, one_engine: Callable[..., Any], tmp_path: Path) -> None:
     entry = one_engine(options=EngineOptions((capability,)))
     assert set(entry.attention.values()) == {"fused"}
@@ -67,6 +69,7 @@ def test_the_known_devices_are_those_of_the_library() -> None:
     assert [f"SM{name.replace('.', '')}" for name in RTX_COMPUTE_CAPABILITIES] == names
 
 
+@pytest.mark.slow
 def test_weights_may_be_streamed(one_engine: Callable[..., Any]) -> None:
     assert one_engine(options=EngineOptions(("8.9",), weight_streaming=True)).build_seconds > 0
 

@@ -155,7 +155,10 @@ def test_onnx_runtime_multiplies_in_integers_where_activations_are_not_shared(tm
     ("cache_form", "precision", "scheme", "form"),
     [
         *(("shared", "fp32", scheme, "qoperator") for scheme in ("w8a8", "fp8", "int8", "int4")),
-        *(("static", "fp32", scheme, "qdq") for scheme in ("w8a8", "fp8", "int4")),
+        *(
+            pytest.param("static", "fp32", scheme, "qdq", marks=pytest.mark.slow)
+            for scheme in ("w8a8", "fp8", "int4")
+        ),
         *(("static", "fp16", scheme, "qdq") for scheme in ("w8a8", "fp8", "int4")),
     ],
 )
@@ -175,7 +178,7 @@ def test_whole_graphs_stay_near_the_float_ones(
 
 
 def test_shared_inputs_and_weights_are_rounded_once(graph: Callable[..., Any]) -> None:
-    model = graph("draft", "static")
+    model = graph("draft", "static", "fp16")
     sites = find_sites(model)
     inputs, weights = {site.input for site in sites}, {site.weight for site in sites}
     assert len(inputs) < len(sites)

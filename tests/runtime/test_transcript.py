@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -110,3 +111,17 @@ def test_no_tokens_asked_for(byte_text: Text, value: int) -> None:
 def test_empty_stop_string(byte_text: Text) -> None:
     with pytest.raises(InputError, match="a stop string is empty"):
         Transcript(byte_text, 9, ["x", ""])
+
+
+def test_a_control_token_to_stop_at_ends_the_answer(byte_text: Text) -> None:
+    """No text of an answer holds one, so that a search in it would go on for ever."""
+    (name, number), *_ = byte_text.hidden_ids.items()
+    plain = replace(byte_text.config, stop_ids=())
+    transcript = Transcript(Text(byte_text.tokenizer_json, plain), 9, [name, "x"])
+    assert feed(transcript, [*byte_text.encode("a"), number, *byte_text.encode("b")]) == ["a", "", ""]
+    assert (transcript.text, transcript.finish_reason) == ("a", "stop")
+    with pytest.raises(
+        InputError, match=r"holds the control token .*give the token alone, or the text"
+    ) as caught:
+        Transcript(byte_text, 9, [f"\n{name}"])
+    assert caught.value.options == ("stop",)

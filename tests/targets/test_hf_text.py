@@ -281,6 +281,16 @@ def test_what_cannot_be_the_same_is_refused(
         read_text(folder)
 
 
+def test_an_id_beyond_all_vocabularies_is_refused(tmp_path: Path) -> None:
+    """The library would go through all numbers up to it, and keep those that are missing."""
+    folder = write(tmp_path, KINDS["byte-level"](), config=FAST)
+    said = json.loads((folder / "tokenizer.json").read_text())
+    said["model"]["vocab"]["a"] = 4_000_000_000
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    with pytest.raises(CheckpointError, match="a token has id 4000000000, more than any target has tokens"):
+        read_text(folder)
+
+
 def test_cleaning_spaces_is_no_matter_of_bpe(tmp_path: Path) -> None:
     config = {**FAST, "clean_up_tokenization_spaces": True}
     folder = write(tmp_path, KINDS["byte-level"](), config=config)

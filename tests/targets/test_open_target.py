@@ -108,6 +108,24 @@ def test_half_precision_weights_become_float32(folder: Path) -> None:
     assert torch.equal(decoder.embed_tokens, tensors["model.embed_tokens.weight"].float())
 
 
+def test_double_precision_is_no_quantised_checkpoint(folder: Path) -> None:
+    tensors = {name: tensor.double() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors")
+    decoder = open_target(str(folder)).load_decoder()
+    assert torch.equal(decoder.embed_tokens, tensors["model.embed_tokens.weight"].float())
+
+
+def test_a_cache_does_not_name_a_target(folder: Path, tmp_path: Path) -> None:
+    """It calls each snapshot by a hash."""
+    place = tmp_path / "models--somebody--tiny--llama" / "snapshots" / "0123abcd"
+    shutil.copytree(folder, place)
+    assert open_target(str(place)).name == "llama"
+    with pytest.raises(
+        InputError, match=r"folder of a download cache; give the snapshot in it: '.*/0123abcd'"
+    ):
+        open_target(str(place.parents[1]))
+
+
 def test_older_configurations_say_the_same(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     """Releases of transformers before 5 wrote rope_theta and rope_scaling."""
     folder = Path(shutil.copytree(tiny_folder("llama3"), tmp_path / "llama3"))
@@ -176,6 +194,7 @@ def test_empty_folder(tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_type": "yarn"}}, "'yarn' is not supported.*default, linear, llama3"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "'llama3' lacks 'factor'"),
         ({"num_key_value_heads": 3}, "4 is not a multiple of num_key_value_heads 3"),
+        ({"head_dim": 15}, "a head has 15 values, which have no halves to rotate"),
     ],
 )
 def test_configurations_that_are_refused(folder: Path, changes: dict[str, Any], message: str) -> None:

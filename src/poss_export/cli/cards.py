@@ -8,6 +8,7 @@ from rich.table import Table
 
 from poss_export.cli.printing import megabytes
 from poss_export.engine_spec import NAMES
+from poss_export.errors import BundleError, translated
 
 if TYPE_CHECKING:
     from poss_export.bundling.facts import BundleFacts, DrafterFacts, TargetFacts
@@ -31,7 +32,14 @@ def bundle_card(facts: "BundleFacts") -> Table:
     """Return what a bundle is, how large, how fast, how good, and in which way lossless."""
     manifest = facts.manifest
     drafter = "no drafter" if manifest.drafter is None else f"drafter {manifest.drafter.name}"
-    rows = {
+    with translated(BundleError, f"{str(facts.folder)!r} does not describe itself; rebuild it"):
+        rows = _bundle_rows(facts)
+    return card(f"{facts.folder.resolve().name}: bundle of {manifest.target.name}, {drafter}", rows)
+
+
+def _bundle_rows(facts: "BundleFacts") -> Rows:
+    manifest = facts.manifest
+    return {
         "target": _target_line(facts),
         "drafter": _drafter_line(facts),
         "drafter's precision": choice_line(manifest.calibration),
@@ -46,7 +54,6 @@ def bundle_card(facts: "BundleFacts") -> Table:
         "lossless": lossless(manifest),
         "built": f"{manifest.created[:10]}, poss-export {manifest.versions.get('poss-export', 'unknown')}",
     }
-    return card(f"{facts.folder.resolve().name}: bundle of {manifest.target.name}, {drafter}", rows)
 
 
 def drafter_card(facts: "DrafterFacts") -> Table:

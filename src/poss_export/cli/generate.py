@@ -40,7 +40,12 @@ _PROMPT = (
 )
 _ANSWER: tuple[options.Add, ...] = (
     click.option("--max-new-tokens", default=128, help="Longest answer, in tokens."),
-    click.option("--stop", metavar="STRING", multiple=True, help="End the answer before this; repeatable."),
+    click.option(
+        "--stop",
+        metavar="STRING",
+        multiple=True,
+        help="End the answer before this; a control token, such as <|im_end|>, too; repeatable.",
+    ),
     *options.SAMPLING,
     click.option("--target-only", is_flag=True, help="Decode one token a round, the baseline."),
     click.option(

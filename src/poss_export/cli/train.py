@@ -121,6 +121,7 @@ def train(
 
     A run that was killed goes on where it stood when the same command is given again.
     """
+    from poss_export.drafters.checkpoint import refuse_drafter
     from poss_export.targets.checkpoint import open_target
     from poss_export.training.options import TrainOptions
     from poss_export.training.run import train as train_drafter
@@ -156,6 +157,7 @@ def train(
         seed=seed,
     )
     _use_threads(threads)
+    refuse_drafter(target)
     with show_progress() as progress:
         record = train_drafter(open_target(target), request, drafter, progress, cache)
     _print_held_out(drafter, record["held_out"])

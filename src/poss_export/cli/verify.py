@@ -56,8 +56,8 @@ def verify(
 ) -> None:
     """Check that BUNDLE is whole, computes what PyTorch does, and loses nothing by speculating.
 
-    Exits with 1 if a check fails. Checks of parity with PyTorch need the `export` extra and the
-    checkpoints; without them they are skipped.
+    Exits with 1 if a check fails. Checks of parity with PyTorch, and of the text with the
+    target's files, need the `export` extra and the checkpoints; without them they are skipped.
     """
     from poss_export.bundling.verify import verify as verify_bundle
     from poss_export.evaluation.held_out import PROMPTS
