@@ -142,7 +142,8 @@ class Plan:
         return found
 
     def _cache_bytes(self) -> dict[str, int]:
-        target = target_contract(self.target.config, self.precision)
+        taps = () if self.drafter is None else self.drafter.drafter.config.taps
+        target = target_contract(self.target.config, self.precision, taps)
         found = {"target": target.cache_bytes(self.capacity)}
         if self.drafter is not None:
             drafter = draft_contract(self.drafter.drafter.config, self.tree, self.precision)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from poss_export.config import DrafterConfig, TargetConfig
 from poss_export.drafters.dialects import OURS, Dialect, recognise
-from poss_export.drafters.layout import named_tensors
+from poss_export.drafters.layout import EMBEDDINGS, HEAD, named_tensors
 from poss_export.drafters.model import Drafter
-from poss_export.drafters.releases import EMBEDDINGS, HEAD, Release, read_release
+from poss_export.drafters.releases import Release, read_release
 from poss_export.errors import CheckpointError, InputError, translated
 from poss_export.files import parse_json
 from poss_export.targets.checkpoint import hash_files
@@ -115,13 +115,22 @@ def save_drafter(folder: Path, drafter: Drafter, target_sha256: str | None, dtyp
 
 def check_pair(target: TargetConfig, drafter: DrafterConfig) -> None:
     """Raise CheckpointError where a drafter's sizes do not fit the target."""
-    for name in ("hidden_size", "vocab_size"):
-        mine, other = getattr(drafter, name), getattr(target, name)
+    facts = {
+        "hidden_size": (drafter.read_size, target.hidden_size),
+        "vocab_size": (drafter.vocab_size, target.vocab_size),
+    }
+    for name, (mine, other) in facts.items():
         if mine != other:
             raise CheckpointError(
                 f"the drafter's {name} is {mine}, the target's is {other}: this drafter belongs to another "
                 "target; train one for this target with `poss-export train`"
             )
+    if max(drafter.taps, default=0) >= target.num_layers:
+        raise CheckpointError(
+            f"the drafter reads what enters layers {list(drafter.taps)}, the target has {target.num_layers} "
+            "layers: this drafter belongs to another target; train one for this target with "
+            "`poss-export train`"
+        )
 
 
 def check_tables(decoder: Decoder, drafter: DrafterCheckpoint) -> None:

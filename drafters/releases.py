@@ -14,7 +14,7 @@ import torch
 from poss_export.config import DrafterConfig, Fusion
 from poss_export.drafters import dialects
 from poss_export.drafters.dialects import Dialect, Tensors, Values, count_layers, recognise
-from poss_export.drafters.layout import named_tensors
+from poss_export.drafters.layout import EMBEDDINGS, HEAD, named_tensors
 from poss_export.drafters.model import Drafter
 from poss_export.errors import CheckpointError, InputError
 from poss_export.targets.hf import FLOATS, read_rope
@@ -29,8 +29,6 @@ POSS_RELEASES = {
     "PosS2-Llama2-13B-Chat": (2, 3),
     "PosS3-Llama2-13B-Chat": (3, 2),
 }
-# Tables of the target that a checkpoint may hold a copy of.
-EMBEDDINGS, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 _SETTINGS = {
     dialects.SPECULATORS: "transformer_layer_config",

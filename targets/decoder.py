@@ -5,7 +5,7 @@ The decoder knows nothing of caches. Each layer hands its projected query, key a
 (`exporters`), a plain causal pass or an in-place cache (`training`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -108,11 +108,23 @@ class Decoder(nn.Module):
 
     def hidden(self, input_ids: Tensor, attend: Attend) -> Tensor:
         """Return features `[batch, seq, hidden]`, the last hidden state after the final norm."""
-        x = F.embedding(input_ids, self.embed_tokens)
+        return self.hidden_and_read(input_ids, attend)[0]
+
+    def hidden_and_read(
+        self, input_ids: Tensor, attend: Attend, taps: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Return features, and what a drafter reads of each row.
+
+        With `taps`, ascending, these are the residual streams that enter those layers, joined: `[batch, seq,
+        taps * hidden]`; without, the features.
+        """
+        x, tapped = F.embedding(input_ids, self.embed_tokens), list[Tensor]()
         for index, layer in enumerate(self.layers):
+            if index in taps:
+                tapped.append(x)
             x = layer(x, index, attend)
         normed: Tensor = self.norm(x)
-        return normed
+        return normed, torch.cat(tapped, dim=-1) if tapped else normed
 
     def head(self, features: Tensor) -> Tensor:
         """Return logits `[batch, rows, vocab]` of features `[batch, rows, hidden]`."""

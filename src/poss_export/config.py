@@ -3,12 +3,11 @@
 No torch here: the runtime reads the same facts from a bundle's manifest.
 """
 
-from dataclasses import asdict, dataclass, fields
-from reprlib import repr as shortened
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from poss_export.errors import CheckpointError, InputError
+from poss_export.fields import check_fields
 
 Precision = Literal["fp32", "fp16", "bf16"]
 # How a graph is quantised: 8-bit weights, activations of one to four 8-bit digits, fixed scales; 8- or
@@ -17,56 +16,6 @@ Scheme = Literal["w8a8", "w8a16", "w8a24", "w8a32", "int8", "int4", "fp8"]
 DraftPrecision = Literal[Scheme, "float"]
 CacheForm = Literal["shared", "static"]
 Observer = Literal["min-max", "percentile", "entropy", "mse"]  # how far the range of an activation reaches
-
-
-_MOST, _MOST_LAYERS = 2**31 - 1, 1024  # of any size, and of what is made one by one
-
-
-def check_fields(config: Any, whose: str, sizes: range = range(1, _MOST + 1)) -> None:
-    """Raise CheckpointError where a field of a dataclass, read from a file, is not of its annotated kind.
-
-    Whole numbers are in `sizes`, or 0 where that is the default; real ones are finite and above 0.
-    """
-    for field in fields(config):
-        most = _MOST_LAYERS if field.name in ("num_layers", "num_specialists") else sizes[-1]
-        allowed = range(0 if field.default == 0 else sizes[0], most + 1)
-        if not _fits(value := getattr(config, field.name), field.type, allowed):
-            raise CheckpointError(
-                f"the {whose} {field.name} is {shortened(value)}; expected {_words(field.type, allowed)}: "
-                "check its configuration"
-            )
-
-
-def _fits(value: Any, kind: Any, sizes: range) -> bool:
-    origin, kinds = get_origin(kind), get_args(kind)
-    if isinstance(kind, UnionType):
-        return any(_fits(value, one, sizes) for one in kinds)
-    if kind is Any or origin is Literal:
-        return kind is Any or value in kinds
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and value in sizes
-    if kind is float:
-        return isinstance(value, int | float) and (0 < value < 1e30 or value == sizes[0])
-    if not isinstance(value, origin or kind):
-        return False
-    if origin is dict:
-        return all(_fits(one, kinds[1], sizes) for one in value.values())
-    if origin is tuple:
-        kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
-        return len(kinds) == len(value) and all(map(_fits, value, kinds, [sizes] * len(value)))
-    return True
-
-
-def _words(kind: Any, sizes: range) -> str:
-    if isinstance(kind, UnionType):
-        return " or ".join(_words(one, sizes) for one in get_args(kind))
-    if get_origin(kind) is Literal:
-        return ", ".join(map(str, get_args(kind)))
-    known = {bool: "true or false", int: f"a whole number from {sizes[0]} to {sizes[-1]}"}
-    known |= {float: "a number above 0", type(None): "null"}
-    return known.get(kind, str(kind))
 
 
 @dataclass(frozen=True)
@@ -137,10 +86,15 @@ class TargetConfig:
         return cls(**{**values, "rope": RopeConfig(**values["rope"])})
 
 
-Fusion = Literal["linear", "gated", "guided"]
+Fusion = Literal["linear", "gated", "guided", "taps"]
 Alignment = Literal["joint", "split"]
 Drafting = Literal["tree", "parallel"]
 MaskFeature = Literal["learned", "repeat_last", "zeros", "none"]
+TapNorm = Literal["none", "joint", "each"]
+_OF_TAPS = (
+    *("taps", "target_hidden_size", "tap_norm", "norm_before_residual", "feed_back_normed", "qk_norm"),
+    *("own_head", "own_embeddings"),
+)
 
 
 @dataclass(frozen=True)
@@ -153,6 +107,12 @@ class DrafterConfig:
     For drafting "parallel": `num_masks` rows stand for the positions after the first, each with an embedding
     of its own unless `shared_mask`, and with the feature that `mask_feature` says. Of the `num_layers` that a
     row passes, the last is its specialist.
+
+    Fusion "taps" is EAGLE-3's: a row reads the residual streams that enter the layers `taps` of the target
+    (`target_hidden_size` wide, None: as wide as the drafter), under no norm, one `joint` norm, or one for
+    `each`. Of its first layer the residual begins with the normed state where `norm_before_residual`; what is
+    fed back has passed the final norm where `feed_back_normed`. Specialists then share one cache. Tables of
+    its own: `own_head` `[draft_vocab, hidden]`, `own_embeddings` `[vocab, hidden]`.
     """
 
     hidden_size: int
@@ -175,6 +135,14 @@ class DrafterConfig:
     num_masks: int = 0
     shared_mask: bool = False
     mask_feature: MaskFeature = "learned"
+    taps: tuple[int, ...] = ()
+    target_hidden_size: int | None = None
+    tap_norm: TapNorm = "none"
+    norm_before_residual: bool = False
+    feed_back_normed: bool = False
+    qk_norm: bool = False
+    own_head: bool = False
+    own_embeddings: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -189,14 +157,42 @@ class DrafterConfig:
                 f"drafter num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: "
                 "its configuration is damaged; fetch the checkpoint again"
             )
-        if self.drafting == "tree" and (self.num_layers, self.num_masks) != (1, 0):
+        self._check_taps()
+        if self.drafting == "tree" and (self.num_masks or (self.num_layers > 1 and not self.taps)):
             raise CheckpointError(
                 f"a drafter with drafting 'tree' has num_layers {self.num_layers} and num_masks "
-                f"{self.num_masks}; only drafting 'parallel' takes more than 1 layer, or masks"
+                f"{self.num_masks}; only drafting 'parallel' takes more than 1 layer without taps, or masks"
             )
         if self.drafting == "parallel" and self.num_masks < 1:
             raise CheckpointError(
                 f"a drafter with drafting 'parallel' needs num_masks of at least 1, not {self.num_masks}"
+            )
+
+    def _check_taps(self) -> None:
+        """Raise CheckpointError where choices contradict the fusion "taps", or need it."""
+        if self.fusion != "taps":
+            if told := [name for name in _OF_TAPS if getattr(self, name) != getattr(DrafterConfig, name)]:
+                raise CheckpointError(
+                    f"a drafter with fusion {self.fusion!r} has {told[0]}; only fusion 'taps' takes it"
+                )
+            return
+        if list(self.taps) != sorted(set(self.taps)) or not self.taps:
+            raise CheckpointError(
+                f"the drafter's taps are {list(self.taps)}; expected ascending layers of its target"
+            )
+        if self.alignment != "joint" or self.fusion_bias or self.mask_feature == "none":
+            raise CheckpointError(
+                "a drafter with fusion 'taps' needs alignment 'joint', no fusion_bias, and a mask_feature"
+            )
+        if self.num_specialists > 1 and (self.num_layers > 1 or self.drafting == "parallel"):
+            raise CheckpointError(
+                f"a drafter with fusion 'taps' has {self.num_specialists} specialists; only drafting 'tree' "
+                "with 1 layer takes them"
+            )
+        if self.read_size != self.hidden_size and not (self.own_head and self.own_embeddings):
+            raise CheckpointError(
+                f"the drafter's hidden_size is {self.hidden_size}, its target's {self.read_size}: it needs "
+                "own_head and own_embeddings"
             )
 
     @property
@@ -211,8 +207,21 @@ class DrafterConfig:
         return min((position - 1) // self.positions_per_specialist, self.num_specialists - 1)
 
     def num_caches(self, depth: int) -> int:
-        """Caches for drafts of `depth`: one for each shared layer, then one for each specialist in use."""
-        return self.num_layers + self.specialist(depth)
+        """Caches for drafts of `depth`: one for each shared layer, then one for each specialist in use.
+
+        With fusion "taps" all specialists share the last one.
+        """
+        return self.num_layers + (0 if self.taps else self.specialist(depth))
+
+    @property
+    def read_size(self) -> int:
+        """Hidden size of the target that it was made for."""
+        return self.target_hidden_size or self.hidden_size
+
+    @property
+    def feature_size(self) -> int:
+        """Width of what the drafter reads of the target for each row."""
+        return self.read_size * max(len(self.taps), 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; `from_dict` reads them back."""
@@ -222,7 +231,8 @@ class DrafterConfig:
     def from_dict(cls, values: dict[str, Any]) -> "DrafterConfig":
         """Read what `to_dict` wrote; raises CheckpointError that names a missing or unknown field."""
         try:
-            return cls(**{**values, "rope": RopeConfig(**values["rope"])})
+            taps = tuple(values.get("taps", ()))
+            return cls(**{**values, "rope": RopeConfig(**values["rope"]), "taps": taps})
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"drafter configuration: {error}; expected the config.json that `poss-export train` writes"
