@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from poss_export.acceptance import AcceptanceCurves
-from poss_export.config import DrafterConfig, TargetConfig
+from poss_export.config import TargetConfig
+from poss_export.drafter_config import DrafterConfig
 from poss_export.errors import InputError
 from poss_export.manifest import ACCEPTANCE, GRAPHS, MANIFEST, Manifest, read_manifest
 

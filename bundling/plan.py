@@ -9,7 +9,7 @@ from poss_export.bundling.quantise_request import QuantiseRequest
 from poss_export.calibration.record import check_record
 from poss_export.config import CacheForm, Precision, Scheme, TreeShape
 from poss_export.contract import draft_contract, target_contract
-from poss_export.drafters.checkpoint import DrafterCheckpoint, check_pair
+from poss_export.drafters.checkpoint import DrafterCheckpoint, pair
 from poss_export.drafters.round import check_tree
 from poss_export.engine_spec import GraphName, Profile, draft_profiles, ladder_of, target_profiles
 from poss_export.errors import CheckpointError, InputError
@@ -189,7 +189,7 @@ def plan_build(
             options=("capacity",),
         )
     if drafter is not None:
-        check_pair(target.config, drafter.drafter.config)
+        pair(target.config, drafter.drafter)
         check_tree(drafter.drafter, tree)
     if engines is not None:
         _check_engines(engines, capacity, cache_form)

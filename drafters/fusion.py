@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from poss_export.config import DrafterConfig, Fusion
+from poss_export.drafter_config import DrafterConfig, Fusion
 from poss_export.targets.decoder import Linear, RMSNorm
 
 
@@ -94,7 +94,7 @@ class TapsFusion(nn.Module):
         self.config = config
         self.fc = Linear(config.feature_size, config.hidden_size)
         self.row_size = 2 * config.hidden_size
-        normed = {"none": 0, "joint": 1, "each": len(config.taps)}[config.tap_norm]
+        normed = {"none": 0, "joint": 1, "each": config.num_taps}[config.tap_norm]
         sizes = [config.feature_size // normed] * normed if normed else []
         self.norms = nn.ModuleList(RMSNorm(size, config.rms_norm_eps) for size in sizes)
 

@@ -25,5 +25,5 @@ def make_round(drafter: Drafter, tree: TreeShape, embed_rows: Tensor, head_rows:
     head_rows = head_rows if drafter.head is None else drafter.head
     if drafter.config.drafting == "parallel":
         return ParallelRound(drafter, tree, head_rows)
-    kind = TapsRound if drafter.config.taps else TreeRound
+    kind = TapsRound if drafter.config.reads_taps else TreeRound
     return kind(drafter, tree, embed_rows, head_rows)

@@ -7,7 +7,7 @@ leaves open what feature a mask row reads; the choices here are ours (docs/decis
 import torch
 from torch import Tensor, nn
 
-from poss_export.config import DrafterConfig
+from poss_export.drafter_config import DrafterConfig
 from poss_export.drafters.fusion import AnyFusion
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from poss_export.config import DrafterConfig
+from poss_export.drafter_config import DrafterConfig
 from poss_export.drafters.fusion import FUSIONS
 from poss_export.drafters.masks import Masks
 from poss_export.drafters.specialist import AnyLayer, Specialist, TapsLayer
@@ -28,7 +28,7 @@ class Drafter(nn.Module):
         super().__init__()
         self.config = config
         self.fusion = FUSIONS[config.fusion](config)
-        self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps) if config.taps else None
+        self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps) if config.reads_taps else None
         shared, specialists = config.num_layers - 1, config.num_specialists
         self.shared_layers = nn.ModuleList(self._layer(i == 0, last=False) for i in range(shared))
         self.specialists = nn.ModuleList(self._layer(shared == 0, last=True) for _ in range(specialists))
@@ -41,7 +41,7 @@ class Drafter(nn.Module):
         self.register_buffer("draft_ids", torch.arange(config.draft_vocab_size))
 
     def _layer(self, first: bool, last: bool) -> AnyLayer:
-        if self.config.taps:
+        if self.config.reads_taps:
             return TapsLayer(self.config, first, self.final_norm if last else None)
         return Specialist(self.config if last else replace(self.config, alignment="joint"))
 

@@ -9,7 +9,7 @@ round attends over a cache and the tree, training over several streams of featur
 import torch
 from torch import Tensor, nn
 
-from poss_export.config import DrafterConfig
+from poss_export.drafter_config import DrafterConfig
 from poss_export.drafters.alignment import ALIGNMENTS
 from poss_export.targets.decoder import MLP, Linear, RMSNorm
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig, TreeShape
+from poss_export.config import CacheForm, Precision, TargetConfig, TreeShape
+from poss_export.drafter_config import DrafterConfig
 
 # PyTorch reads it when it is first imported: tiny models are fastest on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

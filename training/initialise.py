@@ -25,11 +25,11 @@ def initialise(drafter: Drafter, feature_spread: float, seed: int) -> None:
     for name, weight in drafter.named_parameters():
         if name == "masks.embeddings":
             weight.normal_(0, 1, generator=generator)
-        elif name == "masks.feature" and drafter.config.taps:
+        elif name == "masks.feature" and drafter.config.reads_taps:
             weight.normal_(0, feature_spread, generator=generator)  # a norm would have no slope at zero
         elif weight.dim() == 2:
             weight.normal_(0, weight.shape[0] ** -0.5, generator=generator)
-            taps = name == "fusion.fc.weight" and drafter.config.taps
+            taps = name == "fusion.fc.weight" and drafter.config.reads_taps
             if name.endswith(("q.weight", "kv.weight")) or (taps and drafter.config.tap_norm == "none"):
                 weight.div_(feature_spread)
             elif name.endswith(("output.weight", "down.weight")):
@@ -58,8 +58,8 @@ def start_from(drafter: Drafter, trained: Drafter) -> None:
         _check(getattr(drafter.config, flag) == getattr(trained.config, flag), flag)
     _start_fusion(drafter.fusion, trained.fusion)
     _check(len(trained.specialists) in (1, len(drafter.specialists)), "specialists")
-    may_lack = (0,) if not drafter.config.taps else ()  # the first layer reads taps, the last has the norm
-    _check(len(trained.shared_layers) in (*may_lack, len(drafter.shared_layers)), "layers")
+    fewest = len(drafter.shared_layers) if drafter.config.reads_taps else 0  # first and last are not alike
+    _check(len(trained.shared_layers) in (fewest, len(drafter.shared_layers)), "layers")
     for index, specialist in enumerate(drafter.specialists):
         _start_layer(specialist, trained.specialists[index % len(trained.specialists)])
     for own in ("head", "embeddings"):

@@ -3,16 +3,8 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from poss_export.config import (
-    Alignment,
-    DrafterConfig,
-    Drafting,
-    Fusion,
-    MaskFeature,
-    RopeConfig,
-    TapNorm,
-    TargetConfig,
-)
+from poss_export.config import RopeConfig, TargetConfig
+from poss_export.drafter_config import Alignment, DrafterConfig, Drafting, Fusion, MaskFeature, TapNorm
 from poss_export.errors import InputError
 
 Recipe = Literal["small", "paper"]
@@ -100,14 +92,8 @@ class Preset:
     def drafter_config(
         self, target: TargetConfig, draft_vocab_size: int, choices: DrafterChoices
     ) -> DrafterConfig:
-        """Return the drafter's facts: layers like the target's, `choices` in place of the preset's.
-
-        Raises InputError where the target has too few layers for the usual taps, and none are chosen.
-        """
-        chosen = {**given(self.choices), **given(choices)}
-        if chosen.get("fusion") == "taps" and "taps" not in chosen:
-            chosen["taps"] = _usual_taps(target.num_layers)
-        return DrafterConfig(
+        """Return the drafter's facts: layers like the target's, `choices` in place of the preset's."""
+        drafter = DrafterConfig(
             hidden_size=target.hidden_size,
             intermediate_size=target.intermediate_size,
             num_heads=target.num_heads,
@@ -117,20 +103,9 @@ class Preset:
             vocab_size=target.vocab_size,
             draft_vocab_size=draft_vocab_size,
             rope=RopeConfig(theta=target.rope.theta),
-            **chosen,
+            **{**given(self.choices), **given(choices)},
         )
-
-
-def _usual_taps(layers: int) -> tuple[int, ...]:
-    """Return the layers that EAGLE-3 taps of a target of so many."""
-    taps = (2, layers // 2, layers - 3)
-    if not 2 < taps[1] < taps[2]:
-        raise InputError(
-            f"the target has {layers} layers, too few for the usual taps (2, half and 3 before the end): "
-            "choose some",
-            options=("taps",),
-        )
-    return taps
+        return drafter.beside(target)
 
 
 MASKS = 5  # of parallel presets: with the last real row they draft six positions

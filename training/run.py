@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poss_export.config import DrafterConfig, TargetConfig
-from poss_export.drafters.checkpoint import check_pair, load_drafter, save_drafter
+from poss_export.config import TargetConfig
+from poss_export.drafter_config import DrafterConfig
+from poss_export.drafters.checkpoint import load_drafter, pair, save_drafter
 from poss_export.drafters.model import Drafter
 from poss_export.errors import CheckpointError, InputError, translated
 from poss_export.files import make_writable, parse_json, whole, write_whole
@@ -67,7 +68,7 @@ def train(
     views = [_view(target, decoder, part, config.taps, cache or work, report) for part in parts]
     view = sum(views[1:], start=views[0])
     # The first layer norms embeddings where taps are read: they stay as they are.
-    spread = 1.0 if config.taps else float(decoder.embed_tokens.float().std())
+    spread = 1.0 if config.reads_taps else float(decoder.embed_tokens.float().std())
     drafter = _new_drafter(config, trained, decoder, dialogues, view, options.seed, spread)
     corpus = _corpus(decoder, dialogues, view, drafter.draft_ids.clone(), spread)
     trainer = Trainer(drafter, corpus, options.stages, options.budget, options.seed, work)
@@ -209,7 +210,7 @@ def _plan_drafter(target: TargetConfig, options: TrainOptions) -> tuple[DrafterC
     trained, size = None, options.draft_vocab_size
     if options.start is not None:
         trained = load_drafter(options.start).drafter
-        check_pair(target, trained.config)
+        pair(target, trained)
         if size not in (None, len(trained.draft_ids)):
             raise InputError(
                 f"draft_vocab_size is {size}, but {options.start} proposes {len(trained.draft_ids)} ids and "
@@ -225,7 +226,7 @@ def _plan_drafter(target: TargetConfig, options: TrainOptions) -> tuple[DrafterC
         raise InputError(str(error)) from error
     if config.own_embeddings:
         raise InputError("a drafter with own_embeddings cannot be trained here: it reads the target's table")
-    if config.taps and any(stage.feature_weight for stage in options.stages):
+    if config.reads_taps and any(stage.feature_weight for stage in options.stages):
         raise InputError(
             "a drafter with fusion 'taps' feeds back states of its own, which nothing is compared with: "
             "feature_weight must be 0",

@@ -151,7 +151,7 @@ class Trainer:
         key = np.random.SeedSequence((self.seed, state.stage, state.step))
         noise = torch.Generator().manual_seed(int(key.generate_state(1)[0]))
         jitter = torch.rand(batch.features.shape, generator=noise).to(corpus.device) * 2 - 1
-        width = 0.0 if self.drafter.config.taps else FEATURE_NOISE  # taps have no common spread
+        width = 0.0 if self.drafter.config.reads_taps else FEATURE_NOISE  # taps have no common spread
         noisy = Batch(batch.embeddings, batch.features + width * jitter, batch.rows)
         top_ids, top_probabilities = corpus.targets(outputs)
         wanted = corpus.view.features[outputs].to(corpus.device)
@@ -164,7 +164,7 @@ class Trainer:
                 if stage.top_weight:
                     top = top + weight * token_loss(logits, top_ids[:, :TOP], top_probabilities[:, :TOP])
                 # What a mask row hands on is fed to nobody; states of drafters that read taps are their own.
-                if (step == 0 or self.drafter.masks is None) and not self.drafter.config.taps:
+                if (step == 0 or self.drafter.masks is None) and not self.drafter.config.reads_taps:
                     feature = feature + weight * feature_loss(feedback, wanted)
         loss = stage.token_weight * token + stage.top_weight * top + stage.feature_weight * feature
         self.optimizer.zero_grad(set_to_none=True)

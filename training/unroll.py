@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from poss_export.config import DrafterConfig
+from poss_export.drafter_config import DrafterConfig
 from poss_export.drafters.model import Drafter
 from poss_export.drafters.specialist import AnyLayer
 from poss_export.targets.rope import rope_tables, rotate
@@ -47,7 +47,7 @@ def unroll(drafter: Drafter, batch: Batch, steps: int) -> Iterator[tuple[Tensor,
     them. In parallel drafting the streams are mask rows and known beforehand.
     """
     heads = _Heads(drafter.config, batch.features.shape[1], batch.features.device)
-    if drafter.config.taps:
+    if drafter.config.reads_taps:
         yield from _unroll_taps(drafter, heads, batch, steps)
         return
     fused, feature = [drafter.fusion(batch.embeddings, batch.features)], batch.features

@@ -8,7 +8,8 @@ from math import prod
 
 import numpy as np
 
-from poss_export.config import DrafterConfig, Precision, TargetConfig, TreeShape
+from poss_export.config import Precision, TargetConfig, TreeShape
+from poss_export.drafter_config import DrafterConfig
 from poss_export.errors import BundleError
 
 Dim = int | str

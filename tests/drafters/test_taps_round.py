@@ -75,7 +75,6 @@ def test_specialists_share_a_cache(specialists: int, positions: int) -> None:
     ("choices", "message"),
     [
         ({"taps": (3, 1)}, r"taps are \[3, 1\]; expected ascending layers"),
-        ({"taps": ()}, r"taps are \[\]"),
         ({"taps": (2, 2)}, r"taps are \[2, 2\]"),
         ({"alignment": "split"}, "fusion 'taps' needs alignment 'joint'"),
         ({"target_hidden_size": 48}, "hidden_size is 32, its target's 48: it needs own_head"),

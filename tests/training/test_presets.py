@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from poss_export.config import DrafterConfig
+from poss_export.drafter_config import DrafterConfig
 from poss_export.drafters.checkpoint import load_drafter
 from poss_export.drafters.layout import named_tensors
 from poss_export.targets.checkpoint import open_target

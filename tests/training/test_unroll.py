@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from poss_export.config import DrafterConfig, TreeShape
+from poss_export.config import TreeShape
+from poss_export.drafter_config import DrafterConfig
 from poss_export.drafters.graph import DraftGraph
 from poss_export.drafters.make_round import make_round
 from poss_export.drafters.model import Drafter

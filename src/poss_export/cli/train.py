@@ -9,7 +9,7 @@ import click
 from poss_export.cli import options
 from poss_export.cli.options import choice
 from poss_export.cli.progress import show_progress
-from poss_export.config import Alignment, Drafting, Fusion, MaskFeature, TapNorm
+from poss_export.drafter_config import Alignment, Drafting, Fusion, MaskFeature, TapNorm
 from poss_export.errors import InputError
 from poss_export.machine import check_threads
 from poss_export.training.presets import PRESETS, DrafterChoices, Recipe, StageChoices
