@@ -51,6 +51,7 @@ class DrafterFacts:
     target_sha256: str | None
     parameters: int
     config: DrafterConfig
+    unsettled: bool  # as `DrafterCheckpoint` says it
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
@@ -119,6 +120,7 @@ def _drafter_facts(spec: str, positions_per_specialist: int | None) -> DrafterFa
         target_sha256=drafter.target_sha256,
         parameters=drafter.parameters,
         config=drafter.drafter.config,
+        unsettled=drafter.unsettled,
     )
 
 

@@ -10,9 +10,11 @@ from poss_export.calibration.record import check_record
 from poss_export.config import CacheForm, Precision, Scheme, TreeShape
 from poss_export.contract import draft_contract, target_contract
 from poss_export.drafters.checkpoint import DrafterCheckpoint, pair
+from poss_export.drafters.readings import TOKENS, settle_feedback
 from poss_export.drafters.round import check_tree
 from poss_export.engine_spec import GraphName, Profile, draft_profiles, ladder_of, target_profiles
 from poss_export.errors import CheckpointError, InputError
+from poss_export.evaluation.held_out import HELD_OUT
 from poss_export.evaluation.text_quality import read_windows
 from poss_export.exporters.target import check_target
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER
@@ -190,6 +192,8 @@ def plan_build(
         )
     if drafter is not None:
         pair(target.config, drafter.drafter)
+        if drafter.unsettled:
+            _settle(target, drafter)
         check_tree(drafter.drafter, tree)
     if engines is not None:
         _check_engines(engines, capacity, cache_form)
@@ -197,6 +201,14 @@ def plan_build(
         _check_quantise(quantise, target, drafter, cache_form)
         read_windows(target.text, capacity, quantise.text)
     return Plan(target, drafter, tree, capacity, precision, cache_form, engines, quantise)
+
+
+def _settle(target: Target, drafter: DrafterCheckpoint) -> None:
+    """Try both readings of a drafter on the first tokens of a text."""
+    import torch
+
+    ids = target.text.encode(HELD_OUT.read_text(encoding="utf-8"))
+    settle_feedback(target.load_decoder(), drafter.drafter, torch.tensor(ids[:TOKENS]))
 
 
 def _check_engines(request: EngineRequest, capacity: int, cache_form: CacheForm) -> None:

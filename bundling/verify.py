@@ -101,7 +101,6 @@ def _run_pytorch(
     manifest: Manifest, target: str | None, drafter: str | None, report: Report
 ) -> tuple[Reference | None, list[Check]]:
     """Return the results for the checkpoints that a bundle was made from, and the checks to be skipped."""
-    from poss_export.drafters.checkpoint import pair
     from poss_export.exporters.reference import make_reference, round_beside
 
     opened, reason = _find_target(manifest.target, target)
@@ -115,7 +114,7 @@ def _run_pytorch(
     decoder = opened.load_decoder()
     if checkpoint is None or manifest.drafter is None:
         return make_reference(decoder, None), [Check(check_name(SCORES), None, reason)]
-    pair(opened.config, checkpoint.drafter)
+    checkpoint.drafter.settle(manifest.drafter.config)  # not all checkpoints tell all of it
     draft_round = round_beside(decoder, checkpoint.drafter, manifest.drafter.tree)
     return make_reference(decoder, draft_round), []
 

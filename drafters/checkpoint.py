@@ -35,7 +35,8 @@ class DrafterCheckpoint:
 
     `target_sha256` is that of the target it was trained for (None: not recorded). `copies`: tables
     `[vocab, hidden]` that the checkpoint copied from its target, by their names there, mapped from the file
-    and not in memory; `check_tables` compares them.
+    and not in memory; `check_tables` compares them. `unsettled`: its files do not say whether what it feeds
+    back has passed the final norm, which `settle_feedback` tries.
     """
 
     name: str
@@ -44,6 +45,7 @@ class DrafterCheckpoint:
     target_sha256: str | None
     dialect: Dialect = _MADE_HERE
     copies: Mapping[str, Tensor] = field(default_factory=dict)
+    unsettled: bool = False
 
     @property
     def parameters(self) -> int:
@@ -97,6 +99,7 @@ def load_drafter(spec: str, positions_per_specialist: int | None = None) -> Draf
             target_sha256,
             release.dialect,
             _copies(release),
+            release.unsettled,
         )
 
 
@@ -115,7 +118,7 @@ def save_drafter(folder: Path, drafter: Drafter, target_sha256: str | None, dtyp
 
 def pair(target: TargetConfig, drafter: Drafter) -> None:
     """Settle what a drafter leaves open by its target; raise CheckpointError where their sizes do not fit."""
-    config = drafter.config = drafter.config.beside(target)
+    drafter.settle(config := drafter.config.beside(target))
     facts = {
         "hidden_size": (config.read_size, target.hidden_size),
         "vocab_size": (config.vocab_size, target.vocab_size),

@@ -57,6 +57,13 @@ class Drafter(nn.Module):
             assert isinstance(layer, AnyLayer)
             yield layer
 
+    def settle(self, config: DrafterConfig) -> None:
+        """Take a configuration that differs in what a file left open: taps, and what is fed back."""
+        self.config = config
+        for layer in self.layers():
+            if isinstance(layer, TapsLayer):
+                layer.feed_back_normed = config.feed_back_normed
+
     def scale_embeddings(self, factor: float) -> None:
         """Read embeddings as if they had been multiplied by `factor`."""
         self.fusion.scale_embedding_rows(factor)

@@ -17,7 +17,7 @@ from poss_export.drafters.dialects import Dialect, Tensors, Values, count_layers
 from poss_export.drafters.facts import Facts, released_positions, sizes
 from poss_export.drafters.layout import EMBEDDINGS, HEAD, named_tensors
 from poss_export.drafters.model import Drafter
-from poss_export.drafters.taps_releases import read_taps_release
+from poss_export.drafters.taps_releases import is_unsettled, read_taps_release
 from poss_export.errors import CheckpointError, InputError
 from poss_export.targets.hf import FLOATS, read_rope
 
@@ -34,11 +34,13 @@ class Release:
     """A checkpoint of a supported dialect, its names and shapes checked.
 
     `tensors` holds all of `named_tensors`, and perhaps `d2t`, `t2d` and copies of the target's tables.
+    `unsettled` as `DrafterCheckpoint` says it.
     """
 
     dialect: Dialect
     config: DrafterConfig
     tensors: Tensors
+    unsettled: bool = False
 
 
 def read_release(
@@ -77,7 +79,8 @@ def read_release(
         config = _read_config(folder, dialect, values, tensors, positions_per_specialist)
     _check_positions(config.positions_per_specialist, positions_per_specialist, folder, dialect)
     _check_tensors(f"{folder} ({dialect.name})", config, tensors)
-    return Release(dialect, config, tensors)
+    unsettled = dialect.name in dialects.READ_TAPS and is_unsettled(dialect, config)
+    return Release(dialect, config, tensors, unsettled)
 
 
 def _read_config(

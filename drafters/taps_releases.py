@@ -76,6 +76,16 @@ def read_taps_release(
     return config, tensors
 
 
+def is_unsettled(dialect: Dialect, config: DrafterConfig) -> bool:
+    """Whether a release does not tell if what is fed back has passed the final norm.
+
+    EAGLE-3 feeds back the state before it, EAGLE-3.1, known by its norm for each tap, the one behind it; only
+    speculators says which. In one pass nothing is fed back.
+    """
+    told = dialect.name in _OF_SPECULATORS or config.drafting == "parallel"
+    return config.tap_norm == "each" and not told
+
+
 def _our_layer(match: re.Match[str]) -> str:
     return f"layers.{match[1] or '0.'}"
 

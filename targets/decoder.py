@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from poss_export.config import TargetConfig
+from poss_export.drafter_config import DrafterConfig
 from poss_export.targets.rope import rope_tables, rotate
 
 # attend(layer, query, key, value) -> mixed values, before the output projection.
@@ -144,7 +145,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def causal_attend(
-    config: TargetConfig, seq: int, dtype: torch.dtype, device: torch.device | None = None
+    config: TargetConfig | DrafterConfig, seq: int, dtype: torch.dtype, device: torch.device | None = None
 ) -> Attend:
     """Return an `Attend` over whole sequences from position 0, without caches."""
     cos, sin = (table.to(device, dtype) for table in rope_tables(config.rope, config.head_dim, seq))

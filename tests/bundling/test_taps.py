@@ -54,7 +54,7 @@ def test_a_bundle_of_taps(tiny_folder: Any, random_drafter: Any, tmp_path: Path)
             for only in (False, True)
         )
     assert ours.token_ids == plain.token_ids
-    places = {"target": str(tiny_folder("llama")), "drafter": str(tmp_path / "drafter")}
+    places: dict[str, Any] = {"target": str(tiny_folder("llama")), "drafter": str(tmp_path / "drafter")}
     prompts = as_prompts(["<5> <9>"])
     checks = verify(folder, prompts=prompts, max_new_tokens=8, draws=200, threads=1, **places)
     assert {check.name: check.detail for check in checks if not check.passed} == {}

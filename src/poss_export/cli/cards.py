@@ -64,6 +64,7 @@ def drafter_card(facts: "DrafterFacts") -> Table:
         "specialists": specialists if positions else "one for every draft position",
         "fusion": f"{config.fusion}; alignment {config.alignment}",
         "reads": _taps(config) if config.reads_taps else "",
+        "not told": "whether states are fed back normed; a build tries both" if facts.unsettled else "",
         "vocabulary": f"{config.draft_vocab_size:,} of {config.vocab_size:,} tokens can be drafted",
         "layers": f"{_count(config.num_layers, 'layer')}, hidden size {config.hidden_size:,}, "
         f"{config.num_heads} heads ({config.num_kv_heads} of keys)",
