@@ -130,17 +130,23 @@ class DrafterConfig:
     def beside(self, target: TargetConfig) -> "DrafterConfig":
         """Return what it is beside a target: the usual taps are layers 2, half and 3 before the end.
 
-        Raises CheckpointError where these are not three ascending layers.
+        Raises CheckpointError where the target lacks the layers.
         """
-        if self.taps or not self.reads_taps:
+        if not self.reads_taps:
             return self
-        try:
-            return replace(self, taps=(2, target.num_layers // 2, target.num_layers - 3))
-        except CheckpointError as error:
+        layers = target.num_layers
+        taps = self.taps or (2, layers // 2, layers - 3)
+        if not self.taps and not taps[0] < taps[1] < taps[2]:
             raise CheckpointError(
-                f"a target of {target.num_layers} layers lacks the usual taps, 2, half and 3 before the end, "
-                "which the drafter reads: state its taps"
-            ) from error
+                f"a target of {layers} layers lacks the usual taps, 2, half and 3 before the end, which the "
+                "drafter reads: state its taps"
+            )
+        if taps[-1] >= layers:
+            raise CheckpointError(
+                f"the drafter reads what enters layers {list(taps)}, the target has {layers} layers: this "
+                "drafter belongs to another target; train one for this target with `poss-export train`"
+            )
+        return replace(self, taps=taps)
 
     @property
     def longest_draft(self) -> int | None:
