@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from poss_export.acceptance import AcceptanceCurves
-from poss_export.config import DrafterConfig, TargetConfig
+from poss_export.config import TargetConfig
+from poss_export.drafter_config import DrafterConfig
 from poss_export.errors import InputError
 from poss_export.manifest import ACCEPTANCE, GRAPHS, MANIFEST, Manifest, read_manifest
 
@@ -50,6 +51,7 @@ class DrafterFacts:
     target_sha256: str | None
     parameters: int
     config: DrafterConfig
+    unsettled: bool  # as `DrafterCheckpoint` says it
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
@@ -118,6 +120,7 @@ def _drafter_facts(spec: str, positions_per_specialist: int | None) -> DrafterFa
         target_sha256=drafter.target_sha256,
         parameters=drafter.parameters,
         config=drafter.drafter.config,
+        unsettled=drafter.unsettled,
     )
 
 

@@ -115,7 +115,8 @@ def _export_graphs(folder: Path, plan: Plan, report: Report) -> tuple[EmbeddingT
     reference = make_reference(decoder, draft_round)
     _require_numbers(plan, reference)
     report(f"exporting {TARGET_GRAPH}")
-    embedding = export_target(decoder, folder / TARGET_GRAPH, **shape)
+    taps = () if draft_round is None else draft_round.config.taps
+    embedding = export_target(decoder, folder / TARGET_GRAPH, taps=taps, **shape)
     del decoder  # from here on the rows in the round are enough
     if draft_round is not None:
         levels = plan.tree.depth

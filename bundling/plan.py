@@ -9,10 +9,12 @@ from poss_export.bundling.quantise_request import QuantiseRequest
 from poss_export.calibration.record import check_record
 from poss_export.config import CacheForm, Precision, Scheme, TreeShape
 from poss_export.contract import draft_contract, target_contract
-from poss_export.drafters.checkpoint import DrafterCheckpoint, check_pair
+from poss_export.drafters.checkpoint import DrafterCheckpoint, pair
+from poss_export.drafters.readings import TOKENS, settle_feedback
 from poss_export.drafters.round import check_tree
 from poss_export.engine_spec import GraphName, Profile, draft_profiles, ladder_of, target_profiles
 from poss_export.errors import CheckpointError, InputError
+from poss_export.evaluation.held_out import HELD_OUT
 from poss_export.evaluation.text_quality import read_windows
 from poss_export.exporters.target import check_target
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER
@@ -142,7 +144,8 @@ class Plan:
         return found
 
     def _cache_bytes(self) -> dict[str, int]:
-        target = target_contract(self.target.config, self.precision)
+        taps = () if self.drafter is None else self.drafter.drafter.config.taps
+        target = target_contract(self.target.config, self.precision, taps)
         found = {"target": target.cache_bytes(self.capacity)}
         if self.drafter is not None:
             drafter = draft_contract(self.drafter.drafter.config, self.tree, self.precision)
@@ -188,7 +191,9 @@ def plan_build(
             options=("capacity",),
         )
     if drafter is not None:
-        check_pair(target.config, drafter.drafter.config)
+        pair(target.config, drafter.drafter)
+        if drafter.unsettled:
+            _settle(target, drafter)
         check_tree(drafter.drafter, tree)
     if engines is not None:
         _check_engines(engines, capacity, cache_form)
@@ -196,6 +201,14 @@ def plan_build(
         _check_quantise(quantise, target, drafter, cache_form)
         read_windows(target.text, capacity, quantise.text)
     return Plan(target, drafter, tree, capacity, precision, cache_form, engines, quantise)
+
+
+def _settle(target: Target, drafter: DrafterCheckpoint) -> None:
+    """Try both readings of a drafter on the first tokens of a text."""
+    import torch
+
+    ids = target.text.encode(HELD_OUT.read_text(encoding="utf-8"))
+    settle_feedback(target.load_decoder(), drafter.drafter, torch.tensor(ids[:TOKENS]))
 
 
 def _check_engines(request: EngineRequest, capacity: int, cache_form: CacheForm) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from poss_export.config import Precision, Scheme, TreeShape
+from poss_export.drafter_config import DrafterConfig
 from poss_export.drafters.checkpoint import DrafterCheckpoint
 from poss_export.engine_spec import GraphName, Profile
 from poss_export.quantisation.rounding import BYTES
@@ -12,11 +13,17 @@ from poss_export.targets.checkpoint import Target
 def draft_parameters(target: Target, checkpoint: DrafterCheckpoint, tree: TreeShape) -> int:
     """Return the weights in the draft graph: specialists that the tree uses, rows of the target's tables."""
     drafter, config = checkpoint.drafter, checkpoint.drafter.config
-    # Parallel drafting looks up no embedding: its graph holds the LM head's rows only.
-    one_table = target.config.tied_embeddings or config.drafting == "parallel"
-    tables = (1 if one_table else 2) * config.draft_vocab_size * config.hidden_size
-    unused = drafter.specialists[config.specialist(tree.depth) + 1 :]
-    return checkpoint.parameters - sum(weight.numel() for weight in unused.parameters()) + tables
+    # Parallel drafting looks up no embedding of what it drafted.
+    embeds = config.drafting == "tree" and not (config.own_embeddings or _is_tied(target, config))
+    tables = (embeds + (not config.own_head)) * config.draft_vocab_size * config.hidden_size
+    used = config.specialist(tree.depth) + 1
+    unused = set(drafter.specialists[used:].parameters()) - set(drafter.specialists[:used].parameters())
+    return checkpoint.parameters - sum(weight.numel() for weight in unused) + tables
+
+
+def _is_tied(target: Target, drafter: DrafterConfig) -> bool:
+    """Whether the draft graph reads one table as embeddings and as head."""
+    return target.config.tied_embeddings and not drafter.own_head
 
 
 def target_bytes(target: Target, precision: Precision, scheme: Scheme | None) -> int:
@@ -34,9 +41,10 @@ def draft_bytes(
 ) -> int:
     """Return the size of the weights of the draft graph, likewise."""
     config = checkpoint.drafter.config
-    table = config.draft_vocab_size * config.hidden_size if config.drafting == "tree" else 0
+    rows = config.draft_vocab_size if config.drafting == "tree" else 0
+    table = (config.vocab_size if config.own_embeddings else rows) * config.hidden_size
     parameters = draft_parameters(target, checkpoint, tree)
-    return _weight_bytes(parameters, table, target.config.tied_embeddings, precision, scheme)
+    return _weight_bytes(parameters, table, _is_tied(target, config), precision, scheme)
 
 
 def _weight_bytes(

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,20 @@ from typing import Any
 from poss_export.bundling.build import build_bundle
 from poss_export.bundling.plan import Plan, plan_build
 from poss_export.config import TreeShape
-from poss_export.contract import draft_contract
+from poss_export.contract import draft_contract, target_contract
 from poss_export.drafters.checkpoint import DrafterCheckpoint
 from poss_export.evaluation.answers import take_turns
 from poss_export.evaluation.metrics import decode_speed, pooled_tau, round_parts
 from poss_export.evaluation.parity import compare, require_parity
 from poss_export.exporters.drafter import export_drafter
 from poss_export.exporters.reference import make_reference, round_beside
+from poss_export.exporters.target import export_target
 from poss_export.machine import cores
-from poss_export.manifest import DRAFT_GRAPH
+from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH
 from poss_export.progress import silent
 from poss_export.reference import ROWS
 from poss_export.runtime.bundle import Bundle, open_bundle
-from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions
+from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, OrtTargetSession
 from poss_export.targets.checkpoint import Target
 
 _FORM: dict[str, Any] = {"precision": "fp32", "cache_form": "shared"}
@@ -53,6 +54,8 @@ def exported(target: Target, capacity: int) -> Iterator[Bundle]:
 def paired(bundle: Bundle, target: Target, drafter: DrafterCheckpoint, tree: TreeShape) -> Iterator[None]:
     """Put a drafter beside the `exported` target: its round is exported, and checked as a build does.
 
+    For a drafter that reads taps, a target that gives them takes the place of the other.
+
     Raises:
         CheckpointError, InputError, ParityError: as a build with this drafter and tree.
     """
@@ -60,22 +63,26 @@ def paired(bundle: Bundle, target: Target, drafter: DrafterCheckpoint, tree: Tre
     plan_pair(target, drafter, tree, capacity)  # refuses what does not fit
     decoder = target.load_decoder()
     draft_round = round_beside(decoder, drafter.drafter, tree)
-    reference = make_reference(decoder, draft_round)
-    del decoder  # the round has the rows that it needs
-    with tempfile.TemporaryDirectory() as folder:
-        graph = Path(folder) / DRAFT_GRAPH
-        export_drafter(draft_round, graph, capacity=capacity, **_FORM)
-        contract = draft_contract(drafter.drafter.config, tree, manifest.precision)
-        embeddings = manifest.target.embedding.open(bundle.folder)
-        options = OrtOptions(threads=cores())
-        session = OrtDraftSession(graph, contract, capacity, options, embeddings)
-        with session:
-            bundle.drafter = session
-            try:
-                require_parity(compare(bundle, reference), manifest.precision)
-                yield
-            finally:
-                bundle.drafter = None
+    reference, config = make_reference(decoder, draft_round), drafter.drafter.config
+    options, plain = OrtOptions(threads=cores()), bundle.target
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        if config.taps:
+            export_target(decoder, folder / TARGET_GRAPH, capacity=capacity, taps=config.taps, **_FORM)
+            contract = target_contract(target.config, manifest.precision, config.taps)
+            tapped = OrtTargetSession(folder / TARGET_GRAPH, contract, capacity, options)
+            bundle.target = stack.enter_context(tapped)
+        del decoder  # the round has the rows that it needs
+        try:
+            export_drafter(draft_round, folder / DRAFT_GRAPH, capacity=capacity, **_FORM)
+            contract = draft_contract(config, tree, manifest.precision)
+            embeddings = manifest.target.embedding.open(bundle.folder)
+            session = OrtDraftSession(folder / DRAFT_GRAPH, contract, capacity, options, embeddings)
+            bundle.drafter = stack.enter_context(session)
+            require_parity(compare(bundle, reference), manifest.precision)
+            yield
+        finally:
+            bundle.target, bundle.drafter = plain, None
 
 
 def measure_tree(

@@ -118,6 +118,7 @@ def _run_pytorch(
     decoder = opened.load_decoder()
     if checkpoint is None or manifest.drafter is None:
         return make_reference(decoder, None), [*checks, Check(check_name(SCORES), None, reason)]
+    checkpoint.drafter.settle(manifest.drafter.config)  # not all checkpoints tell all of it
     draft_round = round_beside(decoder, checkpoint.drafter, manifest.drafter.tree)
     return make_reference(decoder, draft_round), checks
 

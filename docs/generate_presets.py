@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from typing import get_args
 
-from poss_export.config import DrafterConfig
+from poss_export.drafter_config import DrafterConfig
 from poss_export.training.presets import PRESETS, Preset, Recipe, Stage, given
 
 HEAD = """\
 # Training presets
 
 What `poss-export train --preset NAME` trains, and how. Every value can be replaced on the command line
-(`cli.md`); what a value means is said in `src/poss_export/config.py` (`DrafterConfig`) and
+(`cli.md`); what a value means is said in `src/poss_export/drafter_config.py` (`DrafterConfig`) and
 `training/presets.py` (`Stage`). The last two presets are combinations that nobody has published. Generated
 by `make docs` from `training/presets.py`."""
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from poss_export.config import Alignment, DrafterConfig
+from poss_export.drafter_config import Alignment, DrafterConfig
 from poss_export.targets.decoder import MLP, RMSNorm
 
 

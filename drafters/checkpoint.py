@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poss_export.config import DrafterConfig, TargetConfig
+from poss_export.config import TargetConfig
 from poss_export.drafters.dialects import OURS, Dialect, recognise
-from poss_export.drafters.layout import named_tensors
+from poss_export.drafters.layout import EMBEDDINGS, HEAD, named_tensors
 from poss_export.drafters.model import Drafter
-from poss_export.drafters.releases import EMBEDDINGS, HEAD, Release, read_release
+from poss_export.drafters.releases import Release, read_release
 from poss_export.errors import CheckpointError, InputError, translated
 from poss_export.files import parse_json
 from poss_export.manifest import MANIFEST
@@ -41,7 +41,8 @@ class DrafterCheckpoint:
 
     `target_sha256` is that of the target it was trained for (None: not recorded). `copies`: tables
     `[vocab, hidden]` that the checkpoint copied from its target, by their names there, mapped from the file
-    and not in memory; `check_tables` compares them.
+    and not in memory; `check_tables` compares them. `unsettled`: its files do not say whether what it feeds
+    back has passed the final norm, which `settle_feedback` tries.
     """
 
     name: str
@@ -50,6 +51,7 @@ class DrafterCheckpoint:
     target_sha256: str | None
     dialect: Dialect = _MADE_HERE
     copies: Mapping[str, Tensor] = field(default_factory=dict)
+    unsettled: bool = False
 
     @property
     def parameters(self) -> int:
@@ -121,7 +123,8 @@ def load_drafter(spec: str, positions_per_specialist: int | None = None) -> Draf
             _fill(release),
             target_sha256,
             release.dialect,
-            {name: release.tensors[name] for name in (EMBEDDINGS, HEAD) if name in release.tensors},
+            _copies(release),
+            release.unsettled,
         )
 
 
@@ -138,10 +141,14 @@ def save_drafter(folder: Path, drafter: Drafter, target_sha256: str | None, dtyp
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def check_pair(target: TargetConfig, drafter: DrafterConfig) -> None:
-    """Raise CheckpointError where a drafter's sizes do not fit the target."""
-    for name in ("hidden_size", "vocab_size"):
-        mine, other = getattr(drafter, name), getattr(target, name)
+def pair(target: TargetConfig, drafter: Drafter) -> None:
+    """Settle what a drafter leaves open by its target; raise CheckpointError where their sizes do not fit."""
+    drafter.settle(config := drafter.config.beside(target))
+    facts = {
+        "hidden_size": (config.read_size, target.hidden_size),
+        "vocab_size": (config.vocab_size, target.vocab_size),
+    }
+    for name, (mine, other) in facts.items():
         if mine != other:
             raise CheckpointError(
                 f"the drafter's {name} is {mine}, the target's is {other}: this drafter belongs to another "
@@ -175,23 +182,32 @@ def _unequal(copy: Tensor, table: Tensor) -> list[int]:
     return rows
 
 
+def _copies(release: Release) -> dict[str, Tensor]:
+    """Return the tables of the target that a release has, and that are not the drafter's own."""
+    owned = {EMBEDDINGS: release.config.own_embeddings, HEAD: release.config.own_head}
+    return {name: release.tensors[name] for name, own in owned.items() if name in release.tensors and not own}
+
+
 @torch.no_grad()
 def _fill(release: Release) -> Drafter:
     """Return the drafter with float32 weights; the tensors are read here, one at a time."""
     drafter = Drafter(release.config)
     for name, slot in named_tensors(drafter):
         slot.copy_(release.tensors[name])
-    drafter.draft_ids.copy_(_draft_ids(release))
+    ids, order = _draft_ids(release)
+    drafter.draft_ids.copy_(ids)
+    if drafter.head is not None:
+        drafter.head.copy_(drafter.head[order])
     return drafter.eval().requires_grad_(False)
 
 
-def _draft_ids(release: Release) -> Tensor:
-    """Return the ascending target ids that can be proposed; `d2t` holds their distances from the draft ids.
+def _draft_ids(release: Release) -> tuple[Tensor, Tensor]:
+    """Return the ascending target ids that can be proposed, and the draft id of each in the file.
 
-    Their order does not matter: only rows of the target's tables are found by them.
+    `d2t` holds the distances of target ids from the draft ids.
     """
     vocab, size = release.config.vocab_size, release.config.draft_vocab_size
-    ids = (release.tensors.get("d2t", torch.tensor(0)) + torch.arange(size)).sort().values
+    ids, order = (release.tensors.get("d2t", torch.tensor(0)) + torch.arange(size)).sort()
     if int(ids[0]) < 0 or int(ids[-1]) >= vocab or bool((ids.diff() == 0).any()):
         raise CheckpointError(
             f"drafter tensor d2t maps {len(ids)} draft ids to {len(ids.unique())} target ids from "
@@ -201,7 +217,7 @@ def _draft_ids(release: Release) -> Tensor:
     t2d = release.tensors.get("t2d")
     if t2d is not None and not torch.equal(t2d.nonzero()[:, 0], ids):
         raise CheckpointError("drafter tensors d2t and t2d name other target ids; fetch the checkpoint again")
-    return ids
+    return ids, order
 
 
 def _open(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], tuple[Path, ...]]:

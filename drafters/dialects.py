@@ -22,8 +22,17 @@ FSPAD = "FSPAD"
 GRIFFIN = "GRIFFIN"
 POSS = "PosS"
 EAGLE = "EAGLE"
+EAGLE3 = "EAGLE-3"
+SPECULATORS_EAGLE3 = "speculators EAGLE-3"
+VLLM_EAGLE3 = "vLLM EAGLE-3"
+MODEL_OPTIMIZER = "Model-Optimizer EAGLE-3"
+POSS_E3 = "PosS-E3"
+P_EAGLE = "P-EAGLE"
+SPECULATORS_P_EAGLE = "speculators P-EAGLE"
+# They read inner layers of their target.
+READ_TAPS = {EAGLE3, SPECULATORS_EAGLE3, VLLM_EAGLE3, MODEL_OPTIMIZER, POSS_E3, P_EAGLE, SPECULATORS_P_EAGLE}
 
-_INNER_LAYERS = "it reads features of inner layers of the target, and a target graph gives the last one only"
+_BLOCKS = "it fills in blocks of tokens, which no round here does"
 _EXTRA_NORMS = (
     "embedding_layernorm.weight",
     "transformer.input_layernorm.weight",
@@ -71,6 +80,14 @@ def _speculators(values: Values, tensors: Tensors) -> str | None:
     return _states_speculators(values) if values.get("speculators_model_type") == "eagle" else None
 
 
+def _speculators_eagle3(values: Values, tensors: Tensors) -> str | None:
+    return _states_speculators(values) if values.get("speculators_model_type") == "eagle3" else None
+
+
+def _speculators_p_eagle(values: Values, tensors: Tensors) -> str | None:
+    return _states_speculators(values) if values.get("speculators_model_type") == "peagle" else None
+
+
 def _other_speculators(values: Values, tensors: Tensors) -> str | None:
     return _states_speculators(values) if "speculators_model_type" in values else None
 
@@ -84,10 +101,35 @@ def _vllm(values: Values, tensors: Tensors) -> str | None:
     return "config.json has model_type 'eagle' and a model inside" if nested else None
 
 
+def _vllm_eagle3(values: Values, tensors: Tensors) -> str | None:
+    norms = [name for name in tensors if name.endswith(".hidden_norm.weight")]
+    nested = _vllm(values, tensors)
+    return f"{nested}, and {_has(tensors, norms[0])}" if nested and norms else None
+
+
+def _eagle4(values: Values, tensors: Tensors) -> str | None:
+    return _architecture(values, "Eagle4")
+
+
+def _dspark(values: Values, tensors: Tensors) -> str | None:
+    return "config.json has markov_rank" if "markov_rank" in values else _architecture(values, "DSpark")
+
+
+def _domino(values: Values, tensors: Tensors) -> str | None:
+    inside = values.get("dflash_config") or {}
+    if "domino" in (values.get("projector_type"), inside.get("projector_type")):
+        return "config.json has projector_type 'domino'"
+    return _architecture(values, "Domino")
+
+
+def _jetspec(values: Values, tensors: Tensors) -> str | None:
+    return _architecture(values, "JetSpec")
+
+
 def _dflash(values: Values, tensors: Tensors) -> str | None:
-    if "dflash_config" in values:
+    if "dflash_config" in values and "mask_hidden" not in tensors:  # vLLM keeps P-EAGLE's mask token there
         return "config.json has dflash_config"
-    return _architecture(values, "DFlash", "DSpark", "Domino")
+    return _architecture(values, "DFlash")
 
 
 def _parallel(values: Values, tensors: Tensors) -> str | None:
@@ -183,20 +225,31 @@ _ROWS: tuple[tuple[str, Callable[[Values, Tensors], str | None], str | None], ..
     (OURS, _ours, None),
     ("speculators EAGLE with extra norms", _normed_speculators, "the drafters here have no such norms"),
     (SPECULATORS, _speculators, None),
+    (SPECULATORS_EAGLE3, _speculators_eagle3, None),
+    (SPECULATORS_P_EAGLE, _speculators_p_eagle, None),
     (
         "another speculators drafter",
         _other_speculators,
-        f"of speculators' types only 'eagle' is known; {_INNER_LAYERS}",
+        "of speculators' types 'eagle', 'eagle3' and 'peagle' are known",
     ),
+    (VLLM_EAGLE3, _vllm_eagle3, None),
     (VLLM, _vllm, None),
-    ("DFlash", _dflash, f"it fills in blocks of tokens in several passes; {_INNER_LAYERS}"),
+    (
+        "EAGLE-4",
+        _eagle4,
+        "the licence of its official weights bans competing offerings, so that nothing here was made for it",
+    ),
+    ("DSpark", _dspark, _BLOCKS),
+    ("Domino", _domino, _BLOCKS),
+    ("JetSpec", _jetspec, _BLOCKS),
+    ("DFlash", _dflash, _BLOCKS),
     (PARALLEL, _parallel, None),
-    ("P-EAGLE", _p_eagle, _INNER_LAYERS),
+    (P_EAGLE, _p_eagle, None),
     (FSPAD, _fspad, None),
     (GRIFFIN, _griffin, None),
-    ("PosS-E3", _poss_eagle3, _INNER_LAYERS),
-    ("Model-Optimizer EAGLE-3", _model_optimizer, _INNER_LAYERS),
-    ("EAGLE-3", _eagle3, _INNER_LAYERS),
+    (POSS_E3, _poss_eagle3, None),
+    (MODEL_OPTIMIZER, _model_optimizer, None),
+    (EAGLE3, _eagle3, None),
     (
         "EAGLE of several layers",
         _deep_eagle,

@@ -1,13 +1,14 @@
-"""Fusion: one vector per row from the embedding of token i+1 and feature i.
+"""Fusion: one row from the embedding of token i+1 and feature i.
 
-Every fusion begins with z = W [e ; f] (+ b), embedding first, no activation.
+Every fusion but EAGLE-3's begins with z = W [e ; f] (+ b), embedding first, no activation. A row that is
+drafted has a feature that the drafter fed back, in the place of what `project` makes of the target's.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from poss_export.config import DrafterConfig, Fusion
+from poss_export.drafter_config import DrafterConfig, Fusion
 from poss_export.targets.decoder import Linear, RMSNorm
 
 
@@ -18,6 +19,11 @@ class LinearFusion(nn.Module):
         """Allocate the `[2 * hidden, hidden]` matrix."""
         super().__init__()
         self.fc = Linear(2 * config.hidden_size, config.hidden_size, config.fusion_bias)
+        self.row_size = config.hidden_size
+
+    def project(self, features: Tensor) -> Tensor:
+        """Return the target's features `[..., hidden]`, which are like those that are fed back."""
+        return features
 
     def forward(self, embedding: Tensor, feature: Tensor) -> Tensor:
         """Map two `[..., hidden]` to one `[..., hidden]`."""
@@ -76,8 +82,43 @@ class GuidedFusion(LinearFusion):
         return fused  # N2 takes the scale out of e, so that only z has rows to scale
 
 
-FUSIONS: dict[Fusion, type[LinearFusion]] = {
+class TapsFusion(nn.Module):
+    """[e ; W N(taps)]: EAGLE-3's reading of inner layers (2503.01840), projected once, before all feedback.
+
+    The first layer norms the halves of a row, and projects them together.
+    """
+
+    def __init__(self, config: DrafterConfig) -> None:
+        """Allocate the `[taps * target_hidden, hidden]` matrix and its norms."""
+        super().__init__()
+        self.config = config
+        self.fc = Linear(config.feature_size, config.hidden_size)
+        self.row_size = 2 * config.hidden_size
+        normed = {"none": 0, "joint": 1, "each": config.num_taps}[config.tap_norm]
+        sizes = [config.feature_size // normed] * normed if normed else []
+        self.norms = nn.ModuleList(RMSNorm(size, config.rms_norm_eps) for size in sizes)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Map what the target gives for each row, `[..., taps * target_hidden]`, to `[..., hidden]`."""
+        if len(self.norms):
+            parts = zip(self.norms, features.chunk(len(self.norms), dim=-1), strict=True)
+            features = torch.cat([norm(part) for norm, part in parts], dim=-1)
+        projected: Tensor = self.fc(features)
+        return projected
+
+    def forward(self, embedding: Tensor, feature: Tensor) -> Tensor:
+        """Map two `[..., hidden]` to one `[..., 2 * hidden]`."""
+        return torch.cat((embedding, feature), dim=-1)
+
+    def scale_embedding_rows(self, factor: float) -> None:
+        """Do nothing: the first layer's norm takes the scale out of embeddings."""
+
+
+AnyFusion = LinearFusion | TapsFusion
+
+FUSIONS: dict[Fusion, type[LinearFusion] | type[TapsFusion]] = {
     "linear": LinearFusion,
     "gated": GatedFusion,
     "guided": GuidedFusion,
+    "taps": TapsFusion,
 }

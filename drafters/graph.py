@@ -27,12 +27,13 @@ class DraftGraph(nn.Module):
         tree = draft_round.tree
         positions = max(capacity + tree.depth, tree.depth * tree.top_k)
         tables = rope_tables(config.rope, config.head_dim, positions)
-        self.cos, self.sin = (nn.Buffer(table.to(draft_round.key_value.dtype)) for table in tables)
+        self.cos, self.sin = (nn.Buffer(table.to(draft_round.head_rows.dtype)) for table in tables)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Map the contract's inputs to its outputs, each in the contract's order."""
-        embeddings, features, row_count, past_length, *past = inputs
+        tokens, features, row_count, past_length, *past = inputs
         caches = DraftCaches(self.cache_form, past, past_length, row_count, (self.cos, self.sin))
+        embeddings = self.drafting.embed(tokens)
         return *self.drafting(embeddings, features, row_count, caches), *caches.present
 
 

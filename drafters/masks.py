@@ -7,8 +7,8 @@ leaves open what feature a mask row reads; the choices here are ours (docs/decis
 import torch
 from torch import Tensor, nn
 
-from poss_export.config import DrafterConfig
-from poss_export.drafters.fusion import LinearFusion
+from poss_export.drafter_config import DrafterConfig
+from poss_export.drafters.fusion import AnyFusion
 
 
 class Masks(nn.Module):
@@ -22,15 +22,16 @@ class Masks(nn.Module):
         self.embeddings = nn.Parameter(torch.empty(count, config.hidden_size))
         self.feature = None
         if config.mask_feature == "learned":
-            self.feature = nn.Parameter(torch.empty(config.hidden_size))
+            self.feature = nn.Parameter(torch.empty(config.feature_size))
 
-    def row(self, index: int, last_feature: Tensor, fusion: LinearFusion) -> Tensor:
-        """Return the fused row of mask `index`, shaped as `last_feature`.
+    def row(self, index: int, last_feature: Tensor, fusion: AnyFusion) -> Tensor:
+        """Return the fused row of mask `index`, `[..., row_size]`.
 
-        last_feature: `[..., hidden]`, the target's, of the last row before the masks; only
+        last_feature: `[..., feature_size]`, the target's, of the last row before the masks; only
         `mask_feature` "repeat_last" reads it.
         """
-        embedding = self.embeddings[0 if self.config.shared_mask else index - 1].expand_as(last_feature)
+        embedding = self.embeddings[0 if self.config.shared_mask else index - 1]
+        embedding = embedding.expand(*last_feature.shape[:-1], -1)
         if self.config.mask_feature == "none":
             return embedding
         feature = last_feature
@@ -38,7 +39,7 @@ class Masks(nn.Module):
             feature = torch.zeros_like(last_feature)
         elif self.feature is not None:
             feature = self.feature.expand_as(last_feature)
-        fused: Tensor = fusion(embedding, feature)
+        fused: Tensor = fusion(embedding, fusion.project(feature))
         return fused
 
     @torch.no_grad()

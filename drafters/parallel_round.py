@@ -2,12 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from poss_export.config import TreeShape
 from poss_export.drafters.model import Drafter
 from poss_export.drafters.round import DraftRound, RoundCaches, largest, take
-from poss_export.drafters.specialist import Specialist
+from poss_export.drafters.specialist import AnyLayer
 
 
 class ParallelRound(DraftRound):
@@ -18,7 +17,7 @@ class ParallelRound(DraftRound):
     has the same children: a node is a tuple of ranks, its score the sum of their log-probabilities, and
     the tree is the set of the best tuples.
 
-    `constant_rows` `[1, depth - 1, H]` are the fused mask rows where they depend on nothing.
+    `constant_rows` `[1, depth - 1, row_size]` are the fused mask rows where they depend on nothing.
     """
 
     constant_rows: Tensor | None
@@ -30,11 +29,11 @@ class ParallelRound(DraftRound):
             beams.append(min(beams[-1] * tree.top_k, tree.nodes))
         super().__init__(drafter, tree, head_rows, beams)
         assert drafter.masks is not None
-        self.shared_layers, self.masks = drafter.shared_layers, drafter.masks
+        self.masks = drafter.masks
         count = tree.depth - 1
         constant = None
         if drafter.config.mask_feature != "repeat_last":
-            constant = self._mask_rows(torch.zeros(1, drafter.config.hidden_size)).detach()
+            constant = self._mask_rows(torch.zeros(1, drafter.config.feature_size)).detach()
         self.register_buffer("constant_rows", constant)
         # Mask row d sees mask rows 1 .. d, the last real row none.
         hidden = torch.ones(count + 1, count, dtype=torch.bool).triu()
@@ -45,12 +44,12 @@ class ParallelRound(DraftRound):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Implement `DraftRound.forward`."""
         last = row_count[:, None] - 1
-        real = self.fusion(embeddings, features)
+        real = self.fusion(embeddings, self.fusion.project(features))
         if self.constant_rows is None:
             masks = self._mask_rows(take(features, last)[:, 0])
         else:
             masks = self.constant_rows.expand(row_count.shape[0], -1, -1)
-        real, masks = self._pass_shared_layers(real, masks, caches)
+        real, masks = self._pass_shared_layers(real, masks, self.order[1:], caches)
         first = len(self.shared_layers)
         caches.append(first, self._key_value(real))
 
@@ -60,7 +59,7 @@ class ParallelRound(DraftRound):
         predicted = []
         for s, module in enumerate(self.specialists):
             specialist, mine = module, self._rows_of(s)
-            assert isinstance(specialist, Specialist)
+            assert isinstance(specialist, AnyLayer)
             drafted = None
             if mine.stop > 1:
                 seen = slice(1, mine.stop)  # mask rows up to its last
@@ -70,29 +69,9 @@ class ParallelRound(DraftRound):
         return self._best_tuples(*self._likeliest(torch.cat(predicted, dim=1)))
 
     def _mask_rows(self, last_feature: Tensor) -> Tensor:
-        """Return fused mask rows `[B, depth - 1, H]` behind a last row with features `[B, H]`."""
+        """Return fused mask rows `[B, depth - 1, row_size]` behind a last row with features `[B, ...]`."""
         rows = [self.masks.row(i, last_feature, self.fusion) for i in range(1, self.tree.depth)]
-        return torch.stack(rows, dim=1) if rows else last_feature[:, None][:, :0]
-
-    def _pass_shared_layers(self, real: Tensor, masks: Tensor, caches: RoundCaches) -> tuple[Tensor, Tensor]:
-        """Return both kinds of rows after the layers that come before the specialists."""
-        if not len(self.shared_layers):
-            return real, masks
-        count = real.shape[1]
-        new = caches.past_length[:, None] + torch.arange(count)
-        after = caches.length[:, None] + torch.arange(masks.shape[1])
-        positions = torch.cat((new, after), dim=1)
-        seen = torch.cat((new + 1, caches.length[:, None].expand_as(after)), dim=1)
-        # Real rows see no mask row.
-        bias = F.pad(self.order[1:], (0, 0, count, 0), value=float("-inf")).expand(real.shape[0], -1, -1)
-        x = torch.cat((real, masks), dim=1)
-        for index, layer in enumerate(self.shared_layers):
-            assert isinstance(layer, Specialist)
-            key_value = layer.kv(x)
-            caches.append(index, key_value[:, :count])
-            drafted = (key_value[:, count:], after, bias) if masks.shape[1] else None
-            x, _ = layer.finish(x, caches.attend(index, layer.q(x), positions, drafted, seen))
-        return x[:, :count], x[:, count:]
+        return torch.stack(rows, dim=1) if rows else torch.zeros(len(last_feature), 0, self.fusion.row_size)
 
     def _rows_of(self, specialist: int) -> slice:
         """Return which of the rows (last real, masks) a specialist drafts from."""

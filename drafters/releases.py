@@ -11,32 +11,21 @@ from typing import Any
 
 import torch
 
-from poss_export.config import DrafterConfig, Fusion
+from poss_export.drafter_config import DrafterConfig, Fusion
 from poss_export.drafters import dialects
 from poss_export.drafters.dialects import Dialect, Tensors, Values, count_layers, recognise
-from poss_export.drafters.layout import named_tensors
+from poss_export.drafters.facts import Facts, released_positions, sizes
+from poss_export.drafters.layout import EMBEDDINGS, HEAD, named_tensors
 from poss_export.drafters.model import Drafter
+from poss_export.drafters.taps_releases import is_unsettled, read_taps_release
 from poss_export.errors import CheckpointError, InputError
-from poss_export.targets.hf import FLOATS, published_name, read_rope
-
-# By the name of a public PosS release: positions of each specialist, which its files do not state, and
-# how many specialists it has. From the authors' evaluation scripts.
-POSS_RELEASES = {
-    "PosS1-Llama3-8B-Instruct": (1, 7),
-    "PosS2-Llama3-8B-Instruct": (2, 4),
-    "PosS3-Llama3-8B-Instruct": (3, 4),
-    "PosS1-Llama2-13B-Chat": (1, 6),
-    "PosS2-Llama2-13B-Chat": (2, 3),
-    "PosS3-Llama2-13B-Chat": (3, 2),
-}
-# Tables of the target that a checkpoint may hold a copy of.
-EMBEDDINGS, HEAD = "embed_tokens.weight", "lm_head.weight"
+from poss_export.targets.hf import FLOATS, read_rope
 
 _SETTINGS = {
     dialects.SPECULATORS: "transformer_layer_config",
     dialects.VLLM: "model",
 }  # where they are nested
-_RENAMED = {"fusion_fc.": "fc.", "transformer.": "layers.0."}  # of speculators
+_RENAMED = {"fusion_fc.": "fc.", "transformer.": "layers.0."}  # of speculators EAGLE
 _FUSIONS: dict[str, Fusion] = {dialects.FSPAD: "gated", dialects.GRIFFIN: "guided"}
 
 
@@ -45,11 +34,13 @@ class Release:
     """A checkpoint of a supported dialect, its names and shapes checked.
 
     `tensors` holds all of `named_tensors`, and perhaps `d2t`, `t2d` and copies of the target's tables.
+    `unsettled` as `DrafterCheckpoint` says it.
     """
 
     dialect: Dialect
     config: DrafterConfig
     tensors: Tensors
+    unsettled: bool = False
 
 
 def read_release(
@@ -82,32 +73,14 @@ def read_release(
         tensors = {_renamed(name): tensor for name, tensor in tensors.items()}
     if dialect.name == dialects.OURS:
         config = DrafterConfig.from_dict(dict(values))
+    elif dialect.name in dialects.READ_TAPS:
+        config, tensors = read_taps_release(folder, dialect, values, tensors, positions_per_specialist)
     else:
         config = _read_config(folder, dialect, values, tensors, positions_per_specialist)
     _check_positions(config.positions_per_specialist, positions_per_specialist, folder, dialect)
     _check_tensors(f"{folder} ({dialect.name})", config, tensors)
-    return Release(dialect, config, tensors)
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """Llama's fields of a config.json; what is null is missing."""
-
-    path: Path
-    values: Values
-
-    def get(self, name: str, default: Any = None) -> Any:
-        value = self.values.get(name)
-        value = default if value is None else value
-        if value is None:
-            raise CheckpointError(f"{self.path}: {name!r} is missing; fetch the checkpoint again")
-        return value
-
-    def size(self, name: str, default: int | None = None) -> int:
-        value = self.get(name, default)
-        if not isinstance(value, int) or value < 1:
-            raise CheckpointError(f"{self.path}: {name!r} is {value!r}; expected a whole number above 0")
-        return value
+    unsettled = dialect.name in dialects.READ_TAPS and is_unsettled(dialect, config)
+    return Release(dialect, config, tensors, unsettled)
 
 
 def _read_config(
@@ -115,13 +88,13 @@ def _read_config(
 ) -> DrafterConfig:
     """Return the facts of a public release."""
     nested = _SETTINGS.get(dialect.name)
-    facts = _Facts(folder / "config.json", values if nested is None else values.get(nested, {}))
+    facts = Facts(folder / "config.json", values if nested is None else values.get(nested, {}))
     if (activation := facts.get("hidden_act", "silu")) != "silu":
         raise CheckpointError(f"{facts.path}: hidden_act is {activation!r}; this version knows 'silu' only")
     fusion = _FUSIONS.get(dialect.name, "linear")
     vocab = facts.size("vocab_size")
     return DrafterConfig(
-        **_sizes(facts, tensors, "fc.weight" if fusion == "linear" else "fc.fc.weight"),
+        **sizes(facts, tensors, "fc.weight" if fusion == "linear" else "fc.fc.weight"),
         rms_norm_eps=facts.get("rms_norm_eps", 1e-6),  # what Llama's configuration means by leaving it out
         vocab_size=vocab,
         draft_vocab_size=tensors["d2t"].numel() if "d2t" in tensors else vocab,
@@ -134,48 +107,17 @@ def _read_config(
     )
 
 
-def _sizes(facts: _Facts, tensors: Tensors, fc: str) -> dict[str, Any]:
-    """Return what the configuration says of sizes, or for widths how many rows a matrix has."""
-
-    def rows(name: str, fact: str) -> int:
-        return tensors[name].shape[0] if name in tensors and tensors[name].dim() else facts.size(fact)
-
-    hidden, heads = rows(fc, "hidden_size"), facts.size("num_attention_heads")
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": rows("layers.0.mlp.gate_proj.weight", "intermediate_size"),
-        "num_heads": heads,
-        "num_kv_heads": facts.size("num_key_value_heads", heads),
-        "head_dim": facts.size("head_dim", hidden // heads),
-    }
-
-
 def _parts(
-    folder: Path, dialect: Dialect, facts: _Facts, layers: int, positions: int | None
+    folder: Path, dialect: Dialect, facts: Facts, layers: int, positions: int | None
 ) -> dict[str, Any]:
     """Return what layers are in this dialect: specialists, or all for one row, or one alone."""
     if dialect.name == dialects.POSS:
-        positions = positions or _released_positions(folder, layers)
+        positions = positions or released_positions(folder, layers)
         return {"num_specialists": layers, "positions_per_specialist": positions}
     if dialect.name == dialects.PARALLEL:
         choices = {name: facts.get(name) for name in ("shared_mask", "mask_feature")}
         return {"drafting": "parallel", "num_layers": layers, "num_masks": facts.size("num_masks"), **choices}
     return {}
-
-
-def _released_positions(folder: Path, specialists: int) -> int:
-    """Return the positions of each specialist of a public PosS release, by the name it was published as."""
-    name = published_name(folder)
-    positions, expected = POSS_RELEASES.get(name, (None, None))
-    if positions is None or specialists != expected:
-        known = "no public release" if positions is None else f"a release of {expected} specialists"
-        raise InputError(
-            f"drafter {name!r} is PosS with {specialists} specialists, its files do not say how many draft "
-            f"positions each one serves, and that is the name of {known}: state it, "
-            "as 3 for PosS-3",
-            options=("positions_per_specialist",),
-        )
-    return positions
 
 
 def _check_positions(stated: int | None, given: int | None, folder: Path, dialect: Dialect) -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from poss_export.config import TreeShape
 from poss_export.drafters.model import Drafter
+from poss_export.drafters.specialist import AnyLayer, Specialist, TapsLayer
 from poss_export.errors import InputError
 
 
@@ -67,13 +68,14 @@ class DraftRound(nn.Module, ABC):
         super().__init__()
         check_tree(drafter, tree)
         self.config, self.tree = drafter.config, tree
-        self.fusion = drafter.fusion
+        self.fusion, self.shared_layers = drafter.fusion, drafter.shared_layers
         self.specialists = nn.ModuleList(drafter.specialists[: drafter.config.specialist(tree.depth) + 1])
         # Prefix rows need every specialist's key and value: one matmul, then one rotation of all keys.
-        used = dict.fromkeys(drafter.specialist(position).kv for position in range(1, tree.depth + 1))
-        self.key_value = nn.Buffer(_stacked([kv.weight for kv in used]))
+        used = [layer.kv for layer in self.specialists if isinstance(layer, Specialist)]
+        self.key_value = nn.Buffer(_stacked([kv.weight for kv in used])) if used else None
         biases = [kv.bias for kv in used if kv.bias is not None]
         self.key_value_bias = nn.Buffer(_stacked(biases)) if biases else None
+        self.embeddings = drafter.embeddings
         self.head_rows = nn.Parameter(head_rows, requires_grad=False)
         self.draft_ids = nn.Buffer(drafter.draft_ids)
         # Candidate c comes from slot c // k: slot 0 is the root, behind it lie the beams of each level. A
@@ -92,7 +94,7 @@ class DraftRound(nn.Module, ABC):
 
         Args:
             embeddings: `[B, R, H]`, of the token that follows each new row.
-            features: `[B, R, H]`, the target's, of the new rows.
+            features: `[B, R, feature_size]`, the target's, of the new rows.
             row_count: int64 `[B]`, rows that are not padding.
             caches: of the rows before these; the new rows are appended.
 
@@ -101,8 +103,40 @@ class DraftRound(nn.Module, ABC):
             each `[B, nodes]`: column i is node i + 1, and parents come before their children.
         """
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return embeddings `[B, R, H]` of the first input of the draft graph: embeddings, or ids."""
+        return tokens if self.embeddings is None else F.embedding(tokens, self.embeddings)
+
+    def _pass_shared_layers(
+        self, real: Tensor, masks: Tensor, order: Tensor, caches: RoundCaches
+    ) -> tuple[Tensor, Tensor]:
+        """Return new rows, and mask rows behind them, after the layers that come before the specialists.
+
+        order: `[1, masks, masks]`, a bias: which mask rows see which; no row of the prefix sees one.
+        """
+        if not len(self.shared_layers):
+            return real, masks
+        count = real.shape[1]
+        new = caches.past_length[:, None] + torch.arange(count)
+        after = caches.length[:, None] + torch.arange(masks.shape[1])
+        positions = torch.cat((new, after), dim=1)
+        seen = torch.cat((new + 1, caches.length[:, None].expand_as(after)), dim=1)
+        bias = F.pad(order, (0, 0, count, 0), value=float("-inf")).expand(real.shape[0], -1, -1)
+        x = torch.cat((real, masks), dim=1)
+        for index, layer in enumerate(self.shared_layers):
+            assert isinstance(layer, AnyLayer)
+            key_value = layer.kv(x)
+            caches.append(index, key_value[:, :count])
+            drafted = (key_value[:, count:], after, bias) if masks.shape[1] else None
+            x, _ = layer.finish(x, caches.attend(index, layer.q(x), positions, drafted, seen))
+        return x[:, :count], x[:, count:]
+
     def _key_value(self, prefix: Tensor) -> Tensor:
-        """Return what `RoundCaches.append` takes, of all used specialists, of rows `[B, R, H]`."""
+        """Return what `RoundCaches.append` takes, of all used specialists, of rows `[B, R, row_size]`."""
+        if self.key_value is None:  # specialists share a cache, in which the first one writes the prefix
+            first = self.specialists[0]
+            assert isinstance(first, TapsLayer)
+            return first.kv(prefix)
         key_value = prefix @ self.key_value
         return key_value if self.key_value_bias is None else key_value + self.key_value_bias
 

@@ -26,18 +26,25 @@ def make_reference(decoder: Decoder, draft_round: DraftRound | None) -> Referenc
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(decoder.config.vocab_size, (2, PREFIX + BRANCH), generator=generator)
     ids[1, :PREFIX] = ids[0, :PREFIX]
-    features = decoder.hidden(ids, causal_attend(decoder.config, ids.shape[1], torch.float32))
-    logits = decoder.head(features)
+    attend = causal_attend(decoder.config, ids.shape[1], torch.float32)
+    taps = () if draft_round is None else draft_round.config.taps
+    hidden, features = decoder.hidden_and_read(ids, attend, taps)
+    logits = decoder.head(hidden)
     trees: tuple[tuple[Nodes, Nodes, Nodes], ...] = ()
     if draft_round is not None:
-        trees = _draw_trees(draft_round, decoder.embed_tokens[ids[:1]], features[:1])
+        own = draft_round.config.own_embeddings
+        trees = _draw_trees(draft_round, ids[:1] if own else decoder.embed_tokens[ids[:1]], features[:1])
     return Reference(ids.numpy(), features.numpy(), logits.numpy(), trees)
 
 
 def _draw_trees(
-    draft_round: DraftRound, embeddings: Tensor, features: Tensor
+    draft_round: DraftRound, tokens: Tensor, features: Tensor
 ) -> tuple[tuple[Nodes, Nodes, Nodes], ...]:
-    """Return the trees behind the rows of each call; embeddings and features: `[1, tokens, hidden]`."""
+    """Return the trees behind the rows of each call.
+
+    tokens: ids `[1, tokens]`, or embeddings `[1, tokens, hidden]`, as the graph reads them; features: `[1,
+    tokens, feature_size]`.
+    """
     config, capacity = draft_round.config, features.shape[1]
     graph = DraftGraph(draft_round, "static", capacity)
     shape = (1, config.num_kv_heads, capacity, config.head_dim)
@@ -46,8 +53,7 @@ def _draw_trees(
     for rows in DRAFTED:
         following = slice(rows.start + 1, rows.stop + 1)
         counts = torch.tensor([rows.stop - rows.start]), torch.tensor([rows.start])
-        tokens, parents, scores, *caches = graph(
-            embeddings[:, following], features[:, rows], *counts, *caches
-        )
-        trees.append((tokens[0].numpy(), parents[0].numpy(), scores[0].numpy()))
+        results = graph(tokens[:, following], features[:, rows], *counts, *caches)
+        nodes, parents, scores, *caches = results
+        trees.append((nodes[0].numpy(), parents[0].numpy(), scores[0].numpy()))
     return tuple(trees)

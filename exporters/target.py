@@ -21,10 +21,12 @@ from poss_export.targets.weights import assign
 class TargetGraph(nn.Module):
     """What the target graph computes; it runs in PyTorch as it does in the graph."""
 
-    def __init__(self, decoder: Decoder, cache_form: CacheForm, capacity: int) -> None:
+    def __init__(
+        self, decoder: Decoder, cache_form: CacheForm, capacity: int, taps: tuple[int, ...] = ()
+    ) -> None:
         """Wrap `decoder` in caches; rotary tables reach as far as they do."""
         super().__init__()
-        self.decoder, self.cache_form = decoder, cache_form
+        self.decoder, self.cache_form, self.taps = decoder, cache_form, taps
         # What fills up a call may stand behind the capacity: nobody reads it, but the operator counts it.
         rows = capacity + (WIDEST - 1 if cache_form == "shared" else 0)
         tables = rope_tables(decoder.config.rope, decoder.config.head_dim, rows)
@@ -35,14 +37,14 @@ class TargetGraph(nn.Module):
         input_ids, position_ids, tree_mask, past_length, logits_rows, *past = inputs
         form = CACHE_FORMS[self.cache_form]
         caches = form(past, past_length, position_ids, tree_mask, (self.cos, self.sin))
-        features = self.decoder.hidden(input_ids, caches.attend)
+        features, read = self.decoder.hidden_and_read(input_ids, caches.attend, self.taps)
         rows = logits_rows[..., None].expand(-1, -1, features.shape[-1])
         picked = features.gather(1, rows)
         if self.cache_form == "static":
             logits = self.decoder.head(picked)
-            return logits, logits.argmax(-1), features, *caches.present
+            return logits, logits.argmax(-1), read, *caches.present
         logits = multiply_by_table(picked, self.decoder.lm_head)
-        return logits, likeliest(logits), features, *caches.present
+        return logits, likeliest(logits), read, *caches.present
 
 
 def check_target(config: TargetConfig, cache_form: CacheForm, capacity: int, precision: Precision) -> None:
@@ -67,7 +69,13 @@ def check_target(config: TargetConfig, cache_form: CacheForm, capacity: int, pre
 
 
 def export_target(
-    decoder: Decoder, path: Path, *, cache_form: CacheForm, precision: Precision, capacity: int
+    decoder: Decoder,
+    path: Path,
+    *,
+    cache_form: CacheForm,
+    precision: Precision,
+    capacity: int,
+    taps: tuple[int, ...] = (),
 ) -> EmbeddingTable:
     """Write the target graph to `path` and its weights to `path` + ".data".
 
@@ -77,6 +85,7 @@ def export_target(
         cache_form: "shared" (ONNX Runtime CPU) or "static" (standard operators).
         precision: type of weights, caches, features and logits.
         capacity: tokens a cache can hold; static dimension of the "static" form.
+        taps: layers whose incoming residual streams the graph gives in place of features.
 
     Returns:
         Where in the weights' file the embedding table lies.
@@ -86,8 +95,8 @@ def export_target(
     """
     config = decoder.config
     check_target(config, cache_form, capacity, precision)
-    contract = target_contract(config, precision)
-    graph = TargetGraph(_in_precision(decoder, precision), cache_form, capacity)
+    contract = target_contract(config, precision, taps)
+    graph = TargetGraph(_in_precision(decoder, precision), cache_form, capacity, taps)
     export_graph(graph, contract, path, {"capacity": capacity} if cache_form == "static" else {})
     return find_embedding(path)
 

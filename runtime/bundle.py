@@ -227,10 +227,11 @@ class Bundle:
 
 def contracts_of(manifest: Manifest) -> dict[GraphName, GraphContract]:
     """Return the contract of every graph in a bundle."""
+    taps = () if (drafter := manifest.drafter) is None else drafter.config.taps
     contracts: dict[GraphName, GraphContract] = {
-        "target": target_contract(manifest.target.config, manifest.precision)
+        "target": target_contract(manifest.target.config, manifest.precision, taps)
     }
-    if (drafter := manifest.drafter) is not None:
+    if drafter is not None:
         contracts["draft"] = draft_contract(drafter.config, drafter.tree, manifest.precision)
     return contracts
 
@@ -298,7 +299,7 @@ def _check_fit(manifest: Manifest) -> None:
     ]
     if manifest.drafter is not None:
         drafter = manifest.drafter.config
-        facts.append(("drafter hidden size", drafter.hidden_size, config.hidden_size))
+        facts.append(("drafter hidden size", drafter.read_size, config.hidden_size))
         facts.append(("drafter vocabulary", drafter.vocab_size, config.vocab_size))
     for name, have, want in facts:
         if have != want:

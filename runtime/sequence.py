@@ -51,7 +51,7 @@ class Sequence:
         """Return t and f, which the drafter reads now.
 
         t: int64 [rows], the tokens after the rows that it has not read; the last is the root. f: [rows,
-        hidden], the target's features of those rows.
+        feature_size], the target's features of those rows.
         """
         t, f = (np.concatenate(parts) for parts in zip(*self._unread, strict=True))
         self._unread.clear()

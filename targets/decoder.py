@@ -5,13 +5,14 @@ The decoder knows nothing of caches. Each layer hands its projected query, key a
 (`exporters`), a plain causal pass or an in-place cache (`training`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from poss_export.config import TargetConfig
+from poss_export.drafter_config import DrafterConfig
 from poss_export.targets.rope import rope_tables, rotate
 
 # attend(layer, query, key, value) -> mixed values, before the output projection.
@@ -108,11 +109,23 @@ class Decoder(nn.Module):
 
     def hidden(self, input_ids: Tensor, attend: Attend) -> Tensor:
         """Return features `[batch, seq, hidden]`, the last hidden state after the final norm."""
-        x = F.embedding(input_ids, self.embed_tokens)
+        return self.hidden_and_read(input_ids, attend)[0]
+
+    def hidden_and_read(
+        self, input_ids: Tensor, attend: Attend, taps: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Return features, and what a drafter reads of each row.
+
+        With `taps`, ascending, these are the residual streams that enter those layers, joined: `[batch, seq,
+        taps * hidden]`; without, the features.
+        """
+        x, tapped = F.embedding(input_ids, self.embed_tokens), list[Tensor]()
         for index, layer in enumerate(self.layers):
+            if index in taps:
+                tapped.append(x)
             x = layer(x, index, attend)
         normed: Tensor = self.norm(x)
-        return normed
+        return normed, torch.cat(tapped, dim=-1) if tapped else normed
 
     def head(self, features: Tensor) -> Tensor:
         """Return logits `[batch, rows, vocab]` of features `[batch, rows, hidden]`."""
@@ -132,7 +145,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def causal_attend(
-    config: TargetConfig, seq: int, dtype: torch.dtype, device: torch.device | None = None
+    config: TargetConfig | DrafterConfig, seq: int, dtype: torch.dtype, device: torch.device | None = None
 ) -> Attend:
     """Return an `Attend` over whole sequences from position 0, without caches."""
     cos, sin = (table.to(device, dtype) for table in rope_tables(config.rope, config.head_dim, seq))

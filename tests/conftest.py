@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig, TreeShape
+from poss_export.config import CacheForm, Precision, TargetConfig, TreeShape
+from poss_export.drafter_config import DrafterConfig
 
 # PyTorch reads it when it is first imported: tiny models are fastest on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -99,16 +100,22 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 def target_graph(
     tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """Return target_graph(name, cache_form, precision="fp32"): an exported tiny target of capacity 48."""
+    """Return target_graph(name, cache_form, precision="fp32", taps=()): an exported tiny target.
+
+    Its capacity is 48.
+    """
 
     @cache
-    def export(name: str, cache_form: CacheForm, precision: Precision = "fp32") -> Path:
+    def export(
+        name: str, cache_form: CacheForm, precision: Precision = "fp32", taps: tuple[int, ...] = ()
+    ) -> Path:
         from poss_export.exporters.target import export_target
         from poss_export.targets.checkpoint import open_target
 
         path = tmp_path_factory.mktemp(f"{name}-{cache_form}-{precision}") / "target.onnx"
         decoder = open_target(str(tiny_folder(name))).load_decoder()
-        export_target(decoder, path, cache_form=cache_form, precision=precision, capacity=CAPACITY)
+        shape: Any = {"cache_form": cache_form, "precision": precision, "capacity": CAPACITY}
+        export_target(decoder, path, taps=taps, **shape)
         return path
 
     return export

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from poss_export import manifest as m
-from poss_export.config import DrafterConfig, RopeConfig, TargetConfig, TreeShape
+from poss_export.config import RopeConfig, TargetConfig, TreeShape
+from poss_export.drafter_config import DrafterConfig
 from poss_export.errors import BundleError, InputError
 from poss_export.exactness import FLOATING, Exactness
 from poss_export.text import TextConfig

@@ -21,8 +21,8 @@ TOP_TARGETS = 64  # of the target's next-token distribution; they keep about 98 
 class TargetView:
     """Per token i of the dialogues, in their order.
 
-    features: bfloat16 `[tokens, hidden]`; top_ids: int32 `[tokens, TOP_TARGETS]`, the likeliest next
-    tokens; top_probabilities: bfloat16, same shape.
+    features: what the drafter reads, bfloat16 `[tokens, feature_size]`; top_ids: int32 `[tokens,
+    TOP_TARGETS]`, the likeliest next tokens; top_probabilities: bfloat16, same shape.
     """
 
     features: Tensor
@@ -65,16 +65,17 @@ def padded(dialogues: Dialogues, batch: np.ndarray) -> tuple[Tensor, Tensor]:
 def view_dialogues(
     decoder: Decoder,
     dialogues: Dialogues,
+    taps: tuple[int, ...] = (),
     *,
     batch_tokens: int = 4096,
     progress: Progress = silent,
 ) -> TargetView:
-    """Run the target over all dialogues; return what it says of each token."""
+    """Run the target over all dialogues; return what it says of each token, and what enters layers `taps`."""
     count, config = len(dialogues.ids), decoder.config
     device, dtype = decoder.embed_tokens.device, decoder.embed_tokens.dtype
     top = min(TOP_TARGETS, config.vocab_size)
     view = TargetView(
-        features=torch.empty(count, config.hidden_size, dtype=torch.bfloat16),
+        features=torch.empty(count, config.hidden_size * max(len(taps), 1), dtype=torch.bfloat16),
         top_ids=torch.empty(count, top, dtype=torch.int32),
         top_probabilities=torch.empty(count, top, dtype=torch.bfloat16),
     )
@@ -82,10 +83,11 @@ def view_dialogues(
     for batch in batches_by_length(dialogues, np.arange(len(dialogues)), batch_tokens):
         indices, valid = padded(dialogues, batch)
         attend = causal_attend(config, indices.shape[1], dtype, device)
-        features = decoder.hidden(ids[indices].to(device), attend)[valid.to(device)]
+        both = decoder.hidden_and_read(ids[indices].to(device), attend, taps)
+        hidden, read = (x[valid.to(device)] for x in both)
         flat = indices[valid]
-        view.features[flat] = features.to("cpu", torch.bfloat16)
-        for rows, part in zip(flat.split(1024), features.split(1024), strict=True):
+        view.features[flat] = read.to("cpu", torch.bfloat16)
+        for rows, part in zip(flat.split(1024), hidden.split(1024), strict=True):
             logits = decoder.head(part[None])[0].float()
             best, top_ids = logits.topk(top)
             probabilities = (best - logits.logsumexp(-1, keepdim=True)).exp()

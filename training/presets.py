@@ -3,15 +3,8 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from poss_export.config import (
-    Alignment,
-    DrafterConfig,
-    Drafting,
-    Fusion,
-    MaskFeature,
-    RopeConfig,
-    TargetConfig,
-)
+from poss_export.config import RopeConfig, TargetConfig
+from poss_export.drafter_config import Alignment, DrafterConfig, Drafting, Fusion, MaskFeature, TapNorm
 from poss_export.errors import InputError
 
 Recipe = Literal["small", "paper"]
@@ -31,6 +24,9 @@ class DrafterChoices:
     num_masks: int | None = None
     shared_mask: bool | None = None
     mask_feature: MaskFeature | None = None
+    taps: tuple[int, ...] | None = None
+    tap_norm: TapNorm | None = None
+    own_head: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ class Preset:
         self, target: TargetConfig, draft_vocab_size: int, choices: DrafterChoices
     ) -> DrafterConfig:
         """Return the drafter's facts: layers like the target's, `choices` in place of the preset's."""
-        return DrafterConfig(
+        drafter = DrafterConfig(
             hidden_size=target.hidden_size,
             intermediate_size=target.intermediate_size,
             num_heads=target.num_heads,
@@ -109,6 +105,7 @@ class Preset:
             rope=RopeConfig(theta=target.rope.theta),
             **{**given(self.choices), **given(choices)},
         )
+        return drafter.beside(target)
 
 
 MASKS = 5  # of parallel presets: with the last real row they draft six positions
@@ -140,6 +137,14 @@ _FSPAD = DrafterChoices(fusion="gated", fusion_bias=True, alignment="split")
 _PARALLEL = DrafterChoices(drafting="parallel", num_masks=MASKS, mask_feature="repeat_last")
 _UNROLLED = (_EAGLE, replace(_EAGLE, steps=6))
 
+# Drafters that read taps feed back states of their own: only tokens count, later steps less.
+_EAGLE_3 = Stage(7, 1.0, 5e-5, token_weight=1.0, feature_weight=0.0, step_decay=0.8)
+_SMALL_TAPS = (
+    replace(_FIRST, token_weight=1.0, feature_weight=0.0),
+    replace(_EAGLE_3, steps=6, share=0.55, learning_rate=6e-4),
+)
+_TAPS = DrafterChoices(fusion="taps", own_head=True)
+
 PRESETS = {
     "eagle": Preset(DrafterChoices(), _small(1), (_EAGLE,)),
     "hass": Preset(DrafterChoices(), _small(3), (replace(_EAGLE, steps=3, top_weight=1.0),)),
@@ -149,6 +154,18 @@ PRESETS = {
     "fspad": Preset(_FSPAD, _small(1), (replace(_EAGLE, learning_rate=5e-5),)),
     # The paper gives no weights, rates or masks: its recipe is EAGLE's, over the whole group.
     "parallelspec": Preset(_PARALLEL, _SMALL_PARALLEL, (replace(_EAGLE, steps=MASKS + 1),)),
+    "eagle3": Preset(_TAPS, _SMALL_TAPS, (_EAGLE_3,)),
+    # Published training drops more and more rows of later positions; here they all count, but less.
+    "peagle": Preset(
+        replace(_TAPS, drafting="parallel", num_layers=4, num_masks=MASKS, shared_mask=True),
+        (_SMALL_TAPS[0], replace(_SMALL_TAPS[1], step_decay=0.6)),
+        (replace(_EAGLE_3, steps=MASKS + 1, step_decay=0.7),),
+    ),
+    "poss-2-e3": Preset(
+        replace(_TAPS, num_specialists=3, positions_per_specialist=2),
+        _SMALL_TAPS,
+        (replace(_EAGLE_3, steps=1), replace(_EAGLE_3, steps=8, learning_rate=1e-4, step_decay=0.9)),
+    ),
     # Combinations that nobody has published: their recipes are those of the part that is unrolled.
     "poss-2-fspad": Preset(
         replace(_FSPAD, num_specialists=3, positions_per_specialist=2), _small(6), _UNROLLED

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poss_export.config import DrafterConfig, TargetConfig
-from poss_export.drafters.checkpoint import check_pair, load_drafter, save_drafter
+from poss_export.config import TargetConfig
+from poss_export.drafter_config import DrafterConfig
+from poss_export.drafters.checkpoint import load_drafter, pair, save_drafter
 from poss_export.drafters.model import Drafter
 from poss_export.errors import CheckpointError, InputError, translated
 from poss_export.files import lock, make_writable, opened, parse_json, whole, write_whole
@@ -30,7 +31,7 @@ from poss_export.targets.decoder import Decoder
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.features import TargetView, view_dialogues
 from poss_export.training.held_out import DEPTH, judge
-from poss_export.training.initialise import initialise, start_from
+from poss_export.training.initialise import initialise, start_from, start_output
 from poss_export.training.log import append_log, read_log
 from poss_export.training.options import TrainOptions
 from poss_export.training.plot import plot_training
@@ -66,10 +67,11 @@ def train(
         decoder = target.load_decoder().to(device, matmul_dtype(device))
         parts = _dialogues(target, decoder, options, work, report)
         dialogues = sum(parts[1:], start=parts[0])
-        views = [_view(target, decoder, part, cache or work, report) for part in parts]
+        views = [_view(target, decoder, part, config.taps, cache or work, report) for part in parts]
         view = sum(views[1:], start=views[0])
-        spread = float(decoder.embed_tokens.float().std())
-        drafter = _new_drafter(config, trained, dialogues, view, options.seed, spread)
+        # The first layer norms embeddings where taps are read: they stay as they are.
+        spread = 1.0 if config.reads_taps else float(decoder.embed_tokens.float().std())
+        drafter = _new_drafter(config, trained, decoder, dialogues, view, options.seed, spread)
         corpus = _corpus(decoder, dialogues, view, drafter.draft_ids.clone(), spread)
         trainer = Trainer(drafter, corpus, options.stages, options.budget, options.seed, work)
         _run(trainer, options.budget, out / LOG, report)
@@ -196,14 +198,20 @@ def _load(path: Path, target: Target) -> Dialogues:
 
 
 def _view(
-    target: Target, decoder: Decoder, dialogues: Dialogues, cache: Path, report: Progress
+    target: Target,
+    decoder: Decoder,
+    dialogues: Dialogues,
+    taps: tuple[int, ...],
+    cache: Path,
+    report: Progress,
 ) -> TargetView:
     from safetensors.torch import load_file, save_file
 
     digest = hashlib.sha256(target.sha256.encode() + dialogues.ids.tobytes()).hexdigest()[:16]
-    path = cache / f"view-{digest}.safetensors"
+    read = "".join(f"-{layer}" for layer in taps)
+    path = cache / f"view-{digest}{read}.safetensors"
     if not path.exists():
-        view = view_dialogues(decoder, dialogues, progress=report)
+        view = view_dialogues(decoder, dialogues, taps, progress=report)
         with whole(path) as partial:
             save_file(vars(view), partial)
     return TargetView(**load_file(path))
@@ -214,7 +222,7 @@ def _plan_drafter(target: TargetConfig, options: TrainOptions) -> tuple[DrafterC
     trained, size = None, options.draft_vocab_size
     if options.start is not None:
         trained = load_drafter(options.start).drafter
-        check_pair(target, trained.config)
+        pair(target, trained)
         if size not in (None, len(trained.draft_ids)):
             raise InputError(
                 f"draft_vocab_size is {size}, but {options.start} proposes {len(trained.draft_ids)} ids and "
@@ -228,6 +236,14 @@ def _plan_drafter(target: TargetConfig, options: TrainOptions) -> tuple[DrafterC
         config = preset(options.preset).drafter_config(target, size, options.choices)
     except CheckpointError as error:  # its facts do not come from a checkpoint here
         raise InputError(str(error)) from error
+    if config.own_embeddings:
+        raise InputError("a drafter with own_embeddings cannot be trained here: it reads the target's table")
+    if config.reads_taps and any(stage.feature_weight for stage in options.stages):
+        raise InputError(
+            "a drafter with fusion 'taps' feeds back states of its own, which nothing is compared with: "
+            "feature_weight must be 0",
+            options=("feature_weight",),
+        )
     if trained is not None:
         start_from(Drafter(config), trained)  # raises where the two do not fit
     return config, trained
@@ -236,6 +252,7 @@ def _plan_drafter(target: TargetConfig, options: TrainOptions) -> tuple[DrafterC
 def _new_drafter(
     config: DrafterConfig,
     trained: Drafter | None,
+    decoder: Decoder,
     dialogues: Dialogues,
     view: TargetView,
     seed: int,
@@ -249,9 +266,11 @@ def _new_drafter(
         ids = choose_vocabulary(dialogues, config.vocab_size, config.draft_vocab_size)
         drafter.draft_ids.copy_(torch.from_numpy(ids))
     else:
+        drafter.draft_ids.copy_(trained.draft_ids)
+    start_output(drafter, decoder)
+    if trained is not None:
         trained.scale_embeddings(spread)
         start_from(drafter, trained)
-        drafter.draft_ids.copy_(trained.draft_ids)
     return drafter
 
 

@@ -32,8 +32,8 @@ SAVE_EVERY_SECONDS = 60.0
 class Corpus:
     """Everything that training reads: dialogues, the target's view of them, and the target's tables.
 
-    embeddings: `[vocab, hidden]` at unit spread; head: `[draft_vocab, hidden]`; draft_index: int64
-    `[vocab]`, a token's draft id, or -1 where the drafter cannot propose it.
+    embeddings: `[vocab, hidden]`, scaled; head: `[draft_vocab, hidden]`, for a drafter that has none of its
+    own; draft_index: int64 `[vocab]`, a token's draft id, or -1 where the drafter cannot propose it.
     """
 
     dialogues: Dialogues
@@ -94,6 +94,10 @@ class Trainer:
             self.optimizer.load_state_dict(saved["optimizer"])
 
     @property
+    def _head(self) -> Tensor:
+        return self.corpus.head if self.drafter.head is None else self.drafter.head
+
+    @property
     def _state_file(self) -> Path:
         return self.work / "state.pt"
 
@@ -147,18 +151,20 @@ class Trainer:
         key = np.random.SeedSequence((self.seed, state.stage, state.step))
         noise = torch.Generator().manual_seed(int(key.generate_state(1)[0]))
         jitter = torch.rand(batch.features.shape, generator=noise).to(corpus.device) * 2 - 1
-        noisy = Batch(batch.embeddings, batch.features + FEATURE_NOISE * jitter, batch.rows)
+        width = 0.0 if self.drafter.config.reads_taps else FEATURE_NOISE  # taps have no common spread
+        noisy = Batch(batch.embeddings, batch.features + width * jitter, batch.rows)
         top_ids, top_probabilities = corpus.targets(outputs)
         wanted = corpus.view.features[outputs].to(corpus.device)
         token = top = feature = torch.zeros((), device=corpus.device)
         with torch.autocast(corpus.device.type, corpus.dtype, enabled=corpus.dtype != torch.float32):
             for step, (predict, feedback) in enumerate(unroll(self.drafter, noisy, stage.steps)):
-                logits = predict @ corpus.head.T
+                logits = predict @ self._head.T
                 weight = stage.step_weights[step]
                 token = token + weight * token_loss(logits, top_ids, top_probabilities)
                 if stage.top_weight:
                     top = top + weight * token_loss(logits, top_ids[:, :TOP], top_probabilities[:, :TOP])
-                if step == 0 or self.drafter.masks is None:  # what a mask row hands on is fed to nobody
+                # What a mask row hands on is fed to nobody; states of drafters that read taps are their own.
+                if (step == 0 or self.drafter.masks is None) and not self.drafter.config.reads_taps:
                     feature = feature + weight * feature_loss(feedback, wanted)
         loss = stage.token_weight * token + stage.top_weight * top + stage.feature_weight * feature
         self.optimizer.zero_grad(set_to_none=True)
@@ -183,7 +189,7 @@ class Trainer:
                 batch.rows.device.type, self.corpus.dtype, enabled=self.corpus.dtype != torch.float32
             ):
                 for step, (predict, _) in enumerate(unroll(self.drafter, batch, steps)):
-                    guess = (predict @ self.corpus.head.T).argmax(-1).cpu()
+                    guess = (predict @ self._head.T).argmax(-1).cpu()
                     right[step][rows] = guess == truth
             counter.add(right, rows)
         return counter.result()

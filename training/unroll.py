@@ -7,8 +7,10 @@ queries with stream j; row c attends
     column     0 ... c-j   c-j+1   c-j+2  ...  c
     of stream      0         1       2    ...  j
 
-with keys and values of all streams projected by the specialist of position j + 1. Everything else is
-masked with -inf (multiplying scores by 0 would leave masked columns in the softmax).
+with keys and values of all streams projected by the specialist of position j + 1; with taps, where
+specialists share a cache, those of stream m by the specialist of position m + 1 (the training-time test of
+EAGLE-3, 2503.01840). Everything else is masked with -inf (multiplying scores by 0 would leave masked columns
+in the softmax).
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from poss_export.config import DrafterConfig
+from poss_export.drafter_config import DrafterConfig
 from poss_export.drafters.model import Drafter
-from poss_export.drafters.specialist import Specialist
+from poss_export.drafters.specialist import AnyLayer
 from poss_export.targets.rope import rope_tables, rotate
 
 
@@ -28,8 +30,8 @@ from poss_export.targets.rope import rope_tables, rotate
 class Batch:
     """Right-padded rows of dialogues; row c pairs feature c with token c + 1.
 
-    embeddings, features: `[batch, seq, hidden]`; rows: bool `[batch, seq]`, True where row c is scored
-    (it predicts token c + 2, an answer token).
+    embeddings: `[batch, seq, hidden]`; features: `[batch, seq, feature_size]`; rows: bool `[batch, seq]`,
+    True where row c is scored (it predicts token c + 2, an answer token).
     """
 
     embeddings: Tensor
@@ -45,6 +47,9 @@ def unroll(drafter: Drafter, batch: Batch, steps: int) -> Iterator[tuple[Tensor,
     them. In parallel drafting the streams are mask rows and known beforehand.
     """
     heads = _Heads(drafter.config, batch.features.shape[1], batch.features.device)
+    if drafter.config.reads_taps:
+        yield from _unroll_taps(drafter, heads, batch, steps)
+        return
     fused, feature = [drafter.fusion(batch.embeddings, batch.features)], batch.features
     if drafter.masks is not None:
         fused = _pass_shared_layers(drafter, heads, fused + _mask_rows(drafter, batch, steps))
@@ -58,14 +63,38 @@ def unroll(drafter: Drafter, batch: Batch, steps: int) -> Iterator[tuple[Tensor,
         predict, feedback = specialist.finish(fused[step][batch.rows], mixed[batch.rows])
         yield predict, feedback
         if drafter.masks is None and step + 1 < steps:
-            feature = _drafted_stream(feature, feedback, batch.rows)
+            feature = _drafted_stream(feature, feedback.detach(), batch.rows)
             fused.append(drafter.fusion(batch.embeddings, feature))
+
+
+def _unroll_taps(
+    drafter: Drafter, heads: "_Heads", batch: Batch, steps: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Do what `unroll` does where every row passes all layers once; feedback keeps its gradient."""
+    state = drafter.fusion.project(batch.features)
+    fused = [drafter.fusion(batch.embeddings, state)]
+    if drafter.masks is not None:
+        fused += _mask_rows(drafter, batch, steps)
+    pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(drafter.config.num_layers)]
+    for step in range(steps):
+        x, specialist = fused[step], drafter.specialist(step + 1)
+        for layer, known in zip((*drafter.shared_layers, specialist), pairs, strict=True):
+            assert isinstance(layer, AnyLayer)
+            known.append(heads.key_value(layer, x))
+            mixed = heads.merge(_attend(heads.split(layer.q(x), True), known))
+            if layer is not specialist:
+                x, _ = layer.finish(x, mixed)
+        predict, feedback = specialist.finish(x[batch.rows], mixed[batch.rows])
+        yield predict, feedback
+        if drafter.masks is None and step + 1 < steps:
+            state = _drafted_stream(state, feedback, batch.rows)
+            fused.append(drafter.fusion(batch.embeddings, state))
 
 
 def _drafted_stream(feature: Tensor, feedback: Tensor, rows: Tensor) -> Tensor:
     """Return the next stream's features `[batch, seq, hidden]` from this one's and its feedback."""
     drafted, seq = feature.clone(), feature.shape[1]
-    drafted[rows] = feedback.detach().to(drafted.dtype)
+    drafted[rows] = feedback.to(drafted.dtype)
     written = F.pad(rows, (1, 0))[:, :seq]
     return torch.where(written[..., None], _shift(drafted, 1), feature)
 
@@ -79,7 +108,7 @@ def _mask_rows(drafter: Drafter, batch: Batch, steps: int) -> list[Tensor]:
 def _pass_shared_layers(drafter: Drafter, heads: "_Heads", streams: list[Tensor]) -> list[Tensor]:
     """Return the streams after the layers before the specialists; stream m sees the streams up to m."""
     for layer in drafter.shared_layers:
-        assert isinstance(layer, Specialist)
+        assert isinstance(layer, AnyLayer)
         pairs = [heads.key_value(layer, stream) for stream in streams]
         mixed = [
             heads.merge(_attend(heads.split(layer.q(stream), True), pairs[: m + 1]))
@@ -100,7 +129,7 @@ class _Heads:
         x = x.unflatten(-1, (self.kv_heads, -1, self.head_dim)).permute(0, 2, 3, 1, 4)
         return rotate(x, *self.tables).to(x.dtype) if rotated else x
 
-    def key_value(self, layer: Specialist, x: Tensor) -> tuple[Tensor, Tensor]:
+    def key_value(self, layer: AnyLayer, x: Tensor) -> tuple[Tensor, Tensor]:
         key, value = layer.key_value(x)
         return self.split(key, True), self.split(value, False)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from poss_export.contract import GraphContract
 from poss_export.errors import InputError
 from poss_export.runtime.sessions.caches import Rows
 from poss_export.runtime.tree import DraftTree
@@ -27,8 +28,8 @@ class TargetOutput:
     """Results of one call, in the session's own buffers: the session's next call overwrites them.
 
     next_tokens: int64 [rows], the likeliest token after each row asked for.
-    features: [nodes, hidden]. logits: [rows, vocab], read only where they are asked for, because on a device
-    that is a transfer.
+    features: what the drafter reads of each node, [nodes, feature_size]. logits: [rows, vocab], read only
+    where they are asked for, because on a device that is a transfer.
     """
 
     next_tokens: Ints
@@ -109,8 +110,19 @@ class DraftSession(Session, Protocol):
         """Read the target's features of new rows, then draw a tree.
 
         next_tokens: int64 [rows], the token after each row; the last one is the root. features: [rows,
-        hidden]. The rows are committed at once, since only accepted tokens are ever shown to a drafter.
+        feature_size]. The rows are committed at once, since only accepted tokens are ever shown to a drafter.
         """
+
+
+def next_token_input(
+    contract: GraphContract, embeddings: NDArray[Any], tokens: Ints
+) -> tuple[str, NDArray[Any]]:
+    """Return how a draft graph reads tokens [rows]: the name of the input, and its values [rows, ...].
+
+    These are rows of the target's table of embeddings, or the ids for a drafter that has a table of its own.
+    """
+    name = contract.inputs[0].name
+    return name, tokens if name == "next_tokens" else embeddings[tokens]
 
 
 class CachedSession:

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from poss_export.contract import GraphContract, TensorSpec
 from poss_export.errors import BackendError, InputError
 from poss_export.machine import check_threads
-from poss_export.runtime.sessions.base import CachedSession, Ints, TargetCall, TargetOutput
+from poss_export.runtime.sessions.base import (
+    CachedSession,
+    Ints,
+    TargetCall,
+    TargetOutput,
+    next_token_input,
+)
 from poss_export.runtime.sessions.caches import Caches, CudaCaches, HostCaches
 from poss_export.runtime.sessions.load_graph import check_graph, load_graph
 from poss_export.runtime.tree import DraftTree
@@ -187,7 +193,7 @@ class OrtTargetSession(OrtSession):
         self._run(call, seq, width - seq)
         return TargetOutput(
             arrays["next_tokens"][:wanted],
-            arrays["features"][:seq],
+            arrays[self.contract.feature_output][:seq],
             lambda: call.read_logits()[0, :wanted],
         )
 
@@ -216,7 +222,8 @@ class OrtDraftSession(OrtSession):
         rows = len(next_tokens)
         call = self._call(slot, rows=rows)
         arrays = call.arrays
-        arrays["next_token_embeddings"][:] = self._embeddings[next_tokens]
+        name, values = next_token_input(self.contract, self._embeddings, next_tokens)
+        arrays[name][:] = values
         arrays["features"][:] = features
         arrays["row_count"][:] = rows
         self._run(call, rows)

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from poss_export.contract import GraphContract
 from poss_export.engine_spec import EngineEntry
-from poss_export.runtime.sessions.base import CachedSession, Ints, TargetCall, TargetOutput
+from poss_export.runtime.sessions.base import (
+    CachedSession,
+    Ints,
+    TargetCall,
+    TargetOutput,
+    next_token_input,
+)
 from poss_export.runtime.sessions.cuda import Device
 from poss_export.runtime.sessions.fit import load_library
 from poss_export.runtime.sessions.loaded_engine import LoadedEngine
@@ -115,7 +121,7 @@ class TensorrtTargetSession(TensorrtSession):
         read, wanted = self._engine.read, {"seq": seq, "rows": len(rows)}
         return TargetOutput(
             read("next_tokens", **wanted)[0],
-            read("features", **wanted)[0],
+            read(self.contract.feature_output, **wanted)[0],
             lambda: read("logits", **wanted)[0],
         )
 
@@ -142,9 +148,10 @@ class TensorrtDraftSession(TensorrtSession):
         """Read new rows and draw a tree; see `DraftSession`."""
         count = len(next_tokens)
         filling = self._filled(slot, count) - count
+        name, values = next_token_input(self.contract, self._embeddings, next_tokens)
         padding = ((0, filling), (0, 0))
         arrays = {
-            "next_token_embeddings": np.pad(self._embeddings[next_tokens], padding)[None],
+            name: np.pad(values, padding[: values.ndim])[None],
             "features": np.pad(features, padding)[None],
             "row_count": np.array([count]),
         }

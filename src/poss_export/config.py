@@ -1,14 +1,13 @@
-"""Frozen descriptions of targets, drafters and trees, parsed once at the edge.
+"""Frozen descriptions of targets and trees, parsed once at the edge.
 
 No torch here: the runtime reads the same facts from a bundle's manifest.
 """
 
-from dataclasses import asdict, dataclass, fields
-from reprlib import repr as shortened
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from poss_export.errors import CheckpointError, InputError
+from poss_export.fields import check_fields
 
 Precision = Literal["fp32", "fp16", "bf16"]
 # How a graph is quantised: 8-bit weights, activations of one to four 8-bit digits, fixed scales; 8- or
@@ -17,56 +16,6 @@ Scheme = Literal["w8a8", "w8a16", "w8a24", "w8a32", "int8", "int4", "fp8"]
 DraftPrecision = Literal[Scheme, "float"]
 CacheForm = Literal["shared", "static"]
 Observer = Literal["min-max", "percentile", "entropy", "mse"]  # how far the range of an activation reaches
-
-
-_MOST, _MOST_LAYERS = 2**31 - 1, 1024  # of any size, and of what is made one by one
-
-
-def check_fields(config: Any, whose: str, sizes: range = range(1, _MOST + 1)) -> None:
-    """Raise CheckpointError where a field of a dataclass, read from a file, is not of its annotated kind.
-
-    Whole numbers are in `sizes`, or 0 where that is the default; real ones are finite and above 0.
-    """
-    for field in fields(config):
-        most = _MOST_LAYERS if field.name in ("num_layers", "num_specialists") else sizes[-1]
-        allowed = range(0 if field.default == 0 else sizes[0], most + 1)
-        if not _fits(value := getattr(config, field.name), field.type, allowed):
-            raise CheckpointError(
-                f"the {whose} {field.name} is {shortened(value)}; expected {_words(field.type, allowed)}: "
-                "check its configuration"
-            )
-
-
-def _fits(value: Any, kind: Any, sizes: range) -> bool:
-    origin, kinds = get_origin(kind), get_args(kind)
-    if isinstance(kind, UnionType):
-        return any(_fits(value, one, sizes) for one in kinds)
-    if kind is Any or origin is Literal:
-        return kind is Any or value in kinds
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and value in sizes
-    if kind is float:
-        return isinstance(value, int | float) and (0 < value < 1e30 or value == sizes[0])
-    if not isinstance(value, origin or kind):
-        return False
-    if origin is dict:
-        return all(_fits(one, kinds[1], sizes) for one in value.values())
-    if origin is tuple:
-        kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
-        return len(kinds) == len(value) and all(map(_fits, value, kinds, [sizes] * len(value)))
-    return True
-
-
-def _words(kind: Any, sizes: range) -> str:
-    if isinstance(kind, UnionType):
-        return " or ".join(_words(one, sizes) for one in get_args(kind))
-    if get_origin(kind) is Literal:
-        return ", ".join(map(str, get_args(kind)))
-    known = {bool: "true or false", int: f"a whole number from {sizes[0]} to {sizes[-1]}"}
-    known |= {float: "a number above 0", type(None): "null"}
-    return known.get(kind, str(kind))
 
 
 @dataclass(frozen=True)
@@ -140,98 +89,6 @@ class TargetConfig:
     def from_dict(cls, values: dict[str, Any]) -> "TargetConfig":
         """Read what `to_dict` wrote."""
         return cls(**{**values, "rope": RopeConfig(**values["rope"])})
-
-
-Fusion = Literal["linear", "gated", "guided"]
-Alignment = Literal["joint", "split"]
-Drafting = Literal["tree", "parallel"]
-MaskFeature = Literal["learned", "repeat_last", "zeros", "none"]
-
-
-@dataclass(frozen=True)
-class DrafterConfig:
-    """Facts of a drafter: its four choices (fusion, alignment, specialists, drafting) and its sizes.
-
-    `positions_per_specialist` None means that the only specialist drafts every position.
-    `vocab_size` is the target's; `draft_vocab_size` ids of it can be proposed.
-
-    For drafting "parallel": `num_masks` rows stand for the positions after the first, each with an embedding
-    of its own unless `shared_mask`, and with the feature that `mask_feature` says. Of the `num_layers` that a
-    row passes, the last is its specialist.
-    """
-
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    vocab_size: int
-    draft_vocab_size: int
-    rope: RopeConfig = RopeConfig()
-    fusion: Fusion = "linear"
-    fusion_bias: bool = False
-    qkv_bias: bool = False
-    alignment: Alignment = "joint"
-    drafting: Drafting = "tree"
-    num_specialists: int = 1
-    positions_per_specialist: int | None = None
-    num_layers: int = 1
-    num_masks: int = 0
-    shared_mask: bool = False
-    mask_feature: MaskFeature = "learned"
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_fields(self, "drafter's")
-        if self.num_specialists > 1 and self.positions_per_specialist is None:
-            raise CheckpointError(
-                f"a drafter with {self.num_specialists} specialists needs positions_per_specialist "
-                "(how many draft positions each one serves): add it to the drafter's config.json"
-            )
-        if self.num_heads % self.num_kv_heads:
-            raise CheckpointError(
-                f"drafter num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: "
-                "its configuration is damaged; fetch the checkpoint again"
-            )
-        if self.drafting == "tree" and (self.num_layers, self.num_masks) != (1, 0):
-            raise CheckpointError(
-                f"a drafter with drafting 'tree' has num_layers {self.num_layers} and num_masks "
-                f"{self.num_masks}; only drafting 'parallel' takes more than 1 layer, or masks"
-            )
-        if self.drafting == "parallel" and self.num_masks < 1:
-            raise CheckpointError(
-                f"a drafter with drafting 'parallel' needs num_masks of at least 1, not {self.num_masks}"
-            )
-
-    @property
-    def longest_draft(self) -> int | None:
-        """Draft positions there are: one more than masks; None where a drafter can go on for ever."""
-        return self.num_masks + 1 if self.drafting == "parallel" else None
-
-    def specialist(self, position: int) -> int:
-        """Return the specialist that drafts `position` (1-based), s(j) = min((j-1) // p, S-1)."""
-        if self.positions_per_specialist is None:
-            return 0
-        return min((position - 1) // self.positions_per_specialist, self.num_specialists - 1)
-
-    def num_caches(self, depth: int) -> int:
-        """Caches for drafts of `depth`: one for each shared layer, then one for each specialist in use."""
-        return self.num_layers + self.specialist(depth)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; `from_dict` reads them back."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "DrafterConfig":
-        """Read what `to_dict` wrote; raises CheckpointError that names a missing or unknown field."""
-        try:
-            return cls(**{**values, "rope": RopeConfig(**values["rope"])})
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"drafter configuration: {error}; expected the config.json that `poss-export train` writes"
-            ) from error
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from math import prod
 
 import numpy as np
 
-from poss_export.config import DrafterConfig, Precision, TargetConfig, TreeShape
+from poss_export.config import Precision, TargetConfig, TreeShape
+from poss_export.drafter_config import DrafterConfig
 from poss_export.errors import BundleError
 
 Dim = int | str
@@ -63,6 +64,11 @@ class GraphContract:
     outputs: tuple[TensorSpec, ...]
 
     @property
+    def feature_output(self) -> str:
+        """The output of a target graph that its drafter reads."""
+        return "taps" if any(spec.name == "taps" for spec in self.outputs) else "features"
+
+    @property
     def aliases(self) -> dict[str, str]:
         """The cache inputs, each with the output that is written to the same memory."""
         past, present = ([s.name for s in side if s.is_cache] for side in (self.inputs, self.outputs))
@@ -112,8 +118,11 @@ def _caches(prefix: str, layers: int, dtype: str, kv_heads: int, head_dim: int) 
     return tuple(TensorSpec(name, dtype, shape) for name in cache_names(prefix, layers))
 
 
-def target_contract(config: TargetConfig, precision: Precision) -> GraphContract:
-    """Return the contract of the target graph, the same for both cache forms."""
+def target_contract(config: TargetConfig, precision: Precision, taps: tuple[int, ...] = ()) -> GraphContract:
+    """Return the contract of the target graph, the same for both cache forms.
+
+    With `taps` it gives the residual streams that enter these layers, in place of features.
+    """
     dtype = FLOAT[precision]
     caches = (config.num_layers, dtype, config.num_kv_heads, config.head_dim)
     return GraphContract(
@@ -128,7 +137,9 @@ def target_contract(config: TargetConfig, precision: Precision) -> GraphContract
         outputs=(
             TensorSpec("logits", dtype, ("batch", "rows", config.vocab_size)),
             TensorSpec("next_tokens", "int64", ("batch", "rows")),
-            TensorSpec("features", dtype, ("batch", "seq", config.hidden_size)),
+            TensorSpec("taps", dtype, ("batch", "seq", len(taps) * config.hidden_size))
+            if taps
+            else TensorSpec("features", dtype, ("batch", "seq", config.hidden_size)),
             *_caches(PRESENT, *caches),
         ),
     )
@@ -138,15 +149,17 @@ def draft_contract(config: DrafterConfig, tree: TreeShape, precision: Precision)
     """Return the contract of the draft graph, the same for every drafter family.
 
     The drafter reads embeddings of the new tokens, not their ids: the table is the target's and is
-    not held twice (docs/decisions/0003). Specialists that no position up to `tree.depth` uses are
-    not in the graph.
+    not held twice (docs/decisions/0003); one with a table of its own reads ids. Specialists that no position
+    up to `tree.depth` uses are not in the graph.
     """
     dtype = FLOAT[precision]
     caches = (config.num_caches(tree.depth), dtype, config.num_kv_heads, config.head_dim)
     return GraphContract(
         inputs=(
-            TensorSpec("next_token_embeddings", dtype, ("batch", "rows", config.hidden_size)),
-            TensorSpec("features", dtype, ("batch", "rows", config.hidden_size)),
+            TensorSpec("next_tokens", "int64", ("batch", "rows"))
+            if config.own_embeddings
+            else TensorSpec("next_token_embeddings", dtype, ("batch", "rows", config.hidden_size)),
+            TensorSpec("features", dtype, ("batch", "rows", config.feature_size)),
             TensorSpec("row_count", "int64", ("batch",)),
             TensorSpec("past_length", "int64", ("batch",)),
             *_caches(PAST, *caches),

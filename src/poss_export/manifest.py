@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from poss_export.config import CacheForm, DrafterConfig, Precision, TargetConfig, TreeShape, check_fields
+from poss_export.config import CacheForm, Precision, TargetConfig, TreeShape
+from poss_export.drafter_config import DrafterConfig
 from poss_export.engine_spec import EngineEntry, GraphName
 from poss_export.errors import BundleError, CheckpointError, InputError, translated
 from poss_export.exactness import FLOATING, Exactness
+from poss_export.fields import check_fields
 from poss_export.files import parse_json, write_whole
 from poss_export.text import TextConfig
 

@@ -21,11 +21,15 @@ def test_capacity_holds_prompt_answer_and_last_tree() -> None:
 
 def test_figures_of_shapes(tiny_folder: Callable[[str], Path], random_drafter: Callable[..., Any]) -> None:
     target = open_target(str(tiny_folder("llama")))
-    drafter = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), None)
+    taps = random_drafter(target.config, 1, fusion="taps", taps=(0, 1))
+    drafters = [DrafterCheckpoint("a", "0" * 64, random_drafter(target.config, 3), None)]
+    drafters.append(DrafterCheckpoint("b", "0" * 64, taps, None))  # it needs another target graph
     shapes = [TreeShape(2, 1, 2), TreeShape(3, 2, 4)]
     with exported(target, capacity_for(PROMPTS, 8, shapes)) as bundle:
-        found = [measure_tree(bundle, target, drafter, shape, PROMPTS, 8) for shape in shapes]
-        assert bundle.drafter is None
+        plain = bundle.target
+        pairs = zip(drafters, shapes, strict=True)
+        found = [measure_tree(bundle, target, drafter, shape, PROMPTS, 8) for drafter, shape in pairs]
+        assert (bundle.drafter, bundle.target) == (None, plain)
     assert [figures["tree"] for figures in found] == [vars(shape) for shape in shapes]
     for figures in found:
         assert figures["tau"] >= 1

@@ -124,6 +124,13 @@ def test_it_never_overwrites_a_drafter_or_joins_another_run(
         (("--preset", "eagle", "--threads", "0"), "threads is 0; it must be at least 1"),
         (("--preset", "eagle", "--num-layers", "2"), "only drafting 'parallel' takes more than 1 layer"),
         (("--preset", "eagle", "--start", "no-drafter"), "'no-drafter' is neither a folder nor"),
+        (("--preset", "eagle3"), "a target of 2 layers lacks the usual taps, 2, half and 3 before the end"),
+        (("--preset", "eagle3", "--tap", "1", "--tap", "2"), "layers [1, 2], the target has 2 layers"),
+        (("--preset", "eagle", "--tap", "1"), "fusion 'linear' has taps; only fusion 'taps' takes it"),
+        (
+            ("--preset", "eagle3", "--tap", "0", "--feature-weight", "1"),
+            "feature_weight must be 0 (--feature-weight)",
+        ),
     ],
 )
 def test_bad_input_is_one_message(

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from poss_export.drafters.checkpoint import load_drafter, refuse_drafter, save_drafter
-from poss_export.drafters.releases import POSS_RELEASES
+from poss_export.drafters.facts import POSS_RELEASES
 from poss_export.errors import InputError, PossExportError
 from tests.fixtures.public_checkpoints import TINY, eagle, parallelspec, poss, write
 from tests.fixtures.random_drafter import random_drafter

@@ -14,15 +14,20 @@ from tests.fixtures.public_checkpoints import (
     Layout,
     Shapes,
     eagle,
+    eagle3,
     fspad,
     griffin,
     parallelspec,
     poss,
+    poss_e3,
     speculators,
+    speculators_eagle3,
     vllm,
 )
 
-HIDDEN, VOCAB = TINY.hidden, TINY.vocab
+HIDDEN = TINY.hidden
+TABLE: Shapes = {"embed_tokens.weight": TINY.table}
+MASK: Shapes = {"mask_hidden": (1, 1, 3 * HIDDEN), **TABLE}
 
 
 def shapes(*parts: Shapes) -> Shapes:
@@ -31,24 +36,6 @@ def shapes(*parts: Shapes) -> Shapes:
 
 def norms(*names: str) -> Shapes:
     return {f"{name}.weight": (HIDDEN,) for name in names}
-
-
-def eagle3(layer: str = "midlayer", **config: Any) -> Layout:
-    """EAGLE-3 as released, with a draft vocabulary of 20."""
-    tensors = shapes(
-        TINY.fc(bias=False, reads=3),
-        TINY.layer(layer, reads=2),
-        norms(f"{layer}.hidden_norm", f"{layer}.input_layernorm", "norm"),
-        {"lm_head.weight": (20, HIDDEN), "d2t": (20,), "t2d": (VOCAB,)},
-    )
-    return Layout({**TINY.config, **config}, tensors)
-
-
-def deep(prefix: str, count: int, *extra: str) -> Layout:
-    """`count` layers with an input norm and the norms `extra`, behind an fc that reads three vectors."""
-    layers = [TINY.layer(f"{prefix}.{i}", reads=2) for i in range(count)]
-    names = [f"{prefix}.{i}.{name}" for i in range(count) for name in ("input_layernorm", *extra)]
-    return Layout(TINY.config, shapes(TINY.fc(bias=False, reads=3), *layers, norms(*names, "norm")))
 
 
 def with_(layout: Layout, tensors: Shapes | None = None, **config: Any) -> Layout:
@@ -73,11 +60,54 @@ LANGUAGE_MODEL = Layout(
         (griffin(), "GRIFFIN", "there is fc.fc.weight and fc.mlp.input_layernorm.weight"),
         (poss(), "PosS", "fc.weight reads 2 vectors, and none of its 3 layers has input_layernorm"),
         (eagle(), "EAGLE", "fc.weight reads 2 vectors, and there is one layer"),
+        (eagle3(), "EAGLE-3", "config.json has draft_vocab_size"),
+        (eagle3(vocab=False), "EAGLE-3", "tensors are named midlayer.*"),
+        (eagle3("layers.0", vocab=False), "EAGLE-3", "fc.weight reads 3 vectors"),
+        (
+            eagle3(
+                "layers.0",
+                vocab=False,
+                read=3 * 48,
+                extra={"embed_tokens.weight": TINY.table},
+                target_hidden_size=48,
+            ),
+            "EAGLE-3",
+            "fc.weight reads 3 vectors",
+        ),
+        (
+            eagle3("layers.0", vocab=False, read=HIDDEN, eagle_aux_hidden_state_layer_ids=[4]),
+            "EAGLE-3",
+            "config.json has architecture 'LlamaForCausalLMEagle3'",
+        ),
+        (speculators_eagle3(), "speculators EAGLE-3", "config.json has speculators_model_type 'eagle3'"),
+        (
+            speculators_eagle3("peagle", extra=MASK, mask_token_id=1),
+            "speculators P-EAGLE",
+            "config.json has speculators_model_type 'peagle'",
+        ),
+        (
+            Layout({"model_type": "eagle", "model": eagle3().config}, eagle3().shapes),
+            "vLLM EAGLE-3",
+            "config.json has model_type 'eagle' and a model inside, and there is midlayer.hidden_norm.weight",
+        ),
+        (
+            eagle3("layers.0", eagle_config={}),
+            "Model-Optimizer EAGLE-3",
+            "config.json has eagle_config, and there is layers.0.hidden_norm.weight",
+        ),
+        (eagle3("layers.0", layers=4, extra=MASK, ptd_token_id=1), "P-EAGLE", "there is mask_hidden"),
+        (
+            eagle3(extra=MASK, parallel_drafting=True, dflash_config={"mask_token_id": 1}),
+            "P-EAGLE",
+            "config.json has parallel_drafting",
+        ),
+        (poss_e3(), "PosS-E3", "each of its 3 layers has hidden_norm and reads two vectors"),
+        (poss_e3("midlayers"), "PosS-E3", "each of its 3 layers has hidden_norm and reads two vectors"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else None,
 )
 def test_supported_dialects(layout: Layout, name: str, reason: str) -> None:
-    release = read_release(Path("drafter"), layout.config, layout.meta(), 3 if name == "PosS" else None)
+    release = read_release(Path("drafter"), layout.config, layout.meta(), 3 if "PosS" in name else None)
     assert (release.dialect.name, release.dialect.reason, release.dialect.refusal) == (name, reason, None)
 
 
@@ -96,61 +126,33 @@ REFUSED = {
         with_(speculators(), norms("embedding_layernorm")),
         r"speculators EAGLE with extra norms \(there is embedding_layernorm.weight\)",
     ),
-    "speculators eagle3": (
-        eagle3("layers.0", speculators_model_type="eagle3"),
-        "another speculators drafter .config.json has speculators_model_type 'eagle3'.",
+    "speculators, of another kind": (
+        speculators_eagle3("mtp"),
+        "another speculators drafter .config.json has speculators_model_type 'mtp'.",
     ),
-    "speculators peagle": (
-        with_(eagle3("layers.0", speculators_model_type="peagle"), {"mask_hidden": (1, 3 * HIDDEN)}),
-        "another speculators drafter .config.json has speculators_model_type 'peagle'.",
+    "EAGLE-4": (
+        eagle3(architectures=["LlamaForCausalLMEagle4"]),
+        r"EAGLE-4 \(config.json has architecture 'LlamaForCausalLMEagle4'\)",
     ),
     "DFlash": (
-        with_(eagle3(), dflash_config={"mask_token_id": 5}),
+        with_(LANGUAGE_MODEL, dflash_config={"mask_token_id": 5}),
         r"DFlash \(config.json has dflash_config\)",
     ),
     "DSpark": (
         with_(LANGUAGE_MODEL, architectures=["DSparkDraftModel"]),
-        r"DFlash \(config.json has architecture 'DSparkDraftModel'\)",
+        r"DSpark \(config.json has architecture 'DSparkDraftModel'\)",
     ),
-    "P-EAGLE": (
-        with_(deep("layers", 4), {"mask_hidden": (1, 1, 3 * HIDDEN)}),
-        r"P-EAGLE \(there is mask_hidden\)",
+    "DSpark, by its rank": (
+        with_(LANGUAGE_MODEL, markov_rank=256, dflash_config={}),
+        r"DSpark \(config.json has markov_rank\)",
     ),
-    "P-EAGLE, says the architecture": (
-        with_(deep("layers", 4), architectures=["PEagleDraftModel"]),
-        r"P-EAGLE \(config.json has architecture 'PEagleDraftModel'\)",
+    "Domino": (
+        with_(LANGUAGE_MODEL, dflash_config={"projector_type": "domino"}),
+        r"Domino \(config.json has projector_type 'domino'\)",
     ),
-    "P-EAGLE, says a flag": (
-        with_(eagle3(), parallel_drafting=True),
-        r"P-EAGLE \(config.json has parallel_drafting\)",
-    ),
-    "PosS-E3": (
-        deep("layers", 3, "hidden_norm"),
-        r"PosS-E3 \(each of its 3 layers has hidden_norm and reads two vectors\)",
-    ),
-    "PosS-E3 of older revisions": (
-        deep("midlayers", 3, "hidden_norm"),
-        r"PosS-E3 \(each of its 3 layers has hidden_norm and reads two vectors\)",
-    ),
-    "Model-Optimizer": (
-        with_(eagle3("layers.0"), eagle_config={}, draft_vocab_size=20),
-        r"Model-Optimizer EAGLE-3 \(config.json has eagle_config, and there is layers.0.hidden_norm.weight\)",
-    ),
-    "EAGLE-3, by draft_vocab_size": (
-        eagle3(draft_vocab_size=20),
-        r"EAGLE-3 \(config.json has draft_vocab_size\)",
-    ),
-    "EAGLE-3, by names": (eagle3(), r"EAGLE-3 \(tensors are named midlayer.*\)"),
-    "EAGLE-3, by fc": (eagle3("layers.0"), r"EAGLE-3 \(fc.weight reads 3 vectors\)"),
-    "EAGLE-3, by an fc of another width": (
-        with_(eagle3("layers.0"), {"fc.weight": (HIDDEN, 3 * 48)}, target_hidden_size=48),
-        r"EAGLE-3 \(fc.weight reads 3 vectors\)",
-    ),
-    "EAGLE-3, by architecture": (
-        with_(
-            eagle3("layers.0"), {"fc.weight": (HIDDEN, 4 * HIDDEN)}, architectures=["LlamaForCausalLMEagle3"]
-        ),
-        r"EAGLE-3 \(config.json has architecture 'LlamaForCausalLMEagle3'\)",
+    "JetSpec": (
+        with_(LANGUAGE_MODEL, architectures=["JetSpecDraftModel"], dflash_config={}),
+        r"JetSpec \(config.json has architecture 'JetSpecDraftModel'\)",
     ),
     "EAGLE of several layers": (
         with_(poss(), norms("layers.1.input_layernorm", "layers.2.input_layernorm")),

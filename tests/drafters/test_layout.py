@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from poss_export.config import DrafterConfig, RopeConfig
+from poss_export.config import RopeConfig
+from poss_export.drafter_config import DrafterConfig
 from poss_export.drafters.dialects import Tensors
 from poss_export.drafters.releases import read_release
 from poss_export.errors import CheckpointError
@@ -21,6 +22,7 @@ from tests.fixtures.public_checkpoints import (
     parallelspec,
     poss,
     speculators,
+    speculators_eagle3,
     vllm,
 )
 
@@ -35,10 +37,11 @@ LAYOUTS = {
     "FSPAD": fspad(),
     "GRIFFIN": griffin(),
     "PosS": poss(),
+    "speculators EAGLE-3": speculators_eagle3(layers=2),
 }
-OPTIONAL = {"embed_tokens.weight", "lm_head.weight", "fc.bias"}
+OPTIONAL = {"embed_tokens.weight", "lm_head.weight", "fc.bias", "t2d"}
 # They decide what the dialect is.
-DECISIVE = {"fc.weight", "fc.fc.weight", "fc.mlp.gate_proj.weight", "fc.mlp.input_layernorm.weight"}
+DECISIVE = {"fc.weight", "fc.fc.weight", "fc.mlp.gate_proj.weight", "fc.mlp.input_layernorm.weight", "d2t"}
 
 
 def read(name: str, tensors: Tensors) -> None:
@@ -66,7 +69,7 @@ def test_every_wrong_shape_is_named(name: str) -> None:
     tensors = LAYOUTS[name].meta()
     for one in tensors.keys() - DECISIVE:
         shape = [*tensors[one].shape[:-1], tensors[one].shape[-1] + 1]
-        wrong = {**tensors, one: torch.empty(shape, device="meta")}
+        wrong = {**tensors, one: torch.empty(shape, dtype=tensors[one].dtype, device="meta")}
         message = f"of another shape: {ours(one)} {shape}, expected {list(tensors[one].shape)}; fetch"
         with pytest.raises(CheckpointError, match=re.escape(message)):
             read(name, wrong)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from poss_export.config import DrafterConfig, RopeConfig, TreeShape
+from poss_export.config import RopeConfig, TreeShape
+from poss_export.drafter_config import DrafterConfig
 from poss_export.drafters.checkpoint import DrafterCheckpoint, load_drafter
 from poss_export.drafters.graph import DraftGraph
 from poss_export.drafters.make_round import make_round

@@ -253,3 +253,25 @@ def test_eager_module_equals_its_graph(
         assert_same({"logits": logits.numpy(), "features": features.numpy()}, graph(ids, depths, mask))
     for ours, theirs in zip(caches, graph.caches.values(), strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_taps_are_what_enters_the_layers(
+    tiny_folder: Callable[[str], Path],
+    target_graph: Callable[..., Path],
+    cached_target: Any,
+    form: CacheForm,
+) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(tiny_folder("llama"), dtype=torch.float32)
+    with torch.no_grad():
+        entering = reference(torch.tensor([PROMPT]), output_hidden_states=True).hidden_states[:2]
+    expected = torch.cat(entering, dim=-1).numpy()
+    target, plain = (
+        cached_target(target_graph("llama", form, "fp32", (0, 1))),
+        cached_target(target_graph("llama", form)),
+    )
+    first, rest = target(PROMPT[:4]), target(PROMPT[4:])
+    assert relative_error(np.concatenate((first["taps"], rest["taps"]), 1), expected) <= 1e-5
+    assert "features" not in first
+    plain(PROMPT[:4])
+    assert (plain(PROMPT[4:])["logits"] == rest["logits"]).all()

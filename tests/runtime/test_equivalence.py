@@ -37,6 +37,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "fspad": {"fusion": "gated", "alignment": "split"},
     "parallel": {"drafting": "parallel", "num_masks": 4},
     "deep": {"drafting": "parallel", "num_masks": 4, "num_layers": 2, "mask_feature": "repeat_last"},
+    "eagle3": {"fusion": "taps", "taps": (0, 1), "own_head": True},
+    "own-table": {"fusion": "taps", "taps": (0, 1), "own_embeddings": True, "qk_norm": True, "num_layers": 2},
+    "p-eagle": {"fusion": "taps", "taps": (0, 1), "drafting": "parallel", "num_masks": 4, "num_layers": 2},
 }
 
 
@@ -61,13 +64,12 @@ def open_sessions(
             rows = decoder.embed_tokens[drafter.draft_ids]
             shape: Any = {"cache_form": form, "precision": "fp32", "capacity": CAPACITY}
             export_drafter(make_round(drafter, tree, rows, rows), graph, **shape)
-            contract = target_contract(target.config, "fp32")
+            contract = target_contract(target.config, "fp32", taps := drafter.config.taps)
+            path = target_graph("llama", form, *(("fp32", taps) if taps else ()))
             draft = draft_contract(drafter.config, tree, "fp32")
             table = decoder.embed_tokens.numpy()
             return (
-                stack.enter_context(
-                    OrtTargetSession(target_graph("llama", form), contract, CAPACITY, ONE_THREAD)
-                ),
+                stack.enter_context(OrtTargetSession(path, contract, CAPACITY, ONE_THREAD)),
                 stack.enter_context(OrtDraftSession(graph, draft, CAPACITY, ONE_THREAD, table)),
             )
 
@@ -100,6 +102,10 @@ POSS = TreeShape(depth=5, top_k=3, nodes=16)
         ("shared", POSS, 3, "parallel"),
         ("static", POSS, 1, "deep"),
         ("shared", POSS, 3, "deep"),
+        ("shared", POSS, 1, "eagle3"),
+        ("static", POSS, 3, "eagle3"),
+        ("shared", POSS, 1, "own-table"),
+        ("shared", POSS, 1, "p-eagle"),
     ],
 )
 def test_greedy_tokens_are_the_targets(
@@ -117,7 +123,10 @@ def test_greedy_tokens_are_the_targets(
         assert accepted > 0  # a random drafter hits too; without hits nothing was shown
 
 
-@pytest.mark.parametrize(("form", "family"), [("shared", "poss"), ("static", "fspad"), ("shared", "deep")])
+@pytest.mark.parametrize(
+    ("form", "family"),
+    [("shared", "poss"), ("static", "fspad"), ("shared", "deep"), ("shared", "own-table")],
+)
 @pytest.mark.parametrize("chains", [False, True])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, seed=5)], ids=["greedy", "sampled"])
 def test_planned_tokens_are_the_targets(
@@ -143,7 +152,10 @@ def test_planned_tokens_are_the_targets(
     assert kinds >= {(True, True), (False, True), (False, False)}
 
 
-@pytest.mark.parametrize(("specialists", "family"), [(3, "poss"), (1, "parallel"), (3, "deep")])
+@pytest.mark.parametrize(
+    ("specialists", "family"),
+    [(3, "poss"), (1, "parallel"), (3, "deep"), (1, "own-table"), (1, "p-eagle")],
+)
 def test_drafter_reads_each_row_once(open_sessions: Any, specialists: int, family: str) -> None:
     """After any rounds its caches hold what a fresh drafter computes from the committed tokens alone."""
     target, drafter = open_sessions("shared", POSS, specialists, family)

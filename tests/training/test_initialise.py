@@ -15,7 +15,9 @@ PARALLEL: dict[str, Any] = {"drafting": "parallel", "num_masks": 3}
 
 
 def outputs(drafter: Drafter, steps: int) -> list[torch.Tensor]:
-    embeddings, features = torch.randn(2, 1, 8, HIDDEN, generator=torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    embeddings = torch.randn(1, 8, HIDDEN, generator=generator)
+    features = torch.randn(1, 8, drafter.config.feature_size, generator=generator)
     batch = Batch(embeddings, features, torch.ones(1, 8, dtype=torch.bool))
     with torch.no_grad():
         return [x for pair in unroll(drafter, batch, steps) for x in pair]
@@ -44,6 +46,34 @@ def test_a_drafter_of_the_same_parts_is_copied_whole(choices: dict[str, Any]) ->
     initialise(drafter, feature_spread=2.0, seed=0)
     start_from(drafter, trained)
     assert all(torch.equal(a, b) for a, b in zip(drafter.parameters(), trained.parameters(), strict=True))
+
+
+TAPS: dict[str, Any] = {"fusion": "taps", "taps": (1, 2), "own_head": True}
+
+
+def test_specialists_start_from_a_drafter_of_taps() -> None:
+    trained, drafter = random_drafter(**TAPS), random_drafter(3, 1, **TAPS)
+    initialise(drafter, feature_spread=2.0, seed=0)
+    start_from(drafter, trained)
+    assert drafter.head is not None
+    assert torch.equal(drafter.head, trained.head)
+    assert torch.equal(drafter.final_norm.weight, trained.final_norm.weight)
+    torch.testing.assert_close(outputs(drafter, 4), outputs(trained, 4))
+
+
+@pytest.mark.parametrize(
+    ("trained", "drafter", "part"),
+    [
+        (random_drafter(**TAPS), random_drafter(**{**TAPS, "taps": (1, 3)}), "taps"),
+        (random_drafter(**TAPS), random_drafter(**TAPS, norm_before_residual=True), "norm_before_residual"),
+        (random_drafter(**TAPS), random_drafter(**{**TAPS, "own_head": False}), r"tables \(head\)"),
+        (random_drafter(**TAPS), random_drafter(**TAPS, num_layers=2), "layers"),
+        (random_drafter(), random_drafter(**TAPS), "taps"),
+    ],
+)
+def test_taps_of_another_kind_are_refused(trained: Drafter, drafter: Drafter, part: str) -> None:
+    with pytest.raises(InputError, match=f"other {part} than the one to train"):
+        start_from(drafter, trained)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from poss_export.config import DrafterConfig
+from poss_export.drafter_config import DrafterConfig
 from poss_export.drafters.checkpoint import load_drafter
 from poss_export.drafters.layout import named_tensors
 from poss_export.targets.checkpoint import open_target
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.options import TrainOptions
-from poss_export.training.presets import PRESETS, Stage
+from poss_export.training.presets import PRESETS, DrafterChoices, Stage
 from poss_export.training.run import train
 from poss_export.training.trainer import Trainer
 
@@ -26,6 +26,9 @@ PUBLISHED = {
     "poss-3": (2, 3, "linear", "joint", "tree"),
     "fspad": (1, None, "gated", "split", "tree"),
     "parallelspec": (1, None, "linear", "joint", "parallel"),
+    "eagle3": (1, None, "taps", "joint", "tree"),
+    "peagle": (1, None, "taps", "joint", "parallel"),
+    "poss-2-e3": (3, 2, "taps", "joint", "tree"),
     "poss-2-fspad": (3, 2, "gated", "split", "tree"),
     "parallel-poss-1": (2, 1, "linear", "joint", "parallel"),
 }
@@ -51,8 +54,14 @@ def test_every_preset_trains_and_is_kept(
         return evaluate(self, *arguments, **others)
 
     monkeypatch.setattr(Trainer, "evaluate", watch)
+    taps = (0, 1) if PUBLISHED[name][2] == "taps" else None  # of two layers
     options = TrainOptions(
-        name, dialogues=(tmp_path / "dialogues.npz",), budget=1500, draft_vocab_size=64, recipe="paper"
+        name,
+        DrafterChoices(taps=taps),
+        dialogues=(tmp_path / "dialogues.npz",),
+        budget=1500,
+        draft_vocab_size=64,
+        recipe="paper",
     )
     train(open_target(str(tiny_folder("llama"))), options, tmp_path / name, lambda *_: None)
     drafter = load_drafter(str(tmp_path / name)).drafter

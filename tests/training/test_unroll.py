@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from poss_export.config import DrafterConfig, TreeShape
+from poss_export.config import TreeShape
+from poss_export.drafter_config import DrafterConfig
 from poss_export.drafters.graph import DraftGraph
 from poss_export.drafters.make_round import make_round
 from poss_export.drafters.model import Drafter
 from poss_export.targets.rope import rope_tables, rotate
 from poss_export.training.unroll import Batch, unroll
+from tests.fixtures.reference_eagle3 import restated
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM = 32, 4, 2, 16
 
@@ -119,6 +121,45 @@ def test_mask_rows_are_trained_as_they_draft(
             )
             chain = [(head @ predicted[d][last + d]).log_softmax(0).max() for d in range(steps)]
             torch.testing.assert_close(scores[0], torch.stack(chain).cumsum(0), atol=2e-5, rtol=1e-4)
+
+
+TAPS: dict[str, Any] = {"fusion": "taps", "taps": (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("specialists", "positions", "choices"),
+    [
+        (1, None, {}),
+        (1, None, {"num_layers": 2, "feed_back_normed": True, "tap_norm": "each"}),
+        (3, 1, {"norm_before_residual": True, "qk_norm": True}),
+        (1, None, {"drafting": "parallel", "num_masks": 3, "num_layers": 2}),
+    ],
+)
+def test_taps_are_trained_as_they_draft(
+    specialists: int, positions: int | None, choices: dict[str, Any]
+) -> None:
+    """Every chain of the unroll = what the restatement makes of rows that were drafted one by one."""
+    drafter, steps, seq = random_drafter(specialists, positions, **TAPS, **choices), 4, 8
+    plain, embeddings, features = (
+        restated(drafter),
+        torch.randn(1, seq, HIDDEN),
+        torch.randn(1, seq, 2 * HIDDEN),
+    )
+    rows = torch.ones(1, seq, dtype=torch.bool)
+    with torch.no_grad():
+        unrolled = list(unroll(drafter, Batch(embeddings, features, rows), steps))
+        for last in range(seq - steps):
+            path = list(plain.fusion(embeddings[0, : last + 1], features[0, : last + 1]))
+            if drafter.masks is not None:
+                predicted = plain.predictions(steps, embeddings[0, : last + 1], features[0, : last + 1])
+                chain = [unrolled[step][0][last + step] for step in range(steps)]
+                torch.testing.assert_close(chain, predicted, atol=2e-5, rtol=1e-4)
+                continue
+            for step in range(steps):
+                expected = plain.run_layers(step + 1, torch.stack(path))
+                found = tuple(x[last + step] for x in unrolled[step])
+                torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+                path.append(plain.fuse_drafted(embeddings[0, last + step + 1], expected[1]))
 
 
 def test_padding_and_neighbours_change_nothing() -> None:

@@ -12,6 +12,7 @@ from poss_export.errors import BundleError, translated
 
 if TYPE_CHECKING:
     from poss_export.bundling.facts import BundleFacts, DrafterFacts, TargetFacts
+    from poss_export.drafter_config import DrafterConfig
     from poss_export.manifest import Manifest
 
 Rows = dict[str, str]
@@ -69,6 +70,8 @@ def drafter_card(facts: "DrafterFacts") -> Table:
         else f"{config.num_masks + 1} positions in one pass",
         "specialists": specialists if positions else "one for every draft position",
         "fusion": f"{config.fusion}; alignment {config.alignment}",
+        "reads": _taps(config) if config.reads_taps else "",
+        "not told": "whether states are fed back normed; a build tries both" if facts.unsettled else "",
         "vocabulary": f"{config.draft_vocab_size:,} of {config.vocab_size:,} tokens can be drafted",
         "layers": f"{_count(config.num_layers, 'layer')}, hidden size {config.hidden_size:,}, "
         f"{config.num_heads} heads ({config.num_kv_heads} of keys)",
@@ -76,6 +79,20 @@ def drafter_card(facts: "DrafterFacts") -> Table:
         "sha256": facts.sha256,
     }
     return card(f"{facts.name}: drafter", rows)
+
+
+def _taps(config: "DrafterConfig") -> str:
+    """Return which layers a drafter reads, and how."""
+    layers = ", ".join(map(str, config.taps)) or "2, half and 3 before the end"
+    flags = {
+        "residual from the normed state": config.norm_before_residual,
+        "feeds back normed states": config.feed_back_normed,
+        "norms heads": config.qk_norm,
+        "own LM head": config.own_head,
+        "own embeddings": config.own_embeddings,
+    }
+    told = [f"norm {config.tap_norm}", *(words for words, flag in flags.items() if flag)]
+    return f"what enters layers {layers} of its target; {', '.join(told)}"
 
 
 def target_card(facts: "TargetFacts") -> Table:

@@ -9,7 +9,7 @@ import click
 from poss_export.cli import options
 from poss_export.cli.options import choice
 from poss_export.cli.progress import show_progress
-from poss_export.config import Alignment, Drafting, Fusion, MaskFeature
+from poss_export.drafter_config import Alignment, Drafting, Fusion, MaskFeature, TapNorm
 from poss_export.errors import InputError
 from poss_export.machine import check_threads
 from poss_export.training.presets import PRESETS, DrafterChoices, Recipe, StageChoices
@@ -23,10 +23,20 @@ _DRAFTER = (
     choice("drafting", click.Choice(get_args(Drafting)), "Level by level, or all positions in one pass."),
     choice("num-specialists", int, "Layers that share the draft positions."),
     choice("positions-per-specialist", int, "Draft positions of each specialist."),
-    choice("num-layers", int, "Layers that a row passes (parallel drafting)."),
+    choice("num-layers", int, "Layers that a row passes (parallel drafting, or fusion taps)."),
     choice("num-masks", int, "Mask rows: draft positions after the first (parallel drafting)."),
     choice("shared-mask", bool, "Whether all mask rows have one embedding (parallel drafting)."),
     choice("mask-feature", click.Choice(get_args(MaskFeature)), "What mask rows read as their feature."),
+    click.option(
+        "--tap",
+        "taps",
+        type=int,
+        multiple=True,
+        show_default="2, half and 3 before the end",
+        help="Layer of the target whose input is read (fusion taps); repeatable, ascending.",
+    ),
+    choice("tap-norm", click.Choice(get_args(TapNorm)), "Norms before taps are projected (fusion taps)."),
+    choice("own-head", bool, "Whether the drafter has an LM head of its own (fusion taps)."),
     click.option(
         "--draft-vocab",
         "draft_vocab_size",
@@ -99,6 +109,9 @@ def train(
     num_masks: int | None,
     shared_mask: bool | None,
     mask_feature: MaskFeature | None,
+    taps: tuple[int, ...],
+    tap_norm: TapNorm | None,
+    own_head: bool | None,
     draft_vocab_size: int | None,
     start: str | None,
     dialogues: tuple[Path, ...],
@@ -138,6 +151,9 @@ def train(
             num_masks=num_masks,
             shared_mask=shared_mask,
             mask_feature=mask_feature,
+            taps=taps or None,
+            tap_norm=tap_norm,
+            own_head=own_head,
         ),
         recipe=recipe,
         losses=StageChoices(
