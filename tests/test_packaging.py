@@ -113,7 +113,9 @@ def test_the_plain_install_is_the_deployment_runtime(wheel: Path) -> None:
     assert required(wheel) == RUNTIME
 
 
-@pytest.mark.parametrize("extra", ["export", "training", "server", "tensorrt", "tensorrt-rtx", "plot", "dev"])
+@pytest.mark.parametrize(
+    "extra", ["export", "training", "server", "polygraphy", "tensorrt", "tensorrt-rtx", "plot", "dev"]
+)
 def test_extras_add_to_the_runtime(wheel: Path, extra: str) -> None:
     assert extra in metadata(wheel).get_all("Provides-Extra", [])
     added = required(wheel, extra) - RUNTIME

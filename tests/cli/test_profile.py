@@ -104,3 +104,17 @@ def test_a_plot_needs_matplotlib(tiny_bundle: Path, tmp_path: Path, monkeypatch:
     result = run(tiny_bundle, "--plot", tmp_path / "plot.png")
     assert result.exit_code == 2
     assert "pip install 'poss-export[plot]'" in result.stderr
+
+
+def test_graphs_by_themselves(tiny_bundle: Path) -> None:
+    result = run(tiny_bundle, "--engine-only", "--repeats", 3, "--threads", 1, "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["calls"]
+    assert [(row["call"], row["graph"]) for row in rows] == [
+        *(("prefill", "target"), ("step", "target"), ("draft", "draft"), ("verify", "target")),
+    ]
+    for row in rows:
+        assert 0 < row["engine_ms"] <= row["session_ms"]
+        assert row["polygraphy_ms"] > 0
+    table = run(tiny_bundle, "--engine-only", "--repeats", 1, "--threads", 1)
+    assert "loop adds" in table.stdout

@@ -15,6 +15,7 @@ import click
 from poss_export.cli.build import build
 from poss_export.cli.calibrate import calibrate
 from poss_export.cli.chat import chat
+from poss_export.cli.feeds import feeds
 from poss_export.cli.generate import generate
 from poss_export.cli.inspect import inspect
 from poss_export.cli.printing import log, prepare_streams
@@ -29,6 +30,7 @@ _EXTRAS = {
     **dict.fromkeys(
         ("gguf", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch", "transformers"), "export"
     ),
+    "polygraphy": "polygraphy",
     **dict.fromkeys(("prometheus_client", "pydantic", "starlette", "uvicorn"), "server"),
 }
 
@@ -112,5 +114,5 @@ def main() -> None:
     """
 
 
-for _command in (build, generate, chat, serve, inspect, verify, profile, calibrate, train):
+for _command in (build, generate, chat, serve, inspect, verify, profile, feeds, calibrate, train):
     main.add_command(_command)

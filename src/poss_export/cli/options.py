@@ -55,6 +55,8 @@ def choice(name: str, kind: Any, text: str, default: str = "the preset's") -> Ad
     return click.option(f"--{name}", type=kind, show_default=default, help=text)
 
 
+PROMPT = "Why is the sky blue?"  # where any would do
+
 BUNDLE = click.argument("bundle", type=FILE)
 
 POSITIONS = click.option(

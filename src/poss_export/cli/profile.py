@@ -36,6 +36,11 @@ _CALLS = (
 )
 _OUTPUT = (
     click.option(
+        "--engine-only",
+        is_flag=True,
+        help="Run the graphs of an answer's first calls under Polygraphy, too, and tell what the loop adds.",
+    ),
+    click.option(
         "--save",
         is_flag=True,
         help="Measure rounds too, and keep what they cost for `generate` to plan by, in place of its own "
@@ -54,6 +59,7 @@ def profile(
     widths: tuple[int, ...],
     contexts: tuple[int, ...],
     repeats: int,
+    engine_only: bool,
     save: bool,
     plot: Path | None,
     backend: Backend,
@@ -73,6 +79,9 @@ def profile(
     if save:
         check_kept()
     with open_bundle(bundle, threads=threads, provider=provider, backend=backend) as engines:
+        if engine_only:
+            _profile_engines(engines, threads, repeats, as_json)
+            return
         values = profile_bundle(
             engines, widths=widths or None, contexts=contexts or None, repeats=repeats, report=log
         )
@@ -87,6 +96,20 @@ def profile(
     from poss_export.cli.tables import profile_table
 
     print_rich(profile_table(values))
+
+
+def _profile_engines(engines: "Bundle", threads: int | None, repeats: int, as_json: bool) -> None:
+    """Measure the graphs by themselves, and print that."""
+    from poss_export.cli.tables import engines_table
+    from poss_export.evaluation.engine_only import engine_times
+    from poss_export.runtime.sessions.ort import OrtOptions
+
+    ids = engines.encode(options.PROMPT, raw=not engines.chats)
+    rows = engine_times(engines, ids, OrtOptions(threads=threads), repeats)
+    if as_json:
+        print_json({"calls": rows})
+        return
+    print_rich(engines_table(rows))
 
 
 def _save_costs(engines: "Bundle") -> None:

@@ -42,6 +42,20 @@ def profile_table(profile: Mapping[str, Any]) -> Table:
     return table
 
 
+def engines_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a row for every call that was measured by itself and in its session."""
+    table = Table("call", "graph", box=box.SIMPLE, title="milliseconds")
+    for heading in ("rows", "Polygraphy", "engine", "session", "loop adds"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        times = (row["polygraphy_ms"], row["engine_ms"], row["session_ms"])
+        added = row["session_ms"] - row["engine_ms"]
+        table.add_row(
+            row["call"], row["graph"], f"{row['rows']}", *(f"{time:.2f}" for time in times), f"{added:.2f}"
+        )
+    return table
+
+
 def checks_table(checks: Sequence["Check"]) -> Table:
     """Return a row for every check."""
     table = Table("check", "result", "detail", box=box.SIMPLE)
