@@ -1,7 +1,7 @@
 """Pictures for people, drawn by matplotlib (extra `plot`)."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from poss_export.errors import InputError
 from poss_export.files import check_file, whole
 
 _SHARES = (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
+_KINDS = 7  # of node that have a colour of their own
 _COLOURS = ("#1f6f8b", "#d1495b", "#5b8c5a", "#edae49")
 
 
@@ -67,6 +68,26 @@ def _plot_context(axes: Any, profile: Mapping[str, Any], context: int, colour: s
     for row in whole:
         label = f"whole round, context {context}"
         axes.plot(row["width"], row["median_ms"], "D", color=colour, markerfacecolor="white", label=label)
+
+
+def plot_layers(calls: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw a report of `poss-export profile --layers` to `path`: a bar a call, its kinds of node stacked."""
+    figure = _figure(9, 1.5 + len(calls))
+    axes = figure.add_subplot()
+    names = [f"{call['call']}\n{call['rows']} rows" for call in calls]
+    kinds = {kind for call in calls for kind in call["kinds"]}
+    shown = sorted(kinds, key=lambda kind: -max(call["kinds"].get(kind, 0.0) for call in calls))[:_KINDS]
+    left = [0.0] * len(calls)
+    for kind in (*shown, "others"):
+        meant = kinds.difference(shown) if kind == "others" else {kind}
+        widths = [sum(ms for name, ms in call["kinds"].items() if name in meant) for call in calls]
+        axes.barh(names, widths, left=left, label=kind)
+        left = [before + width for before, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds: each node's shortest time, summed")
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.grid(axis="x", alpha=0.3)
+    _save(figure, path)
 
 
 def plot_acceptance(acceptance: AcceptanceCurves, path: Path) -> None:

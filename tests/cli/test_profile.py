@@ -118,3 +118,19 @@ def test_graphs_by_themselves(tiny_bundle: Path) -> None:
         assert row["polygraphy_ms"] > 0
     table = run(tiny_bundle, "--engine-only", "--repeats", 1, "--threads", 1)
     assert "loop adds" in table.stdout
+
+
+def test_layers(tiny_bundle: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "layers.png"
+    result = run(tiny_bundle, "--layers", "--repeats", 1, "--threads", 1, "--plot", picture)
+    assert result.exit_code == 0, result.output
+    assert "GroupQueryAttention" in result.stdout
+    assert result.stdout.count("heaviest nodes") == 3
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("option", ["--layers", "--engine-only"])
+def test_graphs_by_themselves_elsewhere(option: str, tiny_bundle: Path) -> None:
+    result = run(tiny_bundle, option, "--backend", "tensorrt-rtx")
+    assert result.exit_code == 2
+    assert "in ONNX Runtime on the CPU" in result.stderr

@@ -41,6 +41,9 @@ _OUTPUT = (
         help="Run the graphs of an answer's first calls under Polygraphy, too, and tell what the loop adds.",
     ),
     click.option(
+        "--layers", is_flag=True, help="Measure kinds of node and the heaviest nodes of calls on the CPU."
+    ),
+    click.option(
         "--save",
         is_flag=True,
         help="Measure rounds too, and keep what they cost for `generate` to plan by, in place of its own "
@@ -60,6 +63,7 @@ def profile(
     contexts: tuple[int, ...],
     repeats: int,
     engine_only: bool,
+    layers: bool,
     save: bool,
     plot: Path | None,
     backend: Backend,
@@ -78,6 +82,15 @@ def profile(
         check_plot(plot)
     if save:
         check_kept()
+    if (layers or engine_only) and (save or (backend, provider) != ("onnxruntime", "cpu")):
+        raise InputError(
+            "graphs by themselves are measured in ONNX Runtime on the CPU, and nothing of it is kept: leave "
+            "backend, provider and save as they are",
+            options=("backend", "provider", "save"),
+        )
+    if layers:
+        _profile_layers(bundle, threads, repeats, plot, as_json)
+        return
     with open_bundle(bundle, threads=threads, provider=provider, backend=backend) as engines:
         if engine_only:
             _profile_engines(engines, threads, repeats, as_json)
@@ -96,6 +109,25 @@ def profile(
     from poss_export.cli.tables import profile_table
 
     print_rich(profile_table(values))
+
+
+def _profile_layers(
+    bundle: Path, threads: int | None, repeats: int, plot: Path | None, as_json: bool
+) -> None:
+    """Measure nodes, and print and draw that."""
+    from poss_export.cli.tables import heaviest_table, layers_table
+    from poss_export.evaluation.layers import profile_layers
+    from poss_export.plots import plot_layers
+
+    calls = profile_layers(bundle, repeats, threads)
+    if plot is not None:
+        plot_layers(calls, plot)
+    if as_json:
+        print_json({"calls": calls})
+        return
+    print_rich(layers_table(calls))
+    for call in calls:
+        print_rich(heaviest_table(call))
 
 
 def _profile_engines(engines: "Bundle", threads: int | None, repeats: int, as_json: bool) -> None:

@@ -56,6 +56,37 @@ def engines_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def layers_table(calls: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a row for every kind of node, the times of each call in a column."""
+    table = Table("node", box=box.SIMPLE, title="milliseconds")
+    for call in calls:
+        table.add_column(f"{call['call']}, {call['rows']} rows", justify="right")
+    kinds = sorted(
+        {kind for call in calls for kind in call["kinds"]},
+        key=lambda kind: -max(call["kinds"].get(kind, 0.0) for call in calls),
+    )
+    for kind in kinds:
+        table.add_row(
+            kind, *(f"{call['kinds'][kind]:.2f}" if kind in call["kinds"] else "" for call in calls)
+        )
+    table.add_row("all nodes", *(f"{call['milliseconds']:.2f}" for call in calls))
+    return table
+
+
+def heaviest_table(call: Mapping[str, Any]) -> Table:
+    """Return a row for each of the nodes of a call that take most."""
+    table = Table(
+        "node", "kind", box=box.SIMPLE, title=f"heaviest nodes: {call['call']}, {call['rows']} rows"
+    )
+    for heading in ("ms", "weights MB", "GB/s"):
+        table.add_column(heading, justify="right")
+    for node in call["heaviest"]:
+        weights, speed = node["weight_bytes"] / 1e6, node["bytes_per_second"] / 1e9
+        shown = (f"{weights:.1f}", f"{speed:.1f}") if node["weight_bytes"] else ("", "")
+        table.add_row(escape(node["node"]), node["kind"], f"{node['milliseconds']:.3f}", *shown)
+    return table
+
+
 def checks_table(checks: Sequence["Check"]) -> Table:
     """Return a row for every check."""
     table = Table("check", "result", "detail", box=box.SIMPLE)
