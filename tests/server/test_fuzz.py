@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from poss_export.server.openapi import description
 from tests.server.conftest import MODEL, Served
 
-SCHEMAS = description()["components"]["schemas"]
+SCHEMAS = description(MODEL)["components"]["schemas"]
 WORDS = st.sampled_from(
     ["<5>", "<5> <9>", "", "a", MODEL, "user", "assistant", "text", "json_schema", "\ud800"]
 )
