@@ -88,7 +88,8 @@ class Load:
         except openai.RateLimitError as error:
             outcome = "refused" if "retry-after" in error.response.headers else "refused, without a time"
         except (openai.OpenAIError, OSError) as error:
-            outcome = f"failed: {type(error).__name__}: {error}"
+            ends = getattr(error, "code", None) == "shutting_down"
+            outcome = "told of the end" if ends else f"failed: {type(error).__name__}: {error}"
         self.outcomes[outcome] += 1
 
     async def _good(self, asked: Asked, manner: Manner) -> str:
@@ -228,7 +229,7 @@ def main(
         click.echo(f"{name.replace('_', ' ')}: {value}")
     if report is not None:
         environment.write(report, machine, figures)
-    clean = {"right", "refused", "vanishes", "half a body"}
+    clean = {"right", "refused", "vanishes", "half a body", "told of the end"}
     sys.exit(bool(figures["outcomes"].keys() - clean or figures["exit_code"]))
 
 

@@ -24,7 +24,7 @@ Asked = TypeVar("Asked", bound=BaseModel)
 
 
 def make_app(scheduler: Scheduler, settings: Settings) -> Starlette:
-    """Return the ASGI application that answers with an entered scheduler."""
+    """Return the ASGI application over an entered scheduler; its `state.service` is a `Service`."""
     metrics = Metrics(scheduler)
     service = Service(scheduler, settings, metrics)
     model = {
@@ -58,7 +58,7 @@ def make_app(scheduler: Scheduler, settings: Settings) -> Starlette:
         return Response(metrics.expose(), media_type=CONTENT_TYPE)
 
     async def openapi(http: Request) -> Response:
-        return Json(description())
+        return Json(description(settings.model))
 
     routes = [
         Route("/v1/chat/completions", chat, methods=["POST"]),
@@ -71,11 +71,13 @@ def make_app(scheduler: Scheduler, settings: Settings) -> Starlette:
         Route("/openapi.json", openapi),
     ]
     paths = frozenset(route.path for route in routes)
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[Middleware(Guard, settings=settings, metrics=metrics, paths=paths)],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _failure},
     )
+    app.state.service = service
+    return app
 
 
 async def _read(http: Request, kind: type[Asked]) -> Asked:

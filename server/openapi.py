@@ -12,11 +12,13 @@ _PLACE = "#/components/schemas/{model}"
 
 
 @cache
-def description() -> dict[str, Any]:
-    """Return it as plain JSON values."""
+def description(model: str) -> dict[str, Any]:
+    """Return it for a server of this model, as plain JSON values."""
     names, schemas = models_json_schema(
         [(ChatRequest, "validation"), (CompletionRequest, "validation")], ref_template=_PLACE
     )
+    for body in (ChatRequest, CompletionRequest):
+        schemas["$defs"][body.__name__]["properties"]["model"]["enum"] = [model]
     return {
         "openapi": "3.1.0",
         "info": {"title": "poss-export", "version": versions("poss-export")["poss-export"]},

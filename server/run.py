@@ -1,5 +1,7 @@
 """A server in this process: its socket, its first answer, and its end."""
 
+import asyncio
+import math
 import socket
 import threading
 
@@ -10,6 +12,7 @@ from poss_export.runtime.scheduler import Event, Failed, Piece, Scheduler
 from poss_export.server.app import make_app
 from poss_export.server.settings import Settings
 
+_LAST_WORDS = 5  # seconds until those who were given up must have been told so
 _BACKLOG = 1024  # connections that wait to be accepted, and those that are open at most
 
 
@@ -58,29 +61,43 @@ def warm(scheduler: Scheduler) -> None:
         raise last[0].error
 
 
-def make_server(scheduler: Scheduler, settings: Settings, drain_seconds: int) -> uvicorn.Server:
-    """Return what serves, with `run` and a socket, in any thread.
+class Server(uvicorn.Server):
+    """What serves, with `run` and a socket, in any thread, until it is told to end by `should_exit`.
 
-    Once it is told to end it takes no connections, and lets answers end within `drain_seconds`.
+    Then it takes no connections, lets answers end within `drain_seconds`, and gives up those that are left.
     """
-    config = uvicorn.Config(
-        make_app(scheduler, settings),
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        backlog=_BACKLOG,
-        limit_concurrency=_BACKLOG,
-        timeout_graceful_shutdown=drain_seconds,
-    )
-    return uvicorn.Server(config)
+
+    def __init__(self, scheduler: Scheduler, settings: Settings, drain_seconds: float) -> None:
+        """Prepare to serve with an entered scheduler."""
+        app = make_app(scheduler, settings)
+        self._drain_seconds, self._give_up = drain_seconds, app.state.service.end
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                backlog=_BACKLOG,
+                limit_concurrency=_BACKLOG,
+                timeout_graceful_shutdown=math.ceil(drain_seconds) + _LAST_WORDS,
+            )
+        )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain and end; uvicorn calls it."""
+        timer = asyncio.get_running_loop().call_later(self._drain_seconds, self._give_up)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
 
 
-def run(scheduler: Scheduler, settings: Settings, listening: socket.socket, drain_seconds: int) -> None:
-    """Serve until SIGTERM or SIGINT; parameters as in `make_server`."""
-    server = make_server(scheduler, settings, drain_seconds)
+def run(scheduler: Scheduler, settings: Settings, listening: socket.socket, drain_seconds: float) -> None:
+    """Serve until SIGTERM or SIGINT; parameters as in `Server`."""
+    server = Server(scheduler, settings, drain_seconds)
     try:
         server.run(sockets=[listening])
     except (KeyboardInterrupt, SystemExit):  # uvicorn raises the signal again when it has ended

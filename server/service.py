@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 from functools import partial
+from weakref import WeakSet
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -30,6 +31,7 @@ class Service:
         """Keep the parts; the scheduler is entered."""
         self._scheduler, self._settings, self._metrics = scheduler, settings, metrics
         self._bundle = scheduler.bundle
+        self._asked = WeakSet[Answers]()  # that may be in the making
         self.created = int(time.time())
         self._fingerprint = f"fp_{self._bundle.manifest.graph_sha256('target')[:12]}"
 
@@ -66,6 +68,11 @@ class Service:
             raise self._told(asked, error) from error
         return await self._answer(prompts, asked, http, watch)
 
+    def end(self) -> None:
+        """Give up all answers: their clients are told that the server shuts down."""
+        for answers in [*self._asked]:
+            answers.cancel(_shutting_down())
+
     def check_model(self, name: str) -> None:
         """Raise ApiError where the name is not that of the model."""
         if name != self._settings.model:
@@ -92,6 +99,7 @@ class Service:
         except Exception as error:
             answers.cancel()
             raise self._told(asked, error) from error
+        self._asked.add(answers)
         prompt_tokens = sum(map(len, prompts))
         self._metrics.prompt_tokens.inc(prompt_tokens)
         job = Job(
@@ -148,7 +156,11 @@ class Service:
         """Return what the client is told of an error."""
         if isinstance(error, BusyError):
             if not self._scheduler.accepts:
-                return ApiError(503, "the server is shutting down", code="shutting_down")
+                return _shutting_down()
             seconds = min(max(math.ceil(self._metrics.typical_seconds), 1), _LONGEST_WAIT)
             return ApiError(429, str(error), code="server_busy", headers={"Retry-After": str(seconds)})
         return api_error(error, asked.prompt_field)
+
+
+def _shutting_down() -> ApiError:
+    return ApiError(503, "the server is shutting down", code="shutting_down")

@@ -15,7 +15,7 @@ from openai import OpenAI
 from poss_export.manifest import read_manifest, write_manifest
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.scheduler import Scheduler
-from poss_export.server.run import address_of, listen, make_server
+from poss_export.server.run import Server, address_of, listen
 from poss_export.server.settings import Settings
 from tests.fixtures.bundles import TEMPLATE
 
@@ -27,6 +27,7 @@ class Served:
     address: str  # a URL
     bundle: Bundle
     scheduler: Scheduler
+    server: Server
 
     clients: dict[str, OpenAI] = field(default_factory=dict)
 
@@ -60,20 +61,20 @@ def chats(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def serve(chats: Path) -> Serve:
-    """Return serve(queue=64, **settings): a server within it."""
+    """Return serve(queue=64, drain_seconds=5, **settings): a server within it."""
 
     @contextmanager
-    def served(queue: int = 64, **settings: Any) -> Iterator[Served]:
+    def served(queue: int = 64, drain_seconds: float = 5, **settings: Any) -> Iterator[Served]:
         with (
             listen("127.0.0.1", 0) as listening,
             open_bundle(chats, threads=1) as bundle,
             Scheduler(bundle, queue=queue) as scheduler,
         ):
-            server = make_server(scheduler, Settings(MODEL, **settings), drain_seconds=5)
+            server = Server(scheduler, Settings(MODEL, **settings), drain_seconds)
             address = address_of(listening)
             thread = threading.Thread(target=server.run, args=([listening],))
             thread.start()
-            made = Served(address, bundle, scheduler)
+            made = Served(address, bundle, scheduler, server)
             try:
                 yield made
             finally:

@@ -223,6 +223,23 @@ def test_a_wrong_key_is_refused_before_the_body(serve: Serve) -> None:
         assert b"www-authenticate: Bearer" in answer
 
 
+def test_what_is_left_when_draining_takes_too_long(serve: Serve, gate: Callable[..., Gate]) -> None:
+    with serve(drain_seconds=0.2) as server:
+        standing = gate(server.bundle)
+        streamed, whole = connect(server, stream=True), connect(server)
+        assert standing.begun.wait(20)
+        wait_for(lambda: server.scheduler.waiting == 1)
+        server.server.should_exit = True
+        for connection, status in ((streamed, b" 200 OK"), (whole, b" 503 Service Unavailable")):
+            text = b""
+            while part := connection.recv(4096):
+                text += part
+            connection.close()
+            assert status in text
+            assert b'"the server is shutting down", "type": "server_error"' in text
+        standing.open.set()
+
+
 def test_sigterm_lets_answers_end(chats: Path) -> None:
     command = "from poss_export.cli.main import main; main()"
     arguments = ["serve", str(chats), "--port", "0", "--threads", "1"]

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from poss_export.server.openapi import description
 from tests.server.conftest import MODEL, Served
 
-SCHEMAS = description()["components"]["schemas"]
+SCHEMAS = description(MODEL)["components"]["schemas"]
 WORDS = st.sampled_from(
     ["<5>", "<5> <9>", "", "a", MODEL, "user", "assistant", "text", "json_schema", "\ud800"]
 )
@@ -61,17 +60,15 @@ def fields_of(schema: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
-@pytest.fixture(scope="module")
-def connection(server: Served) -> Iterator[http.client.HTTPConnection]:
-    made = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    yield made
-    made.close()
-
-
-def check(connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> int:
-    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    said = response.read()
+def check(server: Served, path: str, body: dict[str, Any]) -> int:
+    # A connection of its own: one that is kept is closed by the server while examples are thought of.
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    try:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        said = response.read()
+    finally:
+        connection.close()
     if response.getheader("Content-Type", "").startswith("text/event-stream"):
         assert said.endswith(b"data: [DONE]\n\n")
     else:
@@ -85,19 +82,19 @@ USUAL = {"model": MODEL, "messages": [{"role": "user", "content": "<5>"}], "prom
 
 
 @pytest.mark.parametrize(("path", "name"), PATHS)
-def test_fields_of_any_kind(connection: http.client.HTTPConnection, path: str, name: str) -> None:
+def test_fields_of_any_kind(server: Served, path: str, name: str) -> None:
     usual = {field: value for field, value in USUAL.items() if field in SCHEMAS[name]["properties"]}
 
     @settings(max_examples=25)
     @given(fields=fields_of(SCHEMAS[name]))
     def as_described(fields: dict[str, Any]) -> None:
-        check(connection, path, {**fields, "model": MODEL, "max_tokens": 2})
+        check(server, path, {**fields, "model": MODEL, "max_tokens": 2})
 
     @settings(max_examples=40)
     @given(field=st.sampled_from(sorted(SCHEMAS[name]["properties"])), value=ANYTHING)
     def one_of_any_kind(field: str, value: Any) -> None:
-        check(connection, path, {**usual, field: value})
+        check(server, path, {**usual, field: value})
 
     as_described()
     one_of_any_kind()
-    assert check(connection, path, usual) == 200
+    assert check(server, path, usual) == 200
