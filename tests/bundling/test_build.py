@@ -185,3 +185,20 @@ def test_weights_that_overflow_are_not_called_a_wrong_export(
     with pytest.raises(CheckpointError, match=rf"of {whose} '.*' are no numbers in PyTorch"):
         run_build(plan, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_deep_tree_is_announced(
+    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise InputError("stopped")
+
+    told: list[str] = []
+    monkeypatch.setattr(graphs, "export_drafter", stop)
+    plan = replace(make_plan(), tree=TreeShape(depth=30, top_k=1, nodes=8))
+    assert plan.drafter is not None
+    for weight in plan.drafter.drafter.parameters():  # or random features grow beyond all bounds
+        weight.mul_(0.1)
+    with pytest.raises(InputError, match="stopped"):
+        run_build(plan, tmp_path / "out", report=told.append)
+    assert told[-1] == "exporting draft.onnx: 30 levels are traced one by one, which takes minutes"

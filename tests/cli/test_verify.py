@@ -16,6 +16,7 @@ def checks(*arguments: object) -> dict[str, dict[str, Any]]:
 
 NAMES = [
     "files",
+    "text",
     "parity: target features",
     "parity: target logits",
     "parity: draft scores",

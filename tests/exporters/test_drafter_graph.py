@@ -32,6 +32,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 Export = Callable[..., Path]
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +75,10 @@ def runner(path: Path) -> Any:
 
 # Five levels: with 3 specialists of 1 position the last one drafts more than its share. The module is
 # tested with every layout (tests/drafters); exports take seconds.
-@pytest.mark.parametrize(("specialists", "positions"), [(1, None), (2, 3), (3, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("specialists", "positions"),
+    [(1, None), (2, 3), pytest.param(3, 1, marks=SLOW), pytest.param(3, 2, marks=SLOW)],
+)
 def test_shared_graph(draft_graph: Export, specialists: int, positions: int | None) -> None:
     run = runner(draft_graph(specialists, positions, "shared", TREE))
     check_rounds(run, random_drafter(specialists, positions), TREE, EMBED, HEAD, ONE_BATCH)
@@ -96,11 +100,11 @@ def test_static_graph_of_two_sequences(draft_graph: Export) -> None:
     ("family", "specialists", "form", "plan"),
     [
         ("fspad", 1, "shared", ONE_BATCH),
-        ("fspad", 3, "static", TWO_BATCHES),
+        pytest.param("fspad", 3, "static", TWO_BATCHES, marks=SLOW),
         ("griffin", 1, "static", TWO_BATCHES),
         ("parallel", 1, "shared", ONE_BATCH),
-        ("parallel", 3, "static", TWO_BATCHES),
-        ("deep", 1, "shared", ONE_BATCH),
+        pytest.param("parallel", 3, "static", TWO_BATCHES, marks=SLOW),
+        pytest.param("deep", 1, "shared", ONE_BATCH, marks=SLOW),
         ("deep", 3, "static", TWO_BATCHES),
     ],
 )

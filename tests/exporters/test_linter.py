@@ -214,7 +214,7 @@ def test_a_graph_that_keeps_all_rules_passes_the_linter_and_the_parser(tmp_path:
     assert parser_errors(tmp_path / "good.onnx") == []
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
 @pytest.mark.parametrize("name", ["llama", "llama3", "mistral", "qwen2", "qwen3"])
 def test_our_static_targets_pass_the_linter_and_the_parser(
     name: str, precision: str, target_graph: Callable[..., Path]
@@ -227,10 +227,10 @@ def test_our_static_targets_pass_the_linter_and_the_parser(
 @pytest.mark.parametrize(
     ("specialists", "positions", "choices"),
     [
-        (1, None, {}),
+        pytest.param(1, None, {}, marks=pytest.mark.slow),
         (3, 2, {}),
         (1, None, {"fusion": "gated", "alignment": "split"}),
-        (1, None, {"drafting": "parallel", "num_masks": 3}),
+        pytest.param(1, None, {"drafting": "parallel", "num_masks": 3}, marks=pytest.mark.slow),
         (2, 1, {"drafting": "parallel", "num_masks": 3, "num_layers": 2, "mask_feature": "repeat_last"}),
     ],
 )
