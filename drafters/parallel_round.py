@@ -71,7 +71,9 @@ class ParallelRound(DraftRound):
     def _mask_rows(self, last_feature: Tensor) -> Tensor:
         """Return fused mask rows `[B, depth - 1, row_size]` behind a last row with features `[B, ...]`."""
         rows = [self.masks.row(i, last_feature, self.fusion) for i in range(1, self.tree.depth)]
-        return torch.stack(rows, dim=1) if rows else torch.zeros(len(last_feature), 0, self.fusion.row_size)
+        if not rows:
+            return last_feature.new_zeros(last_feature.shape[0], 0, self.fusion.row_size)
+        return torch.stack(rows, dim=1)
 
     def _rows_of(self, specialist: int) -> slice:
         """Return which of the rows (last real, masks) a specialist drafts from."""

@@ -19,7 +19,7 @@ from poss_export.targets.hf import read_rope
 
 _OF_SPECULATORS = (dialects.SPECULATORS_EAGLE3, dialects.SPECULATORS_P_EAGLE)
 _PARALLEL = (dialects.P_EAGLE, dialects.SPECULATORS_P_EAGLE)
-_TRAINED_DEPTHS = 8  # of P-EAGLE, where its files say nothing
+_TRAINED_DEPTHS = 8  # of P-EAGLE as it was published; its files do not say it
 
 
 def read_taps_release(
@@ -144,8 +144,8 @@ def _own_embeddings(own: Facts, dialect: Dialect, tensors: Tensors, narrower: bo
 
 def _masks(own: Facts, tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     """Return P-EAGLE's choices, and the tensors with those of its mask rows under our names."""
-    masks = own.size("num_depths", _TRAINED_DEPTHS) - 1
-    choices = {"drafting": "parallel", "num_masks": masks, "shared_mask": True, "mask_feature": "learned"}
+    choices: dict[str, Any] = {"drafting": "parallel", "num_masks": _TRAINED_DEPTHS - 1}
+    choices |= {"shared_mask": True, "mask_feature": "learned"}
     named = dict(tensors)
     if (table := named.get(EMBEDDINGS)) is not None:
         token = _mask_token(own, len(table))

@@ -13,8 +13,14 @@ Drafting = Literal["tree", "parallel"]
 MaskFeature = Literal["learned", "repeat_last", "zeros", "none"]
 TapNorm = Literal["none", "joint", "each"]
 _OF_TAPS = (
-    *("taps", "target_hidden_size", "tap_norm", "norm_before_residual", "feed_back_normed", "qk_norm"),
-    *("own_head", "own_embeddings"),
+    "taps",
+    "target_hidden_size",
+    "tap_norm",
+    "norm_before_residual",
+    "feed_back_normed",
+    "qk_norm",
+    "own_head",
+    "own_embeddings",
 )
 
 

@@ -224,6 +224,12 @@ def test_our_static_targets_pass_the_linter_and_the_parser(
     assert parser_errors(path) == []
 
 
+def test_our_static_target_with_taps_passes(target_graph: Callable[..., Path]) -> None:
+    path = target_graph("llama", "static", "fp32", (0, 1))
+    require_clean(path)
+    assert parser_errors(path) == []
+
+
 @pytest.mark.parametrize(
     ("specialists", "positions", "choices"),
     [
@@ -232,6 +238,7 @@ def test_our_static_targets_pass_the_linter_and_the_parser(
         (1, None, {"fusion": "gated", "alignment": "split"}),
         pytest.param(1, None, {"drafting": "parallel", "num_masks": 3}, marks=pytest.mark.slow),
         (2, 1, {"drafting": "parallel", "num_masks": 3, "num_layers": 2, "mask_feature": "repeat_last"}),
+        (1, None, {"fusion": "taps", "tap_norm": "each", "qk_norm": True, "own_embeddings": True}),
     ],
 )
 def test_our_static_drafters_pass_the_linter_and_the_parser(
