@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from poss_export.cli.bench import bench
 from poss_export.cli.build import build
 from poss_export.cli.calibrate import calibrate
 from poss_export.cli.chat import chat
@@ -114,5 +115,5 @@ def main() -> None:
     """
 
 
-for _command in (build, generate, chat, serve, inspect, verify, profile, feeds, calibrate, train):
+for _command in (build, generate, chat, serve, inspect, verify, bench, profile, feeds, calibrate, train):
     main.add_command(_command)

@@ -87,6 +87,27 @@ def heaviest_table(call: Mapping[str, Any]) -> Table:
     return table
 
 
+def bench_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return a row for every category of questions, and one for all."""
+    table = Table("category", box=box.SIMPLE)
+    for heading in ("questions", "tau", "by answer", "tokens/s", "speed-up", "decoding", "speed-up", "equal"):
+        table.add_column(heading, justify="right")
+    for name, row in figures.items():
+        by_answer = row["tau_by_answer"]
+        table.add_row(
+            escape(name),
+            f"{row['questions']}",
+            f"{row['tau']:.2f}",
+            "" if by_answer is None else f"{by_answer:.2f}",
+            f"{row['tokens_per_second']:.1f}",
+            f"{row['speedup']:.2f}",
+            f"{row['decode_speed']:.1f}",
+            f"{row['decode_speedup']:.2f}",
+            f"{row['equal']} of {row['questions']}",
+        )
+    return table
+
+
 def checks_table(checks: Sequence["Check"]) -> Table:
     """Return a row for every check."""
     table = Table("check", "result", "detail", box=box.SIMPLE)
