@@ -2,10 +2,10 @@
 
     python -m benchmarks.overload BUNDLE --prompts FILE.jsonl --minutes 30 --factor 2
 
-Requests arrive by chance, on average so many times as fast as two clients in turns got answers before. Some
-clients misbehave: they vanish behind the first piece, leave a body half-sent, or read slowly. All others are
-to get the answer of the bundle alone, or a clean refusal. In the end the server is told to stop, amid all
-that.
+Requests arrive by chance, on average so many times as fast as a closed loop of clients, as many as the queue
+holds, got answers before. Some clients misbehave: they vanish behind the first piece, leave a body half-sent,
+or read slowly. All others are to get the answer of the bundle alone, or a clean refusal. In the end the
+server is told to stop, amid all that.
 
 Exits with 1 where an answer is wrong, or something else than an answer or a refusal came.
 """
@@ -122,15 +122,16 @@ class Load:
         """Close the connections."""
         await self._client.close()
 
-    async def capacity(self, asked: Sequence[Asked], requests: int) -> float:
-        """Return how many requests a second two clients get answered."""
+    async def capacity(self, asked: Sequence[Asked], clients: int) -> float:
+        """Return how many requests a second so many clients get answered, each twice."""
+        requests = 2 * clients
         left, began = iter([*zip(range(requests), cycle(asked), strict=False)]), time.perf_counter()
 
         async def loop() -> None:
             for _, one in left:
                 await self.ask(one)
 
-        await asyncio.gather(loop(), loop())
+        await asyncio.gather(*(loop() for _ in range(clients)))
         return requests / (time.perf_counter() - began)
 
     async def arrive(self, asked: Sequence[Asked], rate: float, seconds: float, seed: int) -> set[Any]:
@@ -167,12 +168,13 @@ async def measure(
     process: subprocess.Popen[str],
     load: Load,
     asked: Sequence[Asked],
+    clients: int,
     factor: float,
     minutes: float,
     seed: int,
 ) -> dict[str, Any]:
     """Return what became of all clients, and of the server."""
-    capacity = await load.capacity(asked, max(8, len(asked)))
+    capacity = await load.capacity(asked, clients)
     load.outcomes.clear()
     noting = asyncio.create_task(memory(process))
     left = await load.arrive(asked, factor * capacity, 60 * minutes, seed)
@@ -199,7 +201,9 @@ async def measure(
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @questions.options
 @click.option("--minutes", default=30.0, show_default=True)
-@click.option("--factor", default=2.0, show_default=True, help="Arrivals, in what two clients get answered.")
+@click.option(
+    "--factor", default=2.0, show_default=True, help="Arrivals, in what is answered without a rest."
+)
 @click.option("--queue", default=8, show_default=True, help="Answers that may wait.")
 @click.option("--max-new-tokens", type=click.IntRange(2), default=32, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of arrivals and manners.")
@@ -224,7 +228,9 @@ def main(
         texts = [answer(alone, ids, max_new_tokens, target_only=True).text for ids in known]
     asked = [Asked(ids, text) for ids, text in zip(known, texts, strict=True)]
     with serving(bundle, threads, queue) as (process, url):
-        figures = asyncio.run(measure(process, Load(url, max_new_tokens), asked, factor, minutes, seed))
+        figures = asyncio.run(
+            measure(process, Load(url, max_new_tokens), asked, queue, factor, minutes, seed)
+        )
     for name, value in figures.items():
         click.echo(f"{name.replace('_', ' ')}: {value}")
     if report is not None:
