@@ -17,7 +17,8 @@ from poss_export.drafters.dialects import Dialect, Tensors, Values, count_layers
 from poss_export.drafters.layout import named_tensors
 from poss_export.drafters.model import Drafter
 from poss_export.errors import CheckpointError, InputError
-from poss_export.targets.hf import FLOATS, published_name, read_rope
+from poss_export.targets.hf import FLOATS, published_name
+from poss_export.targets.hf_config import read_rope
 
 # By the name of a public PosS release: positions of each specialist, which its files do not state, and
 # how many specialists it has. From the authors' evaluation scripts.
