@@ -122,4 +122,5 @@ def _open_folder(folder: Path) -> Target:
         files,
         lambda: hf.read_decoder(config, tensors),
         ("transformers",),
+        hf_config.doubts(folder),
     )

@@ -33,6 +33,7 @@ _FOREIGN: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"), ()),
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), (0, 1)),
     **dict.fromkeys(("attention_chunk_size", "no_rope_layers", "clip_qkv", "per_layer_config"), ()),
+    "text_config": (),
     **dict.fromkeys(("use_qk_norm", "attn_temperature_tuning"), (False, 0)),
 }
 # Fields that transformers declares for these architectures, and that are read or change no logits.
@@ -44,6 +45,7 @@ _KNOWN = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache"),
     *("initializer_range", "attention_dropout", "pretraining_tp"),
 }
+_LONGEST = 300  # letters of somebody else's message
 
 
 def read_config(folder: Path) -> TargetConfig:
@@ -67,7 +69,9 @@ def read_config(folder: Path) -> TargetConfig:
     _refuse_quantised(stated)
     values = _as_transformers_reads(path, stated)
     _refuse_variants(values)
-    heads, hidden = values["num_attention_heads"], values["hidden_size"]
+    heads, hidden, head_dim = (
+        values.get(name) for name in ("num_attention_heads", "hidden_size", "head_dim")
+    )
     return TargetConfig(
         architecture=architecture,
         vocab_size=values["vocab_size"],
@@ -76,13 +80,24 @@ def read_config(folder: Path) -> TargetConfig:
         num_layers=values["num_hidden_layers"],
         num_heads=heads,
         num_kv_heads=values["num_key_value_heads"],
-        head_dim=values.get("head_dim") or hidden // heads,
+        head_dim=hidden // heads if head_dim is None else head_dim,
         rms_norm_eps=values["rms_norm_eps"],
         max_positions=min(values["max_position_embeddings"], _sliding_window(values)),
         rope=read_rope(values),
         tied_embeddings=values["tie_word_embeddings"],
         qkv_bias=architecture == "qwen2",
         qk_norm=architecture == "qwen3",
+    )
+
+
+def doubts(folder: Path) -> tuple[str, ...]:
+    """Return what config.json leaves open."""
+    own = read_json(folder / "config.json").get("auto_map")
+    if not isinstance(own, Mapping) or not any(name.startswith("AutoModel") for name in own):
+        return ()
+    return (
+        "its config.json names code of its own for the model (auto_map), which is not run: it is computed "
+        "as transformers computes its model_type",
     )
 
 
@@ -109,9 +124,9 @@ def _as_transformers_reads(path: Path, stated: Mapping[str, Any]) -> dict[str, A
             config: Any = AutoConfig.for_model(values.pop("model_type"), **values)
             read: dict[str, Any] = config.to_dict()
     except Exception as error:  # the library raises nothing narrower
-        told = " ".join(str(error).split())
+        told = " ".join(str(error).split()).split(" Errors: ")[0]  # which says the same again, type by type
         raise CheckpointError(
-            f"{path}: transformers cannot read it ({told[:200]}); mend it, or fetch it again"
+            f"{path}: transformers cannot read it ({told[:_LONGEST]}); mend it, or fetch it again"
         ) from error
     kind = type(config)
     for name in sorted(kind.__annotations__.keys() - _KNOWN):
@@ -155,6 +170,8 @@ def _sliding_window(values: Mapping[str, Any]) -> int | float:
             "sliding_attention"
         )
     window: int | None = values.get("sliding_window")
+    if window is not None and type(window) is not int:
+        raise CheckpointError(f"sliding_window is {shortened(window)}; expected a number of tokens, or null")
     if kinds == {"full_attention"} and values["model_type"] != "mistral":  # which has a window in every layer
         return float("inf")
     if window is None and "sliding_attention" in kinds:

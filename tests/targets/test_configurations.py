@@ -172,6 +172,30 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"num_local_experts": 8},
         "num_local_experts 8.*of type 'mistral'.*take the field",
     ),
+    "a part of another kind": (
+        "llama",
+        {"text_config": {"hidden_size": 64}},
+        "text_config {'hidden_size': 64}, wh",
+    ),
+    "text for a number": (
+        "llama",
+        {"rope_scaling": {"type": "linear", "factor": "4"}},
+        "factor is '4'; expected",
+    ),
+    "text for a window": ("llama", {"sliding_window": "64"}, "sliding_window is '64'; expected a number"),
+    "text for a token": (
+        "llama",
+        {"eos_token_id": "2"},
+        "'eos_token_id' with value '2' doesn't match any type",
+    ),
+    "text for a set": ("llama", {"rope_scaling": "linear"}, "'rope_parameters' with value 'linear' doesn't"),
+    "a fraction for a size": (
+        "llama",
+        {"num_key_value_heads": 2.0},
+        "'num_key_value_heads' with value 2.0 does",
+    ),
+    "no size for a head": ("llama", {"head_dim": 0}, "head_dim is 0; expected a whole number from 1"),
+    "quantised, without a method": ("llama", {"quantization_config": "awq"}, "quantised weights.*'awq'"),
     "sizes by layer": ("llama", {"per_layer_config": {"0": {"head_dim": 8}}}, "per_layer_config"),
 }
 
@@ -201,3 +225,13 @@ def test_a_field_of_a_later_release_of_transformers(tmp_path: Path, monkeypatch:
     (tmp_path / "config.json").write_text(json.dumps({**values, "attention_dropout": 0.1}))
     with pytest.raises(CheckpointError, match=r"attention_dropout 0\.1 is not known to this version"):
         read_config(tmp_path)
+
+
+def test_no_quantisation_may_be_stated(write: Callable[..., Path]) -> None:
+    assert open_target(str(write("llama", quantization_config=None))).load_decoder()
+
+
+def test_code_of_a_folder_is_not_run(write: Callable[..., Path]) -> None:
+    folder = write("llama", auto_map={"AutoModelForCausalLM": "modeling_own.Own"})
+    assert "auto_map" in open_target(str(folder)).doubts[0]
+    assert open_target(str(write("llama", auto_map={"AutoTokenizer": ["own.Own", None]}))).doubts == ()
