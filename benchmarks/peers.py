@@ -203,6 +203,10 @@ def _hugging_face_config(config: TargetConfig) -> dict[str, Any]:
             "high_freq_factor": config.rope.high_freq_factor,
             "original_max_position_embeddings": config.rope.original_max_positions,
         }
+    if config.rope.scaling == "yarn":
+        names = ("beta_fast", "beta_slow", "truncate", "attention_factor")
+        rope |= {name: getattr(config.rope, name) for name in names}
+        rope["original_max_position_embeddings"] = config.rope.original_max_positions
     return {
         "architectures": [_CLASSES[config.architecture]],
         "model_type": config.architecture,

@@ -5,9 +5,11 @@ architecture. So transformers reads the file, and whatever our decoder does not 
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
@@ -195,7 +197,7 @@ def read_rope(values: Mapping[str, Any]) -> RopeConfig:
         )
     theta = facts.get("rope_theta") or values.get("rope_theta") or RopeConfig.theta
     kind = facts.get("rope_type", facts.get("type", "default"))
-    if kind == "default":
+    if kind in ("default", "dynamic"):  # dynamic changes nothing up to max_position_embeddings
         return RopeConfig(theta)
     try:
         if kind == "linear":
@@ -203,8 +205,32 @@ def read_rope(values: Mapping[str, Any]) -> RopeConfig:
         if kind == "llama3":
             names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
             return RopeConfig(theta, "llama3", *(facts[name] for name in names))
+        if kind == "yarn":
+            return _read_yarn(theta, facts)
     except KeyError as error:
         raise CheckpointError(f"rope scaling {kind!r} lacks {error}; fetch config.json again") from None
     raise CheckpointError(
-        f"rope scaling {kind!r} is not supported; this version knows default, linear, llama3"
+        f"rope scaling {kind!r} is not supported; this version knows default, dynamic, linear, llama3, yarn"
     )
+
+
+def _read_yarn(theta: float, facts: Mapping[str, Any]) -> RopeConfig:
+    """Return YaRN with what it leaves out as transformers fills it in; raises KeyError for what it needs."""
+    factor, attention = facts["factor"], facts.get("attention_factor")
+    rope = RopeConfig(
+        theta,
+        "yarn",
+        factor,
+        original_max_positions=facts["original_max_position_embeddings"],
+        beta_fast=facts.get("beta_fast") or RopeConfig.beta_fast,
+        beta_slow=facts.get("beta_slow") or RopeConfig.beta_slow,
+        truncate=facts.get("truncate", True),
+        attention_factor=1.0 if attention is None else attention,
+    )
+    if attention is not None:
+        return rope
+    mscale, mscale_all = facts.get("mscale"), facts.get("mscale_all_dim")
+    if not (mscale and mscale_all):
+        mscale, mscale_all = 1, 0
+    sharper = 0.1 * math.log(max(factor, 1))
+    return replace(rope, attention_factor=(mscale * sharper + 1) / (mscale_all * sharper + 1))

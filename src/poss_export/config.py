@@ -74,11 +74,15 @@ class RopeConfig:
     """Rotary position embedding; `factor` and the fields below it are used where `scaling` needs them."""
 
     theta: float = 10000.0
-    scaling: Literal["none", "linear", "llama3"] = "none"
+    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True  # whether yarn's band begins and ends at whole frequencies
+    attention_factor: float = 1.0  # of cosine and sine
 
     def __post_init__(self) -> None:
         """Check the values."""

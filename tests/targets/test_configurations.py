@@ -61,6 +61,7 @@ def assert_equal(folder: Path) -> None:
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 EQUAL: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral, a window and a flag it does not know": (
         "mistral",
@@ -89,6 +90,21 @@ EQUAL: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "llama, no rms_norm_eps": ("llama", {}),
+    "llama, yarn": ("llama", {"rope_theta": 500.0, "rope_scaling": YARN}),
+    "llama, yarn, everything stated": (
+        "llama",
+        {"rope_scaling": {**YARN, "beta_fast": 4.0, "beta_slow": 2.0, "attention_factor": 1.5}},
+    ),
+    "qwen3, yarn of DeepSeek's kind": (
+        "qwen3",
+        {"rope_scaling": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.4, "truncate": False}},
+    ),
+    "qwen2, yarn without the original positions": (
+        "qwen2",
+        {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+    ),
+    "llama, yarn in a narrow band": ("llama", {"rope_scaling": {**YARN, "beta_fast": 1.0}}),
+    "llama, dynamic": ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}),
     "llama, swish": ("llama", {"hidden_act": "swish"}),
 }
 
@@ -147,6 +163,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "llama",
         {"rope_scaling": {"rope_type": "llama3"}},
         "transformers cannot read it .*Missing required keys",
+    ),
+    "longrope": (
+        "llama",
+        {
+            "rope_scaling": {
+                "type": "longrope",
+                "factor": 4.0,
+                "short_factor": [1.0] * 8,
+                "long_factor": [2.0] * 8,
+            }
+        },
+        "'longrope' is not supported.*knows default, dynamic, linear, llama3, yarn",
     ),
     "part of each head is rotated": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
     "rope by layer type": (
