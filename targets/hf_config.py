@@ -16,6 +16,7 @@ from typing import Any
 
 from poss_export.config import RopeConfig, TargetConfig
 from poss_export.errors import CheckpointError
+from poss_export.targets.architectures import check_architecture
 from poss_export.targets.json_file import read_json
 
 _ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -27,6 +28,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "is_causal": (True,),
+    "per_layer_config": (None,),
 }
 # Fields of other architectures that change what is computed, with the values at which they do not.
 _FOREIGN: dict[str, tuple[Any, ...]] = {
@@ -34,7 +36,7 @@ _FOREIGN: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("logits_scaling", "logit_scale", "scale_emb", "scale_depth"), (1,)),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"), ()),
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), (0, 1)),
-    **dict.fromkeys(("attention_chunk_size", "no_rope_layers", "clip_qkv", "per_layer_config"), ()),
+    **dict.fromkeys(("attention_chunk_size", "no_rope_layers", "clip_qkv"), ()),
     "text_config": (),
     **dict.fromkeys(("use_qk_norm", "attn_temperature_tuning"), (False, 0)),
 }
@@ -60,14 +62,10 @@ def read_config(folder: Path) -> TargetConfig:
     """
     path = folder / "config.json"
     stated = read_json(path)
-    for name in ("model_type", *_SIZES):
-        if stated.get(name) is None:
-            raise CheckpointError(f"{path}: {name!r} is missing; fetch the checkpoint again")
-    architecture = stated["model_type"]
-    if architecture not in _ARCHITECTURES:
-        raise CheckpointError(
-            f"architecture {architecture!r} is not supported; this version knows {', '.join(_ARCHITECTURES)}"
-        )
+    architecture = _need(path, stated, "model_type")
+    check_architecture(architecture, _ARCHITECTURES)
+    for name in _SIZES:
+        _need(path, stated, name)
     _refuse_quantised(stated)
     values = _as_transformers_reads(path, stated)
     _refuse_variants(values)
@@ -90,6 +88,12 @@ def read_config(folder: Path) -> TargetConfig:
         qkv_bias=architecture == "qwen2",
         qk_norm=architecture == "qwen3",
     )
+
+
+def _need(path: Path, values: Mapping[str, Any], name: str) -> Any:
+    if (value := values.get(name)) is None:
+        raise CheckpointError(f"{path}: {name!r} is missing; fetch the checkpoint again")
+    return value
 
 
 def doubts(folder: Path) -> tuple[str, ...]:
