@@ -19,7 +19,6 @@ _REASONS = {
     **dict.fromkeys(("mllama", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava"), _IMAGES),
     "gemma": _GEMMA,
     **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), _CAPPED),
-    "phi3": "its projections are packed, and its long contexts have rotations of their own",
     "granite": "embeddings, attention, residuals and logits have multipliers",
     **dict.fromkeys(("cohere", "cohere2", "command-r"), _COHERE),
     **dict.fromkeys(("olmo2", "olmo3"), _OLMO),

@@ -19,14 +19,12 @@ from poss_export.errors import CheckpointError
 from poss_export.targets.architectures import check_architecture
 from poss_export.targets.json_file import read_json
 
-_ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+_ARCHITECTURES = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 # What a file must state: the defaults are the sizes of somebody else's model.
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # The values at which there is nothing that our decoder would have to compute.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
     "is_causal": (True,),
     "per_layer_config": (None,),
 }
@@ -38,6 +36,7 @@ _FOREIGN: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), (0, 1)),
     **dict.fromkeys(("attention_chunk_size", "no_rope_layers", "clip_qkv"), ()),
     "text_config": (),
+    **dict.fromkeys(("attention_bias", "mlp_bias"), (False,)),  # of some of ours
     **dict.fromkeys(("use_qk_norm", "attn_temperature_tuning"), (False, 0)),
 }
 # Fields that transformers declares for these architectures, and that are read or change no logits.
@@ -47,7 +46,8 @@ _KNOWN = {
     *("tie_word_embeddings", "hidden_act", "attention_bias", "mlp_bias"),
     *("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache"),
-    *("initializer_range", "attention_dropout", "pretraining_tp"),
+    *("initializer_range", "attention_dropout", "resid_pdrop", "embd_pdrop", "pretraining_tp"),
+    "original_max_position_embeddings",  # Phi-3's, whose longrope is refused
 }
 _LONGEST = 300  # letters of somebody else's message
 
@@ -69,9 +69,9 @@ def read_config(folder: Path) -> TargetConfig:
     _refuse_quantised(stated)
     values = _as_transformers_reads(path, stated)
     _refuse_variants(values)
-    heads, hidden, head_dim = (
-        values.get(name) for name in ("num_attention_heads", "hidden_size", "head_dim")
-    )
+    heads, hidden = values["num_attention_heads"], values["hidden_size"]
+    head_dim = values.get("head_dim")
+    biased = values.get("attention_bias", False)
     return TargetConfig(
         architecture=architecture,
         vocab_size=values["vocab_size"],
@@ -85,8 +85,10 @@ def read_config(folder: Path) -> TargetConfig:
         max_positions=min(values["max_position_embeddings"], _sliding_window(values)),
         rope=read_rope(values),
         tied_embeddings=values["tie_word_embeddings"],
-        qkv_bias=architecture == "qwen2",
+        qkv_bias=biased or architecture == "qwen2",
         qk_norm=architecture == "qwen3",
+        output_bias=biased,
+        mlp_bias=values.get("mlp_bias", False),
     )
 
 
@@ -135,6 +137,13 @@ def _as_transformers_reads(path: Path, stated: Mapping[str, Any]) -> dict[str, A
             f"{path}: transformers cannot read it ({told[:_LONGEST]}); mend it, or fetch it again"
         ) from error
     kind = type(config)
+    defaults = kind()  # has what the architecture declares
+    for name, plain in _FOREIGN.items():
+        if (value := read.get(name)) is not None and value not in plain and not hasattr(defaults, name):
+            raise CheckpointError(
+                f"config.json has {name} {shortened(value)}, which transformers ignores in models of type "
+                f"{kind.model_type!r}: is that its type? If it is, take the field out"
+            )
     for name in sorted(kind.__annotations__.keys() - _KNOWN):
         if (value := getattr(config, name)) != getattr(kind, name, None):
             raise CheckpointError(
@@ -158,12 +167,6 @@ def _refuse_variants(values: Mapping[str, Any]) -> None:
         if (value := values.get(name, plain[0])) not in plain:
             raise CheckpointError(
                 f"{name} {shortened(value)} is not supported; this version knows {plain[0]!r} only"
-            )
-    for name, plain in _FOREIGN.items():
-        if (value := values.get(name)) is not None and value not in plain:
-            raise CheckpointError(
-                f"config.json has {name} {shortened(value)}, which transformers ignores in models of type "
-                f"{values['model_type']!r}: is that its type? If it is, take the field out"
             )
 
 

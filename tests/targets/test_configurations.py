@@ -120,7 +120,7 @@ def test_the_table_has_no_other_rows() -> None:
     assert sum(line.startswith("| `") for line in TABLE) == len(EQUAL) + len(REFUSED)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "phi3", "qwen2", "qwen3"])
 def test_fields_of_this_release_of_transformers_are_known(model_type: str) -> None:
     declared: set[str] = set(type(AutoConfig.for_model(model_type)).__annotations__)
     assert declared <= hf_config._KNOWN

@@ -64,7 +64,7 @@ def test_loaded_weights_are_float32_without_gradients(folder: Path) -> None:
         assert not weight.requires_grad
 
 
-@pytest.mark.parametrize("name", ["llama", "llama3", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "biased", "mistral", "qwen2", "qwen3"])
 def test_parameters_are_counted_without_the_weights(name: str, tiny_folder: Callable[[str], Path]) -> None:
     target = open_target(str(tiny_folder(name)))
     assert target.parameters == sum(weight.numel() for weight in target.load_decoder().parameters())
