@@ -203,9 +203,15 @@ def _hugging_face_config(config: TargetConfig) -> dict[str, Any]:
             "high_freq_factor": config.rope.high_freq_factor,
             "original_max_position_embeddings": config.rope.original_max_positions,
         }
+    if config.rope.scaling == "yarn":
+        names = ("beta_fast", "beta_slow", "truncate", "attention_factor")
+        rope |= {name: getattr(config.rope, name) for name in names}
+        rope["original_max_position_embeddings"] = config.rope.original_max_positions
+    # Phi-3 is a Llama with packed projections, and they are written as parts.
+    model_type = "llama" if config.architecture == "phi3" else config.architecture
     return {
-        "architectures": [_CLASSES[config.architecture]],
-        "model_type": config.architecture,
+        "architectures": [_CLASSES[model_type]],
+        "model_type": model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -218,6 +224,8 @@ def _hugging_face_config(config: TargetConfig) -> dict[str, Any]:
         "rope_parameters": rope,
         "rope_theta": config.rope.theta,  # onnxruntime-genai's builder reads this one
         "hidden_act": "silu",
+        "attention_bias": config.output_bias,
+        "mlp_bias": config.mlp_bias,
         "tie_word_embeddings": config.tied_embeddings,
         "torch_dtype": "float32",
     }
@@ -248,4 +256,10 @@ def _hugging_face_tensors(decoder: "Decoder") -> dict[str, "Tensor"]:
             f"{theirs}.input_layernorm.weight": own[f"{ours}.input_norm.weight"],
             f"{theirs}.post_attention_layernorm.weight": own[f"{ours}.post_norm.weight"],
         }
+        if decoder.config.output_bias:
+            tensors[f"{theirs}.self_attn.o_proj.bias"] = own[f"{ours}.output.bias"]
+        if decoder.config.mlp_bias:
+            gate, up = own[f"{ours}.mlp.gate_up.bias"].chunk(2)
+            tensors |= {f"{theirs}.mlp.gate_proj.bias": gate, f"{theirs}.mlp.up_proj.bias": up}
+            tensors[f"{theirs}.mlp.down_proj.bias"] = own[f"{ours}.mlp.down.bias"]
     return {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from poss_export.config import TargetConfig
 from poss_export.errors import CheckpointError, InputError, translated
 from poss_export.manifest import MANIFEST
-from poss_export.targets import gguf, gguf_text, hf, hf_text
+from poss_export.targets import gguf, gguf_text, hf, hf_config, hf_text
 from poss_export.targets.decoder import Decoder
 from poss_export.text import Text
 
@@ -111,8 +111,10 @@ def _open_gguf(path: Path, name: str | None = None) -> Target:
 
 
 def _open_folder(folder: Path) -> Target:
-    config, files = hf.read_config(folder), hf.weight_files(folder)
+    config, files = hf_config.read_config(folder), hf.weight_files(folder)
     tensors = hf.open_weights(files)
+    if config.tied_embeddings and hf.has_own_head(tensors):
+        config = replace(config, tied_embeddings=False)
     return Target(
         hf.published_name(folder),
         config,
@@ -120,4 +122,5 @@ def _open_folder(folder: Path) -> Target:
         files,
         lambda: hf.read_decoder(config, tensors),
         ("transformers",),
+        hf_config.doubts(folder),
     )

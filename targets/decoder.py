@@ -1,4 +1,4 @@
-"""One small decoder for every supported target: Llama 2/3, SmolLM2, Mistral, Qwen2, Qwen3.
+"""One small decoder for every supported target: Llama 2/3, SmolLM2, Mistral, Phi-3/4, Qwen2, Qwen3.
 
 The decoder knows nothing of caches. Each layer hands its projected query, key and value to an
 `Attend` function, and whoever calls decides what that is: a graph with shared or static caches
@@ -53,11 +53,13 @@ class RMSNorm(nn.Module):
 class MLP(nn.Module):
     """SwiGLU with gate and up projections in one matrix: one pass over the input, one matmul to launch."""
 
-    def __init__(self, hidden: int, intermediate: int, outputs: int | None = None) -> None:
+    def __init__(
+        self, hidden: int, intermediate: int, outputs: int | None = None, bias: bool = False
+    ) -> None:
         """Allocate the two matrices; `outputs` None is `hidden`."""
         super().__init__()
-        self.gate_up = Linear(hidden, 2 * intermediate)
-        self.down = Linear(intermediate, outputs or hidden)
+        self.gate_up = Linear(hidden, 2 * intermediate, bias)
+        self.down = Linear(intermediate, outputs or hidden, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., hidden]` to `[..., outputs]`."""
@@ -78,9 +80,9 @@ class Layer(nn.Module):
         self.qkv = Linear(config.hidden_size, sum(self.widths), bias=config.qkv_bias)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
-        self.output = Linear(self.widths[0], config.hidden_size)
+        self.output = Linear(self.widths[0], config.hidden_size, bias=config.output_bias)
         self.post_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor, index: int, attend: Attend) -> Tensor:
         """Map the residual stream `[batch, seq, hidden]` through layer `index`."""

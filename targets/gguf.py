@@ -12,6 +12,7 @@ from torch import Tensor
 
 from poss_export.config import RopeConfig, TargetConfig
 from poss_export.errors import CheckpointError
+from poss_export.targets.architectures import check_architecture
 from poss_export.targets.decoder import Decoder
 from poss_export.targets.rope import inverse_frequencies
 from poss_export.targets.weights import build_decoder
@@ -134,10 +135,7 @@ def read_config(file: GgufFile) -> TargetConfig:
     A sliding window caps `max_positions`, as for Hugging Face folders.
     """
     architecture = file.need("general.architecture")
-    if architecture not in _ARCHITECTURES:
-        raise CheckpointError(
-            f"architecture {architecture!r} is not supported; this version knows {', '.join(_ARCHITECTURES)}"
-        )
+    check_architecture(architecture, _ARCHITECTURES)
 
     def fact(name: str, default: Any = None) -> Any:
         key = f"{architecture}.{name}"
@@ -170,6 +168,8 @@ def read_config(file: GgufFile) -> TargetConfig:
         tied_embeddings="output.weight" not in names,
         qkv_bias="blk.0.attn_q.bias" in names,
         qk_norm="blk.0.attn_q_norm.weight" in names,
+        output_bias="blk.0.attn_output.bias" in names,
+        mlp_bias="blk.0.ffn_gate.bias" in names,
     )
 
 

@@ -12,6 +12,7 @@ from reprlib import repr as shortened
 from typing import Any
 
 from poss_export.errors import CheckpointError
+from poss_export.targets.hf_config import quiet_transformers
 from poss_export.targets.json_file import read_json
 from poss_export.text import Text, TextConfig
 
@@ -72,17 +73,10 @@ def _config(folder: Path, theirs: Any) -> TextConfig:
 
 
 def _open(folder: Path) -> Any:
-    import logging
-
     from transformers import AutoTokenizer
-    from transformers.utils.logging import get_verbosity, set_verbosity
 
-    verbosity = get_verbosity()
-    set_verbosity(logging.ERROR)
-    try:
+    with quiet_transformers():
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    finally:
-        set_verbosity(verbosity)
 
 
 def _refuse_what_the_file_cannot_hold(folder: Path, theirs: Any) -> None:

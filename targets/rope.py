@@ -20,13 +20,33 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
         blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
         blend = blend.clamp(0, 1)
         frequencies = frequencies * (blend + (1 - blend) / rope.factor)
+    elif rope.scaling == "yarn":
+        blend = _yarn_blend(rope, head_dim)
+        frequencies = frequencies * (blend + (1 - blend) / rope.factor)
     return frequencies.float()
+
+
+def _yarn_blend(rope: RopeConfig, head_dim: int) -> Tensor:
+    """Return how much of each frequency YaRN keeps (arXiv 2309.00071, 3.2), float64 `[head_dim / 2]`."""
+
+    def index(turns: float) -> float:
+        # The frequency that turns so often over the original positions, counted from the fastest.
+        positions = rope.original_max_positions / (2 * math.pi * turns)
+        return head_dim * math.log(positions) / (2 * math.log(rope.theta))
+
+    low, high = index(rope.beta_fast), index(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001  # as the reference does: a step, not a division by zero
+    return 1 - ((torch.arange(head_dim // 2, dtype=torch.float64) - low) / (high - low)).clamp(0, 1)
 
 
 def rope_tables(rope: RopeConfig, head_dim: int, positions: int) -> tuple[Tensor, Tensor]:
     """Return float32 cosine and sine tables, each `[positions, head_dim / 2]`."""
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), inverse_frequencies(rope, head_dim))
-    return angles.cos(), angles.sin()
+    return angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -45,10 +45,16 @@ def build_decoder(config: TargetConfig, names: Collection[str], read: Callable[[
     hidden, head_dim, inner = config.hidden_size, config.head_dim, config.intermediate_size
     rows = {"q": config.num_heads * head_dim, "k": config.num_kv_heads * head_dim}
     rows["v"] = rows["k"]
+    halves = {"gate": inner, "up": inner}
 
-    def packed(prefix: str, rows: dict[str, int]) -> Tensor:
+    def packed(prefix: str, name: str, rows: dict[str, int]) -> Tensor:
+        if config.architecture == "phi3":  # has them packed as we do
+            return take(f"{prefix}.{name}_proj.weight", sum(rows.values()), hidden).T.contiguous()
         parts = [take(f"{prefix}.{part}_proj.weight", count, hidden) for part, count in rows.items()]
         return torch.cat(parts).T.contiguous()
+
+    def biases(prefix: str, rows: dict[str, int]) -> Tensor:
+        return torch.cat([take(f"{prefix}.{part}_proj.bias", count) for part, count in rows.items()])
 
     weights = {
         "embed_tokens": take("model.embed_tokens.weight", config.vocab_size, hidden),
@@ -59,18 +65,22 @@ def build_decoder(config: TargetConfig, names: Collection[str], read: Callable[[
     for index in range(config.num_layers):
         theirs, ours = f"model.layers.{index}", f"layers.{index}"
         attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
-        weights[f"{ours}.qkv.weight"] = packed(attention, rows)
+        weights[f"{ours}.qkv.weight"] = packed(attention, "qkv", rows)
         if config.qkv_bias:
-            biases = [take(f"{attention}.{part}_proj.bias", count) for part, count in rows.items()]
-            weights[f"{ours}.qkv.bias"] = torch.cat(biases)
+            weights[f"{ours}.qkv.bias"] = biases(attention, rows)
         if config.qk_norm:
             for norm in ("q_norm", "k_norm"):
                 weights[f"{ours}.{norm}.weight"] = take(f"{attention}.{norm}.weight", head_dim)
         output = take(f"{attention}.o_proj.weight", hidden, rows["q"])
         weights[f"{ours}.output.weight"] = output.T.contiguous()
-        weights[f"{ours}.mlp.gate_up.weight"] = packed(mlp, {"gate": inner, "up": inner})
+        if config.output_bias:
+            weights[f"{ours}.output.bias"] = biases(attention, {"o": hidden})
+        weights[f"{ours}.mlp.gate_up.weight"] = packed(mlp, "gate_up", halves)
         down = take(f"{mlp}.down_proj.weight", hidden, inner)
         weights[f"{ours}.mlp.down.weight"] = down.T.contiguous()
+        if config.mlp_bias:
+            weights[f"{ours}.mlp.gate_up.bias"] = biases(mlp, halves)
+            weights[f"{ours}.mlp.down.bias"] = biases(mlp, {"down": hidden})
         weights[f"{ours}.input_norm.weight"] = take(f"{theirs}.input_layernorm.weight", hidden)
         weights[f"{ours}.post_norm.weight"] = take(f"{theirs}.post_attention_layernorm.weight", hidden)
     if unread:

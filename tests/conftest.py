@@ -50,11 +50,17 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+_YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 16,
+}
 # name: (transformers' model type, what is special about it)
 _TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"tie_word_embeddings": True}),
     "llama3": ("llama", {"rope_parameters": _LLAMA3_ROPE}),
-    "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    "biased": ("llama", {"attention_bias": True, "mlp_bias": True, "rope_parameters": _YARN_ROPE}),
     "mistral": ("mistral", {"sliding_window": 64, "head_dim": 32}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"head_dim": 32, "num_key_value_heads": 4}),

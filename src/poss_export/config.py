@@ -23,11 +23,15 @@ class RopeConfig:
     """Rotary position embedding; `factor` and the fields below it are used where `scaling` needs them."""
 
     theta: float = 10000.0
-    scaling: Literal["none", "linear", "llama3"] = "none"
+    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True  # whether yarn's band begins and ends at whole frequencies
+    attention_factor: float = 1.0  # of cosine and sine
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -36,9 +40,9 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """Facts of a target decoder (Llama 2/3, SmolLM2, Mistral, Qwen2, Qwen3)."""
+    """Facts of a target decoder (Llama 2/3, SmolLM2, Mistral, Phi-3/4, Qwen2, Qwen3)."""
 
-    architecture: Literal["llama", "mistral", "qwen2", "qwen3"]
+    architecture: Literal["llama", "mistral", "phi3", "qwen2", "qwen3"]
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -52,6 +56,8 @@ class TargetConfig:
     tied_embeddings: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    output_bias: bool = False  # of attention
+    mlp_bias: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -77,6 +83,7 @@ class TargetConfig:
         )
         attention = 2 * hidden * (queries + keys)
         attention += self.qkv_bias * (queries + 2 * keys) + self.qk_norm * 2 * self.head_dim
+        attention += self.output_bias * hidden + self.mlp_bias * (2 * self.intermediate_size + hidden)
         layer = attention + 3 * hidden * self.intermediate_size + 2 * hidden
         tables = (1 if self.tied_embeddings else 2) * self.vocab_size * hidden
         return tables + self.num_layers * layer + hidden

@@ -12,7 +12,7 @@ from poss_export.targets.checkpoint import open_target
 from tests.fixtures.write_gguf import write_gguf
 
 
-@pytest.mark.parametrize("name", ["llama", "llama3", "linear", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "llama3", "biased", "mistral", "qwen2", "qwen3"])
 def test_a_hugging_face_folder_survives_the_round_trip(
     tiny_folder: Callable[[str], Path], name: str, tmp_path: Path
 ) -> None:

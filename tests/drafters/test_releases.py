@@ -171,6 +171,7 @@ def test_names_behind_model_are_the_same(tmp_path: Path) -> None:
     [
         ({"rope_theta": None}, RopeConfig(10000.0)),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, RopeConfig(500.0, "linear", 4.0)),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, RopeConfig(500.0)),
     ],
 )
 def test_the_drafters_own_rotary_embedding(facts: dict[str, Any], rope: RopeConfig, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from poss_export.targets.decoder import Decoder
 
 Outputs = dict[str, NDArray[Any]]
 
-ARCHITECTURES = ("llama", "llama3", "linear", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "llama3", "biased", "mistral", "qwen2", "qwen3")
 FORMS: tuple[CacheForm, ...] = ("shared", "static")
 PROMPT = [5, 17, 60, 3, 44, 9, 71]
 # A root and seven nodes: three children, two of which go on.

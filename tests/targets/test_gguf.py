@@ -16,7 +16,7 @@ from tests.fixtures.write_gguf import write_gguf
 
 @pytest.mark.parametrize(
     ("name", "architecture"),
-    [("llama", "llama"), ("mistral", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")],
+    [("llama", "llama"), ("biased", "llama"), ("mistral", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")],
 )
 def test_gguf_equals_the_folder(
     tiny_folder: Callable[[str], Path], tmp_path: Path, name: str, architecture: str
@@ -31,6 +31,8 @@ def test_gguf_equals_the_folder(
         "tied_embeddings",
         "qkv_bias",
         "qk_norm",
+        "output_bias",
+        "mlp_bias",
         "vocab_size",
     ):
         assert getattr(target.config, fact) == getattr(folder.config, fact), fact
