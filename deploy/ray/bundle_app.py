@@ -46,10 +46,10 @@ class Replica:
     def __init__(self, arguments: Arguments) -> None:
         """Load the engines, and make an answer."""
         with ExitStack() as stack:
-            bundle = stack.enter_context(open_bundle(arguments.bundle, threads=arguments.threads))
-            self._scheduler = stack.enter_context(
-                Scheduler(bundle, slots=arguments.slots, queue=arguments.queue)
+            bundle = stack.enter_context(
+                open_bundle(arguments.bundle, threads=arguments.threads, slots=arguments.slots)
             )
+            self._scheduler = stack.enter_context(Scheduler(bundle, queue=arguments.queue))
             warm(self._scheduler)
             self._entered = stack.pop_all()
         self._settings = Settings(arguments.model or arguments.bundle.name, read_keys(arguments.key_file))

@@ -90,8 +90,8 @@ def main() -> None:
         allow_metrics=False,
     )
     with (
-        open_bundle(asked.bundle, threads=asked.threads) as bundle,
-        Scheduler(bundle, slots=asked.slots, queue=asked.waiting) as scheduler,
+        open_bundle(asked.bundle, threads=asked.threads, slots=asked.slots) as bundle,
+        Scheduler(bundle, queue=asked.waiting) as scheduler,
         Triton(config=config) as triton,
     ):
         triton.bind(
