@@ -136,6 +136,12 @@ def _as_transformers_reads(path: Path, stated: Mapping[str, Any]) -> dict[str, A
         raise CheckpointError(
             f"{path}: transformers cannot read it ({told[:_LONGEST]}); mend it, or fetch it again"
         ) from error
+    _refuse_unread(path, config, read)
+    return read
+
+
+def _refuse_unread(path: Path, config: Any, read: Mapping[str, Any]) -> None:
+    """Refuse fields that transformers passes over, and those that this version does not know."""
     kind = type(config)
     defaults = kind()  # has what the architecture declares
     for name, plain in _FOREIGN.items():
@@ -150,7 +156,6 @@ def _as_transformers_reads(path: Path, stated: Mapping[str, Any]) -> dict[str, A
                 f"{path}: {name} {shortened(value)} is not known to this version, which might compute "
                 "something else; use a newer version of poss-export"
             )
-    return read
 
 
 def _refuse_quantised(values: Mapping[str, Any]) -> None:

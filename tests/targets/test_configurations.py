@@ -96,6 +96,9 @@ def test_a_stored_head_is_not_the_table_that_the_configuration_says(write: Calla
     save_file(tensors, folder / "model.safetensors")
     assert not open_target(str(folder)).config.tied_embeddings
     assert_equal(folder)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].bfloat16()
+    save_file(tensors, folder / "model.safetensors")
+    assert_equal(folder)
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: f"{case[0]} {case[1]}")
