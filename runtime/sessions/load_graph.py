@@ -27,12 +27,19 @@ _SMALL_BYTES = 1024  # of a weight that stays in the graph itself
 
 
 def load_graph(
-    graph: Path | bytes, options: "OrtOptions", weights: Path | None = None, save_to: Path | None = None
+    graph: Path | bytes,
+    options: "OrtOptions",
+    weights: Path | None = None,
+    save_to: Path | None = None,
+    *,
+    ragged: bool = False,
 ) -> "onnxruntime.InferenceSession":
     """Return a loaded graph: a file, or a serialised model whose weights lie in the folder `weights`.
 
     save_to: write there what it was optimised to, its weights beside it, also as this processor's kernels
     read them; who loads that shares them with all who do.
+
+    ragged: shapes hardly ever come again, so that remembering the memory of each would only fill memory.
 
     Raises:
         BackendError: ONNX Runtime or the provider is missing, or it refuses the graph.
@@ -47,7 +54,9 @@ def load_graph(
         _require_cuda(ort.get_available_providers())
         providers.insert(0, "CUDAExecutionProvider")
     try:
-        session = ort.InferenceSession(graph, _settings(options, weights, save_to), providers=providers)
+        settings = _settings(options, weights, save_to)
+        settings.enable_mem_pattern = not ragged
+        session = ort.InferenceSession(graph, settings, providers=providers)
     except Exception as error:
         what = "the graph" if isinstance(graph, bytes) else repr(str(graph))
         raise BackendError(f"ONNX Runtime refuses {what}: {error}") from error

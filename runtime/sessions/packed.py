@@ -112,7 +112,7 @@ class _Graph:
     def __init__(self, whole: Path, contract: GraphContract, slots: int, options: OrtOptions) -> None:
         self.slots, self._name = slots, whole.name
         wanted = for_slots(contract, slots)
-        self._session = load_graph(load_for_slots(whole, slots), options, weights=whole.parent)
+        self._session = load_graph(load_for_slots(whole, slots), options, weights=whole.parent, ragged=True)
         check_graph(self._session, wanted, whole.name)
         self._io = self._session.io_binding()
         self._inputs = [spec for spec in wanted.inputs if not spec.is_cache]

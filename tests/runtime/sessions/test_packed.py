@@ -122,6 +122,13 @@ def test_the_shared_weights_are_made_once(make: Any, monkeypatch: pytest.MonkeyP
         session.forward(DraftTree.with_root(1), slot=3)
 
 
+def test_ragged_calls_fill_no_memory(make: Any) -> None:
+    """ONNX Runtime would remember where tensors lie for every combination of rows that ever came."""
+    with make(slots=2) as session:
+        for graph in session._graphs:
+            assert not graph._session.get_session_options().enable_mem_pattern
+
+
 def test_no_room_for_the_shared_weights(make: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
