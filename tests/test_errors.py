@@ -15,6 +15,7 @@ LIBRARY = (
     *("targets", "training", "server"),
 )
 FLAG = re.compile(r"(?<![\w-])--[a-z]")
+OTHERS = Path("evaluation/feeds.py")  # writes command lines of other programs
 PIP = re.compile(r"pip install [^:;,]*")  # whose flags are its own
 
 
@@ -32,7 +33,8 @@ def test_no_string_names_a_flag() -> None:
         if isinstance(node, ast.Constant)
     ]
     texts = [(file, value) for file, value in constants if isinstance(value, str)]
-    assert not [(file, text) for file, text in texts if FLAG.search(PIP.sub("", text))]
+    ours = [(file, text) for file, text in texts if file != OTHERS]
+    assert not [(file, text) for file, text in ours if FLAG.search(PIP.sub("", text))]
 
 
 def test_options_of_errors_are_parameters_of_commands() -> None:

@@ -71,7 +71,7 @@ def _plot_context(axes: Any, profile: Mapping[str, Any], context: int, colour: s
 
 
 def plot_layers(calls: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw a report of `poss-export profile --layers` to `path`: a bar a call, its kinds of node stacked."""
+    """Draw a report of `profile_layers` to `path`: a bar a call, its kinds of node stacked."""
     figure = _figure(9, 1.5 + len(calls))
     axes = figure.add_subplot()
     names = [f"{call['call']}\n{call['rows']} rows" for call in calls]

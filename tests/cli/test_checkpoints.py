@@ -55,8 +55,8 @@ def test_inspect_takes_positions(tmp_path: Path) -> None:
 
 def test_inspect_refuses_by_name(tmp_path: Path) -> None:
     layout = eagle(SIZES)
-    folder = release(tmp_path / "mine", Layout({**layout.config, "draft_vocab_size": 20}, layout.shapes))
-    assert "this drafter is EAGLE-3 (config.json has draft_vocab_size), which is not" in refused(
+    folder = release(tmp_path / "mine", Layout({**layout.config, "dflash_config": {}}, layout.shapes))
+    assert "this drafter is DFlash (config.json has dflash_config), which is not" in refused(
         "inspect", folder
     )
 
