@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _PER_SLOT = ("position_ids", "tree_mask", "past_length")  # beside the caches
 _ATTENTION = "GroupQueryAttention"
+_ROWS = "rows_of_slots"
 
 
 def slot_name(name: str, slot: int) -> str:
@@ -71,103 +72,86 @@ def rewrite(model: "ModelProto", slots: int) -> None:
 
 
 class _Rewriting:
+    """A graph on its way from one sequence to several."""
+
     def __init__(self, graph: "GraphProto", slots: int) -> None:
         self.graph, self.slots = graph, slots
         self.maker = {name: node for node in graph.node for name in node.output}
         self.nodes: list[NodeProto] = []  # new ones, in the order of their work
-        self.renamed: list[dict[str, str]] = [{} for _ in range(slots)]
-        self.sizes = ""
+        self.renamed: list[dict[str, str]] = [{} for _ in range(slots)]  # values, by slot
 
     def run(self) -> None:
         """Rewrite all nodes, then inputs and outputs."""
-        from onnx import helper
-
-        sequence = {node.input[0] for node in self.graph.node if node.op_type == _ATTENTION}
-        assert sequence, "a target graph has attention"
-        lengths = []
-        for slot in range(self.slots):
-            length = slot_name("rows_of_slot", slot)
-            self.nodes.append(
-                helper.make_node("Shape", [slot_name("position_ids", slot)], [length], start=1, end=2)
-            )
-            lengths.append(length)
-        self.sizes = "rows_of_slots"
-        self.nodes.append(helper.make_node("Concat", lengths, [self.sizes], axis=0))
+        self._count_rows()
         for node in self.graph.node:
             if node.op_type == _ATTENTION:
                 self._attention(node)
             else:
                 self.nodes.append(node)
-        needed = _reachable(self.nodes, [o.name for o in self.graph.output if not _per_slot(o.name)])
+        wanted = [output.name for output in self.graph.output if not _per_slot(output.name)]
+        needed = _reachable(self.nodes, wanted)
         nodes = [node for node in self.nodes if needed.intersection(node.output)]
         del self.graph.node[:]
         self.graph.node.extend(nodes)
         self._spread(self.graph.input)
         self._spread(self.graph.output)
 
-    def _attention(self, node: "NodeProto") -> None:
-        """Replace an attention node by one for each slot, between a split of the rows and a concatenation."""
+    def _add(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
         from onnx import helper
 
+        self.nodes.append(helper.make_node(kind, inputs, outputs, **attributes))
+
+    def _count_rows(self) -> None:
+        """Compute how many rows each slot has, from the shapes of its inputs."""
+        lengths = [slot_name(_ROWS, slot) for slot in range(self.slots)]
+        for slot, length in enumerate(lengths):
+            self._add("Shape", [slot_name("position_ids", slot)], [length], start=1, end=2)
+        self._add("Concat", lengths, [_ROWS], axis=0)
+
+    def _attention(self, node: "NodeProto") -> None:
+        """Replace an attention node by one for each slot, between a split of the rows and a concatenation."""
         rows = self._split_rows(node)
-        mixed = []
         for slot in range(self.slots):
-            copy = type(node)()
-            copy.CopyFrom(node)
-            copy.name = slot_name(node.name, slot)
-            del copy.input[:], copy.output[:]
-            of_slot = [self._of_slot(name, slot) for name in node.input[3:]]
-            copy.input.extend([*rows[slot], *of_slot])
-            copy.output.extend(slot_name(name, slot) for name in node.output)
-            mixed.append(copy.output[0])
-            self.nodes.append(copy)
-        self.nodes.append(helper.make_node("Concat", mixed, [node.output[0]], axis=1))
+            inputs = [*rows[slot], *(self._of_slot(name, slot) for name in node.input[3:])]
+            self._copy(node, slot, inputs)
+        mixed = [slot_name(node.output[0], slot) for slot in range(self.slots)]
+        self._add("Concat", mixed, [node.output[0]], axis=1)
 
     def _split_rows(self, node: "NodeProto") -> list[list[str]]:
         """Return query, key and value of each slot; those of one product stay one, as the operator may."""
-        from onnx import helper
-
-        makers = [self.maker.get(name) for name in node.input[:3]]
-        packed = makers[0]
-        if (
-            packed is not None
-            and packed.op_type == "Split"
-            and all(maker is packed for maker in makers)
-            and list(packed.output) == list(node.input[:3])
-        ):
-            wanted = [packed.input[0]]
-        else:
-            wanted = list(node.input[:3])
-        parts: list[list[str]] = [[] for _ in range(self.slots)]
+        wanted, missing = list(node.input[:3]), list[str]()
+        product = self.maker.get(wanted[0])
+        if product is not None and product.op_type == "Split" and list(product.output) == wanted:
+            wanted, missing = [product.input[0]], ["", ""]
         for name in wanted:
-            outputs = [slot_name(name, slot) for slot in range(self.slots)]
-            self.nodes.append(helper.make_node("Split", [name, self.sizes], outputs, axis=1))
-            for slot, output in enumerate(outputs):
-                parts[slot].append(output)
-        return [[*part, *[""] * (3 - len(part))] for part in parts]
+            self._add("Split", [name, _ROWS], [slot_name(name, slot) for slot in range(self.slots)], axis=1)
+        return [[*(slot_name(name, slot) for name in wanted), *missing] for slot in range(self.slots)]
 
     def _of_slot(self, name: str, slot: int) -> str:
         """Return a value that a slot's attention reads, computed anew where it depends on the sequence."""
         if _per_slot(name):
             return slot_name(name, slot)
-        if (known := self.renamed[slot].get(name)) is not None:
-            return known
+        if name in self.renamed[slot]:
+            return self.renamed[slot][name]
         maker = self.maker.get(name)
         if maker is None:
             return name  # a weight
         inputs = [self._of_slot(source, slot) for source in maker.input]
         if inputs == list(maker.input):
             return name  # a constant
-        copy = type(maker)()
-        copy.CopyFrom(maker)
-        copy.name = slot_name(maker.name, slot)
+        self._copy(maker, slot, inputs)
+        self.renamed[slot].update({output: slot_name(output, slot) for output in maker.output})
+        return self.renamed[slot][name]
+
+    def _copy(self, node: "NodeProto", slot: int, inputs: list[str]) -> None:
+        """Add a node's copy for a slot, with other inputs."""
+        copy = type(node)()
+        copy.CopyFrom(node)
+        copy.name = slot_name(node.name, slot)
         del copy.input[:], copy.output[:]
         copy.input.extend(inputs)
-        for output in maker.output:
-            self.renamed[slot][output] = slot_name(output, slot)
-            copy.output.append(self.renamed[slot][output])
+        copy.output.extend(slot_name(output, slot) for output in node.output)
         self.nodes.append(copy)
-        return self.renamed[slot][name]
 
     def _spread(self, values: Any) -> None:  # a list in a protocol buffer
         kept = list(values)

@@ -9,6 +9,7 @@ from poss_export.errors import BusyError, InputError, PromptError
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.sampling import Sampling
 from poss_export.runtime.scheduler import Done, Event, Failed, Piece, Scheduler
+from tests.fixtures.gate import Gate
 
 IDS = [5, 9, 11]
 
@@ -40,23 +41,6 @@ class Listener:
     def generation(self) -> Any:
         assert isinstance(self.end, Done)
         return self.end.generation
-
-
-class Gate:
-    """Stands before every call of the target: `begun` says that one has come, `open` lets them through."""
-
-    def __init__(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun, self.open = threading.Event(), threading.Event()
-        self.calls = 0
-        forward = bundle.target.forward
-
-        def gated(*args: Any, **kwargs: Any) -> Any:
-            self.begun.set()
-            assert self.open.wait(20)
-            self.calls += 1
-            return forward(*args, **kwargs)
-
-        monkeypatch.setattr(bundle.target, "forward", gated)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from poss_export.runtime.scheduler import Scheduler
 from poss_export.server.run import Server, address_of, listen
 from poss_export.server.settings import Settings
 from tests.fixtures.bundles import TEMPLATE
+from tests.fixtures.gate import Gate
 
 MODEL = "tiny"
 
@@ -92,23 +93,6 @@ def server(serve: Serve) -> Iterator[Served]:
     """A server without keys and with the usual limits."""
     with serve() as served:
         yield served
-
-
-class Gate:
-    """Stands before every call of a target: `begun` says that one has come, `open` lets them through."""
-
-    def __init__(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun, self.open = threading.Event(), threading.Event()
-        self.calls = 0
-        forward = bundle.target.forward
-
-        def gated(*args: Any, **kwargs: Any) -> Any:
-            self.begun.set()
-            assert self.open.wait(20)
-            self.calls += 1
-            return forward(*args, **kwargs)
-
-        monkeypatch.setattr(bundle.target, "forward", gated)
 
 
 @pytest.fixture

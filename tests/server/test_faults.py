@@ -20,7 +20,8 @@ from poss_export.server import guard
 from poss_export.server.metrics import Metrics
 from poss_export.server.replies import stream_reply
 from poss_export.server.settings import Keys, Limits, Settings
-from tests.server.conftest import MODEL, Gate, Serve, Served
+from tests.fixtures.gate import Gate
+from tests.server.conftest import MODEL, Serve, Served
 
 PATH = "/v1/completions"
 ASKED = {"model": MODEL, "prompt": "<5> <9>", "temperature": 0, "max_tokens": 40}
