@@ -11,12 +11,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self, Unpack, overload
 
-from poss_export.contract import FLOAT, GraphContract, draft_contract, target_contract
+from poss_export.contract import GraphContract, draft_contract, target_contract
 from poss_export.engine_spec import Backend, EngineEntry, GraphName
 from poss_export.errors import BackendError, BundleError, PromptError
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
 from poss_export.prompts import Prompt
 from poss_export.runtime.generation import Generation, Stream
+from poss_export.runtime.manifest_fit import check_manifest
 from poss_export.runtime.planning.planner import ADAPTIVE, Planning, WholeTrees
 from poss_export.runtime.planning.planners import Planners, read_corpus
 from poss_export.runtime.prompt_ids import prompt_ids
@@ -278,7 +279,7 @@ def open_bundle(
             f"{backend} engines have one slot, {slots} were asked for: answer in one, or with ONNX Runtime",
             options=("slots", "backend"),
         )
-    _check_fit(manifest)
+    check_manifest(manifest)
     engines = None
     if backend != "onnxruntime":
         engines = choose_engines(folder, manifest, contracts_of(manifest), backend, device_capability)
@@ -286,23 +287,3 @@ def open_bundle(
     if lookup is not None:
         bundle.planners.corpus = read_corpus(lookup, bundle.text)
     return bundle
-
-
-def _check_fit(manifest: Manifest) -> None:
-    """Raise BundleError where parts of the manifest contradict each other."""
-    config, table = manifest.target.config, manifest.target.embedding
-    wanted = {TARGET_GRAPH, TOKENIZER, table.file} | ({DRAFT_GRAPH} if manifest.drafter else set())
-    facts: list[tuple[str, object, object]] = [
-        ("files", sorted(wanted & manifest.files.keys()), sorted(wanted)),
-        ("embedding shape", table.shape, (config.vocab_size, config.hidden_size)),
-        ("embedding dtype", table.dtype, FLOAT[manifest.precision]),
-    ]
-    if manifest.drafter is not None:
-        drafter = manifest.drafter.config
-        facts.append(("drafter hidden size", drafter.read_size, config.hidden_size))
-        facts.append(("drafter vocabulary", drafter.vocab_size, config.vocab_size))
-    for name, have, want in facts:
-        if have != want:
-            raise BundleError(
-                f"{name} in the manifest: {have}, but the target needs {want}; rebuild the bundle"
-            )
