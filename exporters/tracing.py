@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from poss_export.contract import GraphContract, TensorSpec
 from poss_export.exporters.translations import TRANSLATIONS
 from poss_export.targets.ops import OPSET
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 # Sizes while tracing: distinct and above 1, so that no dimension is taken for another or for a constant.
 _TRACED_SIZES = {"batch": 2, "seq": 3, "rows": 4, "capacity": 8}
@@ -40,10 +44,28 @@ def export_graph(module: nn.Module, contract: GraphContract, path: Path, static:
             verbose=False,
         )
     assert program is not None
+    _join_products(program.model)
     program.save(path, external_data=True)
     # The exporter's rewrite rules remember their last graph, and would keep its weights alive with it.
     for weight in program.model.graph.initializers.values():
         weight.const_value = None
+
+
+def _join_products(model: "ir.Model") -> None:
+    """Let attention read query, key and value as the one product that they are, where nothing is in between.
+
+    The operator takes that apart itself, which saves a copy of each; PyTorch's side has the three.
+    """
+    for node in model.graph:
+        if node.op_type != "GroupQueryAttention":
+            continue
+        three = node.inputs[:3]
+        split = three[0].producer() if three[0] is not None else None
+        if split is not None and split.op_type == "Split" and split.outputs == three:
+            for number, value in enumerate((split.inputs[0], None, None)):
+                node.replace_input_with(number, value)
+            if not any(output.uses() for output in split.outputs):
+                model.graph.remove(split)
 
 
 def _dynamic_axes(spec: TensorSpec, static: Mapping[str, int]) -> dict[int, str]:

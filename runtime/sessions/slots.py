@@ -121,8 +121,10 @@ class _Rewriting:
         """Return query, key and value of each slot; those of one product stay one, as the operator may."""
         wanted, missing = list(node.input[:3]), list[str]()
         product = self.maker.get(wanted[0])
-        if product is not None and product.op_type == "Split" and list(product.output) == wanted:
-            wanted, missing = [product.input[0]], ["", ""]
+        if not wanted[1]:
+            wanted, missing = wanted[:1], ["", ""]
+        elif product is not None and product.op_type == "Split" and list(product.output) == wanted:
+            wanted, missing = [product.input[0]], ["", ""]  # a graph of an earlier build
         for name in wanted:
             self._add("Split", [name, _ROWS], [slot_name(name, slot) for slot in range(self.slots)], axis=1)
         return [[*(slot_name(name, slot) for name in wanted), *missing] for slot in range(self.slots)]

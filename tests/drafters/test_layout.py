@@ -104,8 +104,8 @@ def test_all_problems_are_listed_at_once() -> None:
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope scaling 'dynamic' is not supported"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 32.0}}, "rope scaling 'yarn' is not supported"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope scaling 'longrope' is not supported"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope scaling 'yarn' lacks 'factor'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; this version knows 'silu' only"),
         ({"num_attention_heads": None}, "'num_attention_heads' is missing"),
         ({"num_attention_heads": "4"}, "'num_attention_heads' is '4'; expected a whole number above 0"),

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from poss_export.contract import target_contract
@@ -18,6 +19,7 @@ from poss_export.runtime.sessions import prepacked
 from poss_export.runtime.sessions.base import TargetCall
 from poss_export.runtime.sessions.ort import OrtTargetSession
 from poss_export.runtime.sessions.packed import PackedTargetSession
+from poss_export.runtime.sessions.slots import rewrite
 from poss_export.runtime.tree import DraftTree
 from poss_export.targets.checkpoint import open_target
 from tests.fixtures.graphs import CAPACITY
@@ -156,3 +158,22 @@ def test_without_onnx(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(BackendError, match=r"poss-export\[server\]"), session:
         pass
+
+
+def test_a_graph_of_an_earlier_build_becomes_the_same(target_graph: Any) -> None:
+    """Its attention reads query, key and value apart; in slots they are one again."""
+    now = onnx.load(target_graph("llama", "shared", "fp32"), load_external_data=False)
+    earlier = onnx.ModelProto()
+    earlier.CopyFrom(now)
+    nodes = list(earlier.graph.node)
+    del earlier.graph.node[:]
+    for node in nodes:
+        if node.op_type == "GroupQueryAttention":
+            assert [bool(name) for name in node.input[:3]] == [True, False, False]
+            parts = [f"{node.input[0]}.{part}" for part in "qkv"]
+            earlier.graph.node.append(onnx.helper.make_node("Split", [node.input[0]], parts, axis=-1))
+            node.input[:3] = parts
+        earlier.graph.node.append(node)
+    for model in (now, earlier):
+        rewrite(model, 2)
+    assert now.graph == earlier.graph
