@@ -89,9 +89,10 @@ def heaviest_table(call: Mapping[str, Any]) -> Table:
 
 def bench_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return a row for every category of questions, and one for all."""
-    table = Table("category", box=box.SIMPLE)
-    for heading in ("questions", "tau", "by answer", "tokens/s", "speed-up", "decoding", "speed-up", "equal"):
-        table.add_column(heading, justify="right")
+    table = Table(box=box.SIMPLE)
+    table.add_column("category", no_wrap=True)
+    for heading in ("n", "tau", "its mean", "tokens/s", "ratio", "decoding", "ratio", "equal"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, row in figures.items():
         by_answer = row["tau_by_answer"]
         table.add_row(
