@@ -144,7 +144,8 @@ class Scheduler:
 
     def __enter__(self) -> Self:
         """Measure what rounds cost, where that is not known, and start the driver."""
-        self.bundle.planners.prepare(self.slots)
+        with self.bundle.target.turns.turn(self):
+            self.bundle.planners.prepare(self.slots)
         self._refuses = None
         self._driver.start()
         return self

@@ -49,3 +49,13 @@ class Turns:
                     "read a stream to its end, or open the bundle twice"
                 )
             yield
+
+    @contextmanager
+    def turn(self, answer: object) -> Iterator[None]:
+        """Wait for a turn, use the sessions within, and leave them."""
+        self.take(answer)
+        try:
+            with self.work(answer):
+                yield
+        finally:
+            self.leave(answer)

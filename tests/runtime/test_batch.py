@@ -19,11 +19,6 @@ WAYS: list[dict[str, Any]] = [{}, {"planning": None}, {"target_only": True}]
 SAMPLINGS = [GREEDY, Sampling(temperature=1.0, seed=3), Sampling(temperature=0.7, top_p=0.9, seed=11)]
 
 
-@pytest.fixture(autouse=True)
-def cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture
 def alone(planned_bundle: Path) -> Iterator[Bundle]:
     with open_bundle(planned_bundle, threads=1) as opened:
@@ -205,3 +200,27 @@ def test_a_stream_waits_for_the_scheduler(alone: Bundle, together: Bundle) -> No
         worker.join()
     assert found.token_ids == expected.token_ids
     assert all(one.cancelled or isinstance(one.events[-1], Done) for one in asked)
+
+
+def test_what_is_measured_first_waits_for_a_stream(
+    alone: Bundle, together: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Measuring empties the sessions, so it needs its turn as an answer does."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    expected = alone.generate("<5> <9>", raw=True, max_new_tokens=20)
+    stream = together.stream("<5> <9>", raw=True, max_new_tokens=20)
+    pieces = iter(stream)
+    text = next(pieces)
+    entered = threading.Event()
+
+    def enter() -> None:
+        with Scheduler(together):
+            entered.set()
+
+    worker = threading.Thread(target=enter)
+    worker.start()
+    entered.wait(0.5)
+    text += "".join(pieces)
+    worker.join(20)
+    assert entered.is_set()
+    assert (text, stream.result.token_ids) == (expected.text, expected.token_ids)
