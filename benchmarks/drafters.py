@@ -40,6 +40,7 @@ from poss_export.evaluation.metrics import (
     round_parts,
     tokens_per_second,
 )
+from poss_export.prompts import spread
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.generation import Generation
 from poss_export.targets.checkpoint import Target, open_target
@@ -254,7 +255,7 @@ def main(
     opened = open_target(target)
     asked = questions.load(opened.text, prompts, limit)
     shapes = tuple(dict.fromkeys(map(parse_tree, trees)))
-    timed = questions.spread(asked, speed_limit)
+    timed = spread(asked, speed_limit)
     task = Task(asked, timed, max_new_tokens, shapes, parse_tree(speed_tree))
     loaded = load_drafters(drafters, opened, task)
     known = {spec: facts(spec, drafter) for spec, drafter in loaded.items()}

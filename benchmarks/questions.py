@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from poss_export.errors import InputError
-from poss_export.prompts import Prompt, read_prompts
+from poss_export.prompts import Prompt, read_prompts, spread
 from poss_export.text import Text, user_says
 
 DEMO = Path(__file__).parent / "prompts/demo.jsonl"
@@ -68,13 +68,6 @@ def load(text: Text, prompts: Sequence[Path], limit: int | None) -> list[Questio
             "an id of its own, each file another name, and each file once"
         )
     return spread(found, limit)
-
-
-def spread(asked: list[Question], limit: int | None) -> list[Question]:
-    """Return at most `limit` of the questions, spread evenly."""
-    if limit is None or limit >= len(asked):
-        return asked
-    return [asked[index * len(asked) // limit] for index in range(limit)]
 
 
 def every_turn(

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from poss_export.costs import Costs
+from poss_export.runtime.loop import settle
 from poss_export.runtime.planning.habit import Habit
 from poss_export.runtime.planning.planner import AdaptivePlanner, Asked, propose_together
 from poss_export.runtime.round import Round
@@ -111,14 +112,10 @@ class Batch:
 
     def _take(self, sequence: Sequence, tree: DraftTree, output: TargetOutput) -> Round | None:
         """Commit what is kept of a call, and let the sequence go on from there."""
-        slot = sequence.slot
         if sequence.emitted:
-            done = sequence.verify(tree, output, sequence.position)
-            self._target.commit(done.path, slot)
-            sequence.advance(done, output)
-            return done
-        start = self._target.length(slot)
-        self._target.commit(range(len(tree)), slot)
+            return settle(self._target, sequence, tree, output)
+        start = self._target.length(sequence.slot)
+        self._target.commit(range(len(tree)), sequence.slot)
         return sequence.read(start, output, self._drafters[sequence])
 
 

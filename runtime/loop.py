@@ -26,9 +26,13 @@ def advance(target: TargetSession, drafter: DraftSession | None, sequence: Seque
     """Propose a tree, verify it in one pass of the target, commit the accepted path."""
     slot = sequence.slot
     tree = sequence.planner.propose(sequence, drafter, target.room(slot))
-    output = target.forward(tree, slot=slot)
+    return settle(target, sequence, tree, target.forward(tree, slot=slot))
+
+
+def settle(target: TargetSession, sequence: Sequence, tree: DraftTree, output: TargetOutput) -> Round:
+    """Verify a tree by what the target made of it, commit the accepted path, and go on behind it."""
     done = sequence.verify(tree, output, sequence.position)
-    target.commit(done.path, slot)
+    target.commit(done.path, sequence.slot)
     sequence.advance(done, output)
     return done
 

@@ -1,7 +1,7 @@
 """A planner for each answer of a bundle, and what they share: costs, calibrated chances, a corpus."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from poss_export.acceptance import AcceptanceCurves
@@ -93,11 +93,7 @@ class Planners:
 
         To measure takes about a second and empties the sessions.
         """
-        if (kept := load_cached(self.fingerprint)) is not None:
-            return kept
-        costs = self.measure()
-        keep(costs)
-        return costs
+        return _kept(self.fingerprint, self.measure)
 
     def together(self, sequences: int) -> Costs:
         """Return what rounds of so many sequences cost; kept and measured as `costs`, for sizes of graphs."""
@@ -105,12 +101,10 @@ class Planners:
             return self.costs
         size = min(1 << (sequences - 1).bit_length(), self._target.slots)
         if size not in self._together:
-            if (table := load_cached({**self.fingerprint, "sequences": size})) is None:
-                table = measure_together(
-                    self._target, self.costs, size, vocab=self._vocab, chains=self.chains
-                )
-                keep(table)
-            self._together[size] = table
+            measure = partial(
+                measure_together, self._target, self.costs, size, vocab=self._vocab, chains=self.chains
+            )
+            self._together[size] = _kept({**self.fingerprint, "sequences": size}, measure)
         return self._together[size]
 
     def measure(self, effort: Effort = QUICK, progress: Progress = silent) -> Costs:
@@ -138,3 +132,11 @@ class Planners:
         if self._drafter is None or ACCEPTANCE not in self._manifest.files:
             return None
         return Calibration(AcceptanceCurves.load(self._folder / ACCEPTANCE))
+
+
+def _kept(fingerprint: Fingerprint, measure: Callable[[], Costs]) -> Costs:
+    """Return the table that is kept for this fingerprint, or one measured now and kept."""
+    if (costs := load_cached(fingerprint)) is None:
+        costs = measure()
+        keep(costs)
+    return costs

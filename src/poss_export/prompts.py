@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any
+from typing import Any, TypeVar
 
 from poss_export.control_tokens import strings
 from poss_export.errors import InputError, PromptError
 from poss_export.files import parse_json
 from poss_export.text import Message
+
+Asked = TypeVar("Asked")
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,13 @@ def _dialogue(messages: Any, where: str) -> tuple[tuple[Message, ...], list[Any]
             "which is answered"
         )
     return tuple(before), [last["content"]]
+
+
+def spread(asked: Sequence[Asked], limit: int | None) -> list[Asked]:
+    """Return at most `limit` of what is asked, spread evenly; None: all."""
+    if limit is None or limit >= len(asked):
+        return [*asked]
+    return [asked[index * len(asked) // limit] for index in range(limit)]
 
 
 def with_system(prompt: Prompt, system: str) -> Prompt:

@@ -21,10 +21,7 @@ def test_the_laws_hold(bundle: Bundle) -> None:
     assert [check.passed for check in found] == [True] * 4
 
 
-def test_beside_others_as_alone(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+def test_beside_others_as_alone(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_bundle(tiny_bundle, threads=1, slots=3) as bundle:
         assert all(check.passed for check in checks.check_cache_laws(bundle))
         length = type(bundle.target).length

@@ -61,12 +61,10 @@ def bench(
     from poss_export.cli.tables import bench_table
     from poss_export.evaluation.spec_bench import ask, figures
     from poss_export.files import make_writable
-    from poss_export.prompts import read_prompts
+    from poss_export.prompts import read_prompts, spread
     from poss_export.runtime.bundle import open_bundle
 
-    prompts = read_prompts(questions)
-    if limit is not None and limit < len(prompts):
-        prompts = [prompts[index * len(prompts) // limit] for index in range(limit)]
+    prompts = spread(read_prompts(questions), limit)
     if output is not None:
         if output.exists() and not output.is_dir():
             raise InputError(f"{str(output)!r} is a file; name a folder", options=("output",))

@@ -29,11 +29,6 @@ IDS = np.arange(3, 40) % 90
 TREE = DraftTree.with_root(7, [8, 9, 10, 11], [0, 0, 1, 1], [-0.1, -0.2, -0.3, -0.4])
 
 
-@pytest.fixture(autouse=True)
-def cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture(params=["qwen3", "llama"])
 def kind(request: pytest.FixtureRequest) -> str:
     """Return a kind of target; the first normalises its queries, the second gets them from one product."""
