@@ -1,5 +1,6 @@
 """Many answers at once: the target decodes a batch whose slots are refilled as answers end."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,9 @@ from torch.nn import functional as F
 from poss_export.targets.decoder import Attend, Decoder, merge_heads, split_heads
 from poss_export.targets.rope import rope_tables, rotate
 
-LOOP_PERIODS = range(1, 25)  # a text that repeats its last p tokens three times has begun to loop
+REPEATED = 24  # an answer whose last tokens, so many, it has said before has begun to loop
+SPAN = 32  # cache columns that a step reads are a multiple of this: few shapes
+REFILL = 16  # a prompt waits until one slot in so many is free: prompts are read together
 
 
 @dataclass
@@ -25,11 +28,17 @@ class BatchDecoder:
     def __init__(self, decoder: Decoder, slots: int, capacity: int) -> None:
         """Allocate the caches in the decoder's dtype and on its device."""
         config, weight = decoder.config, decoder.embed_tokens
-        self.decoder, self.slots, self.capacity, self.device = decoder, slots, capacity, weight.device
-        shape = (2, config.num_layers, slots, config.num_kv_heads, capacity, config.head_dim)
-        self.cache = torch.zeros(shape, dtype=weight.dtype, device=self.device)
+        self.decoder, self.slots, self.device = decoder, slots, weight.device
+        self.capacity = capacity
+        columns = -(-capacity // SPAN) * SPAN
+        # Keys lie column by column, so that scores and mixed values are each one product that copies nothing:
+        # a fused attention is three times slower on CPUs where every slot has one query row.
+        heads = (config.num_layers, slots, config.num_kv_heads)
+        options = {"dtype": weight.dtype, "device": weight.device}
+        self.keys = torch.zeros(*heads, config.head_dim, columns, **options)
+        self.values = torch.zeros(*heads, columns, config.head_dim, **options)
         self.lengths = torch.zeros(slots, dtype=torch.int64, device=self.device)
-        tables = rope_tables(config.rope, config.head_dim, capacity)
+        tables = rope_tables(config.rope, config.head_dim, columns)
         self.cos, self.sin = (table.to(self.device, weight.dtype) for table in tables)
 
     def run(
@@ -44,15 +53,17 @@ class BatchDecoder:
         `choose` maps logits `[slots, vocab]` to token ids `[slots]`. A prompt too long for its
         answer is left out. An answer ends at a stop id (included), at `max_new_tokens`, or where it loops.
         """
-        waiting = [i for i, p in enumerate(prompts) if len(p) + max_new_tokens <= self.capacity][::-1]
+        waiting = deque(i for i, p in enumerate(prompts) if len(p) + max_new_tokens <= self.capacity)
         active: dict[int, _Slot] = {}
         last = torch.zeros(self.slots, dtype=torch.int64, device=self.device)
         while waiting or active:
-            for place in range(self.slots):
-                if place not in active and waiting:
-                    request = waiting.pop()
-                    last[place] = choose(self._prefill(place, prompts[request]))[0]
-                    active[place] = _Slot(request, [int(last[place])])
+            free = [place for place in range(self.slots) if place not in active]
+            if waiting and len(free) * REFILL >= self.slots:
+                filled = {place: waiting.popleft() for place in free[: len(waiting)]}
+                first = choose(self._prefill(list(filled), [prompts[i] for i in filled.values()]))
+                last[list(filled)] = first
+                for (place, request), token in zip(filled.items(), first.tolist(), strict=True):
+                    active[place] = _Slot(request, [token])
             for place, slot in list(active.items()):
                 if _ended(slot.tokens, max_new_tokens, stop_ids):
                     del active[place]
@@ -60,26 +71,33 @@ class BatchDecoder:
                     yield slot.request, slot.tokens
             if active:
                 last = choose(self._step(last))
+                chosen = last.tolist()
                 for place, slot in active.items():
-                    slot.tokens.append(int(last[place]))
+                    slot.tokens.append(chosen[place])
 
     @torch.inference_mode()
-    def _prefill(self, place: int, prompt: list[int]) -> Tensor:
-        """Fill the caches of one place; return the last row's logits `[1, vocab]`."""
-        seq, head_dim = len(prompt), self.decoder.config.head_dim
+    def _prefill(self, places: list[int], prompts: list[list[int]]) -> Tensor:
+        """Fill the caches of some places; return the logits of each prompt's last row `[places, vocab]`."""
+        counts = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        seq, head_dim = int(counts.max()), self.decoder.config.head_dim
+        ids = torch.tensor([prompt + [0] * (seq - len(prompt)) for prompt in prompts], device=self.device)
+        rows = torch.tensor(places, device=self.device)
         cos, sin = self.cos[:seq], self.sin[:seq]
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             q, k, v = (split_heads(x, head_dim) for x in (query, key, value))
             k = rotate(k, cos, sin)
-            self.cache[0, layer, place, :, :seq], self.cache[1, layer, place, :, :seq] = k[0], v[0]
+            # Rows behind a prompt are padding: its own rows do not see them, its answer overwrites them.
+            self.keys[layer, rows, :, :, :seq] = k.transpose(-1, -2)
+            self.values[layer, rows, :, :seq] = v
             return merge_heads(
                 F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, is_causal=True, enable_gqa=True)
             )
 
-        features = self.decoder.hidden(torch.tensor([prompt], device=self.device), attend)
-        self.lengths[place] = seq
-        return self.decoder.head(features[:, -1:])[:, 0]
+        features = self.decoder.hidden(ids, attend)
+        self.lengths[rows] = counts
+        last = features.gather(1, (counts - 1)[:, None, None].expand(-1, 1, features.shape[-1]))
+        return self.decoder.head(last)[:, 0]
 
     @torch.inference_mode()
     def _step(self, last: Tensor) -> Tensor:
@@ -91,21 +109,23 @@ class BatchDecoder:
 
     def _step_attend(self) -> Attend:
         config, places = self.decoder.config, torch.arange(self.slots, device=self.device)
-        span = int(self.lengths.max()) + 1
-        mask = torch.arange(span, device=self.device) <= self.lengths[:, None]
+        kv_heads, head_dim = config.num_kv_heads, config.head_dim
+        span = -(-(int(self.lengths.max()) + 1) // SPAN) * SPAN
+        hidden = torch.arange(span, device=self.device) > self.lengths[:, None]
+        bias = torch.zeros(hidden.shape, dtype=self.keys.dtype, device=self.device)
+        bias = bias.masked_fill_(hidden, -torch.inf).repeat_interleave(kv_heads, 0)[:, None]
         cos, sin = self.cos[self.lengths, None, None], self.sin[self.lengths, None, None]
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             # Query heads that share a KV head become query rows, so that no cache is repeated.
-            q = rotate(query.reshape(self.slots, config.num_kv_heads, -1, config.head_dim), cos, sin)
-            k = rotate(key.reshape(self.slots, config.num_kv_heads, 1, config.head_dim), cos, sin)[:, :, 0]
-            v = value.reshape(self.slots, config.num_kv_heads, config.head_dim)
-            keys, values = self.cache[0, layer], self.cache[1, layer]
-            keys[places, :, self.lengths], values[places, :, self.lengths] = k, v
-            mixed = F.scaled_dot_product_attention(
-                q, keys[:, :, :span], values[:, :, :span], attn_mask=mask[:, None, None]
-            )
-            return mixed.reshape(self.slots, 1, -1)
+            q = rotate(query.reshape(self.slots, kv_heads, -1, head_dim), cos, sin)
+            k = rotate(key.reshape(self.slots, kv_heads, 1, head_dim), cos, sin)[:, :, 0]
+            keys, values = self.keys[layer], self.values[layer]
+            keys[places, :, :, self.lengths] = k
+            values[places, :, self.lengths] = value.reshape(self.slots, kv_heads, head_dim)
+            seen = keys.flatten(0, 1)[:, :, :span], values.flatten(0, 1)[:, :span]
+            scores = torch.baddbmm(bias, q.flatten(0, 1), seen[0], alpha=head_dim**-0.5)
+            return torch.bmm(scores.softmax(-1), seen[1]).reshape(self.slots, 1, -1)
 
         return attend
 
@@ -113,9 +133,9 @@ class BatchDecoder:
 def _ended(tokens: list[int], max_new_tokens: int, stop_ids: Sequence[int]) -> bool:
     if len(tokens) >= max_new_tokens or tokens[-1] in stop_ids:
         return True
-    return any(
-        len(tokens) >= 3 * max(p, 8)
-        and tokens[-p:] == tokens[-2 * p : -p] == tokens[-3 * p : -2 * p]
-        and (p > 7 or tokens[-p:] * (24 // p) == tokens[-(24 // p) * p :])
-        for p in LOOP_PERIODS
-    )
+    return len(tokens) % 8 == 0 and _loops(tokens)
+
+
+def _loops(tokens: list[int]) -> bool:
+    tail = tokens[-REPEATED:]
+    return any(tokens[i : i + REPEATED] == tail for i in range(len(tokens) - REPEATED))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,25 @@ from numpy.typing import NDArray
 from poss_export.errors import InputError, translated
 from poss_export.files import whole
 
+PART_FILES = "part-*.npz"
+UNKNOWN = "unknown"  # kind of dialogues in files that do not say it
+SAME_ANSWER = 8  # dialogues with one prompt are two where these first tokens of the answers differ
+
 
 @dataclass(frozen=True)
 class Dialogues:
     """Tokenised dialogues, chat template included.
 
     ids: int64 `[tokens]`; answer_mask: bool `[tokens]`, True on tokens the target wrote;
-    offsets: int64 `[dialogues + 1]`; validation: bool `[dialogues]`, True on those held out.
+    offsets: int64 `[dialogues + 1]`; validation: bool `[dialogues]`, True on those held out; kinds: str
+    `[dialogues]`, what sort of task each is.
     """
 
     ids: NDArray[np.int64]
     answer_mask: NDArray[np.bool_]
     offsets: NDArray[np.int64]
     validation: NDArray[np.bool_]
+    kinds: NDArray[np.str_]
 
     def __len__(self) -> int:
         """Return the number of dialogues."""
@@ -36,29 +43,55 @@ class Dialogues:
     @classmethod
     def from_answers(cls, pairs: Sequence[tuple[list[int], list[int]]], holdout: float) -> "Dialogues":
         """Join (prompt, answer) id lists; every `1 / holdout`-th dialogue is held out."""
+        masked = [
+            ([*prompt, *answer], [False] * len(prompt) + [True] * len(answer)) for prompt, answer in pairs
+        ]
+        return cls.join(masked, [UNKNOWN] * len(pairs), holdout)
+
+    @classmethod
+    def join(
+        cls, masked: Sequence[tuple[list[int], list[bool]]], kinds: Sequence[str], holdout: float
+    ) -> "Dialogues":
+        """Join (ids, answer mask) lists; every `1 / holdout`-th dialogue is held out."""
         every = max(2, round(1 / holdout))
-        ids = [np.array([*prompt, *answer], np.int64) for prompt, answer in pairs]
-        masks = [np.repeat([False, True], [len(prompt), len(answer)]) for prompt, answer in pairs]
         return cls(
-            ids=np.concatenate(ids),
-            answer_mask=np.concatenate(masks),
-            offsets=np.cumsum([0, *map(len, ids)]),
-            validation=np.arange(len(pairs)) % every == every - 1,
+            ids=np.concatenate([np.array(ids, np.int64) for ids, _ in masked]),
+            answer_mask=np.concatenate([np.array(mask, np.bool_) for _, mask in masked]),
+            offsets=np.cumsum([0, *(len(ids) for ids, _ in masked)]),
+            validation=np.arange(len(masked)) % every == every - 1,
+            kinds=np.array(kinds),
         )
 
     @classmethod
     def load(cls, path: Path) -> "Dialogues":
-        """Read an .npz file; raises InputError where it is not one of ours."""
+        """Read an .npz file, or a folder of them without the dialogues that begin like an earlier one.
+
+        Raises:
+            InputError: it is not one of ours.
+        """
+        if not path.is_dir():
+            return cls._load_file(path)
+        parts = [cls._load_file(part) for part in part_files(path)]
+        if not parts:
+            raise InputError(
+                f"{str(path)!r} holds no {PART_FILES}; name a folder that dialogues were written to"
+            )
+        return sum(parts[1:], start=parts[0])._distinct()
+
+    @classmethod
+    def _load_file(cls, path: Path) -> "Dialogues":
         words = (
             f"{path}: not a dialogues file; expected an .npz with ids, answer_mask, offsets and validation, "
-            "as `poss-export train` writes it"
+            "as `poss-export synthesise` writes it"
         )
         with translated(InputError, words), path.open("rb") as file, np.load(file) as data:
+            validation = data["validation"].astype(bool)
             dialogues = cls(
                 ids=data["ids"].astype(np.int64),
                 answer_mask=data["answer_mask"].astype(bool),
                 offsets=data["offsets"].astype(np.int64),
-                validation=data["validation"].astype(bool),
+                validation=validation,
+                kinds=data["kinds"] if "kinds" in data else np.full(len(validation), UNKNOWN),
             )
             dialogues._check()
         return dialogues
@@ -70,6 +103,8 @@ class Dialogues:
             raise ValueError("its offsets do not cut its ids")
         if len(self.answer_mask) != len(self.ids) or len(self.validation) != len(bounds) - 1:
             raise ValueError("its arrays differ in length")
+        if len(self.kinds) != len(self.validation) or self.kinds.dtype.kind != "U":
+            raise ValueError("its kinds are no names of its dialogues")
 
     def save(self, path: Path) -> None:
         """Write an .npz file that `load` reads."""
@@ -80,6 +115,7 @@ class Dialogues:
                 answer_mask=self.answer_mask,
                 offsets=self.offsets,
                 validation=self.validation,
+                kinds=self.kinds,
             )
 
     def __add__(self, other: "Dialogues") -> "Dialogues":
@@ -89,4 +125,32 @@ class Dialogues:
             answer_mask=np.concatenate((self.answer_mask, other.answer_mask)),
             offsets=np.concatenate((self.offsets, other.offsets[1:] + self.offsets[-1])),
             validation=np.concatenate((self.validation, other.validation)),
+            kinds=np.concatenate((self.kinds, other.kinds)),
         )
+
+    def _distinct(self) -> "Dialogues":
+        """Return the dialogues without those whose prompt and first answer tokens came before."""
+        seen: set[bytes] = set()
+        kept = np.zeros(len(self), np.bool_)
+        for index, (start, end) in enumerate(pairwise(self.offsets)):
+            first = start + int(self.answer_mask[start:end].argmax())
+            key = self.ids[start : first + SAME_ANSWER].tobytes()
+            kept[index] = key not in seen
+            seen.add(key)
+        return self.kept(kept)
+
+    def kept(self, kept: NDArray[np.bool_]) -> "Dialogues":
+        """Return those of the dialogues that are marked, at least one."""
+        tokens = np.repeat(kept, self.lengths)
+        return Dialogues(
+            ids=self.ids[tokens],
+            answer_mask=self.answer_mask[tokens],
+            offsets=np.cumsum([0, *self.lengths[kept]]),
+            validation=self.validation[kept],
+            kinds=self.kinds[kept],
+        )
+
+
+def part_files(folder: Path) -> list[Path]:
+    """Return the dialogue files of a folder, in the order of their numbers."""
+    return sorted(folder.glob(PART_FILES))

@@ -1,8 +1,7 @@
 """`poss-export train`: from a target to a drafter folder, in steps that each resume.
 
-OUT/.training/   turns.json, answers.jsonl, view-*.safetensors, state.pt: what a killed run goes on from;
-                 gone when the run is finished
-OUT/             dialogues.npz (if the target wrote them), training.jsonl (log), training.json and
+OUT/.training/   view-*.safetensors, state.pt: what a killed run goes on from; gone when the run is finished
+OUT/             dialogues/ (if the target wrote them), training.jsonl (log), training.json and
                  training.png (report), then config.json and model.safetensors
 """
 
@@ -22,21 +21,22 @@ from poss_export.config import TargetConfig
 from poss_export.drafter_config import DrafterConfig
 from poss_export.drafters.checkpoint import load_drafter, pair, save_drafter
 from poss_export.drafters.model import Drafter
-from poss_export.errors import CheckpointError, InputError, translated
-from poss_export.files import lock, make_writable, opened, parse_json, whole, write_whole
+from poss_export.errors import CheckpointError, InputError
+from poss_export.files import lock, make_writable, opened, whole, write_whole
 from poss_export.plots import check_library
 from poss_export.progress import Progress
 from poss_export.targets.checkpoint import Target
 from poss_export.targets.decoder import Decoder
+from poss_export.training.dialogue_folder import SynthesisOptions, check_writes, synthesise
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.features import TargetView, view_dialogues
+from poss_export.training.hardware import matmul_dtype, training_device
 from poss_export.training.held_out import DEPTH, judge
 from poss_export.training.initialise import initialise, start_from, start_output
 from poss_export.training.log import append_log, read_log
 from poss_export.training.options import TrainOptions
 from poss_export.training.plot import plot_training
 from poss_export.training.presets import preset
-from poss_export.training.synthesis import answer_prompts, chat_prompts, invent_turns, join_dialogues
 from poss_export.training.trainer import Corpus, RunState, Trainer
 from poss_export.training.vocabulary import check_size, choose_vocabulary, coverage
 
@@ -55,17 +55,14 @@ def train(
     """
     check_library()  # its report has a picture
     config, trained = _plan_drafter(target.config, options)
-    if not options.dialogues and target.text.config.chat_template is None:
-        raise InputError(
-            f"target {target.name!r} has no chat template to write dialogues with: give dialogues",
-            options=("dialogues",),
-        )
+    if not options.dialogues:
+        check_writes(target)
     with _claimed(out, target, options) as work:
         if cache is not None:
             make_writable(cache, "choose another folder")
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        parts = _dialogues(target, options, out, report)
+        device = training_device()
         decoder = target.load_decoder().to(device, matmul_dtype(device))
-        parts = _dialogues(target, decoder, options, work, report)
         dialogues = sum(parts[1:], start=parts[0])
         views = [_view(target, decoder, part, config.taps, cache or work, report) for part in parts]
         view = sum(views[1:], start=views[0])
@@ -155,36 +152,13 @@ def _check_run(out: Path, claim: Path, run: dict[str, Any]) -> None:
     write_whole(claim, json.dumps(run))
 
 
-def matmul_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where the device multiplies it in hardware, else float32."""
-    if device.type == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
-
-
-def _dialogues(
-    target: Target, decoder: Decoder, options: TrainOptions, work: Path, report: Progress
-) -> list[Dialogues]:
-    """Load the dialogues given, or let the target write them; what it has written survives a kill."""
+def _dialogues(target: Target, options: TrainOptions, out: Path, report: Progress) -> list[Dialogues]:
+    """Load the dialogues given, or let the target write them into a folder of `out`."""
     if options.dialogues:
         return [_load(path, target) for path in options.dialogues]
-    written = work.parent / "dialogues.npz"
-    turns_file, answers_file = work / "turns.json", work / "answers.jsonl"
-    if not turns_file.exists():
-        report("inventing user turns", 0, options.invent, "")
-        turns = list(options.prompts) or invent_turns(decoder, target.text, options.invent, options.seed)
-        write_whole(turns_file, json.dumps(turns))
-    with translated(InputError, f"the unfinished run in {str(work)!r} is damaged; remove it to train anew"):
-        prompts = chat_prompts(target.text, parse_json(turns_file.read_bytes()))
-        answers = {entry["prompt"]: entry["answer"] for entry in read_log(answers_file)}
-    waiting = [i for i in range(len(prompts)) if i not in answers]
-    asked = [prompts[i] for i in waiting]
-    for index, answer in answer_prompts(decoder, asked, target.text.config.stop_ids):
-        answers[waiting[index]] = answer
-        append_log(answers_file, {"prompt": waiting[index], "answer": answer})
-        report("answers", len(answers), len(prompts), "")
-    join_dialogues(prompts, answers).save(written)
-    return [Dialogues.load(written)]
+    written = out / "dialogues"
+    synthesise(target, written, SynthesisOptions(options.answer_tokens, seed=options.seed), report)
+    return [_load(written, target)]
 
 
 def _load(path: Path, target: Target) -> Dialogues:

@@ -230,13 +230,16 @@ class Text:
     def _plain(self, text: str) -> list[int]:
         return _encode(self.tokenizer, text)
 
-    def encode_user_opening(self, words: str = "") -> list[int]:
-        """Return the ids of a dialogue whose user is speaking and has said `words` so far."""
-        return self._plain(self._user_opening + words)
+    def encode_user_opening(self, words: str = "", before: Sequence[Message] = ()) -> list[int]:
+        """Return the ids of a dialogue whose user speaks after messages, and has said `words` so far."""
+        return self._plain((self._opening_after(before) if before else self._user_opening) + words)
 
     @cached_property
     def _user_opening(self) -> str:
-        opening, marker, _ = self._render(self._template, [_MARKED], {}).partition(_MARKER)
+        return self._opening_after(())
+
+    def _opening_after(self, before: Sequence[Message]) -> str:
+        opening, marker, _ = self._render(self._template, [*before, _MARKED], {}).partition(_MARKER)
         if not marker:
             raise InputError("the target's chat template changes what the user says; give prompts instead")
         return opening

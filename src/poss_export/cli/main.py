@@ -22,6 +22,7 @@ from poss_export.cli.inspect import inspect
 from poss_export.cli.printing import log, prepare_streams
 from poss_export.cli.profile import profile
 from poss_export.cli.serve import serve
+from poss_export.cli.synthesise import synthesise
 from poss_export.cli.train import train
 from poss_export.cli.verify import verify
 from poss_export.errors import PossExportError
@@ -115,5 +116,19 @@ def main() -> None:
     """
 
 
-for _command in (build, generate, chat, serve, inspect, verify, bench, profile, feeds, calibrate, train):
+_COMMANDS = (
+    build,
+    generate,
+    chat,
+    serve,
+    inspect,
+    verify,
+    bench,
+    profile,
+    feeds,
+    calibrate,
+    synthesise,
+    train,
+)
+for _command in _COMMANDS:
     main.add_command(_command)

@@ -10,8 +10,6 @@ from poss_export.cli import options
 from poss_export.cli.options import choice
 from poss_export.cli.progress import show_progress
 from poss_export.drafter_config import Alignment, Drafting, Fusion, MaskFeature, TapNorm
-from poss_export.errors import InputError
-from poss_export.machine import check_threads
 from poss_export.training.presets import PRESETS, DrafterChoices, Recipe, StageChoices
 
 _RECIPES = "the recipe's"
@@ -54,18 +52,17 @@ _DRAFTER = (
 _DATA = (
     click.option(
         "--dialogues",
-        metavar="FILE",
+        metavar="FOLDER",
         type=options.FILE,
         multiple=True,
-        help="Train on dialogues that the target wrote earlier (.npz); repeatable.",
+        help="Train on dialogues that the target wrote: a folder of `synthesise`, or one of its files; "
+        "repeatable.",
     ),
     click.option(
-        "--prompts",
-        metavar="FILE",
-        type=options.FILE,
-        help="JSON Lines of user turns to answer, of several the first, in place of invented ones.",
+        "--answer-tokens",
+        default=500_000,
+        help="Answers that the target writes first, in tokens, where no dialogues are given.",
     ),
-    click.option("--invent", default=3000, help="User turns that the target invents."),
 )
 _TRAINING = (
     click.option(
@@ -81,6 +78,9 @@ _TRAINING = (
     choice("steps", int, "Positions that each row is unrolled for, in every stage.", _RECIPES),
     choice("step-decay", float, "What a step counts against the one before it.", _RECIPES),
     click.option("--budget", default=20_000_000, help="Scored rows times unrolled steps to train on."),
+    click.option(
+        "--minutes", type=float, show_default="the budget's", help="Train so long, instead of a budget."
+    ),
     click.option("--seed", default=0, help="Repeats a run on the same machine."),
     click.option("--threads", type=int, show_default="PyTorch's choice", help="CPU threads."),
 )
@@ -115,8 +115,7 @@ def train(
     draft_vocab_size: int | None,
     start: str | None,
     dialogues: tuple[Path, ...],
-    prompts: Path | None,
-    invent: int,
+    answer_tokens: int,
     recipe: Recipe,
     token_weight: float | None,
     top_weight: float | None,
@@ -125,6 +124,7 @@ def train(
     steps: int | None,
     step_decay: float | None,
     budget: int,
+    minutes: float | None,
     seed: int,
     threads: int | None,
     drafter: Path,
@@ -136,6 +136,7 @@ def train(
     """
     from poss_export.drafters.checkpoint import refuse_drafter
     from poss_export.targets.checkpoint import open_target
+    from poss_export.training.hardware import use_threads
     from poss_export.training.options import TrainOptions
     from poss_export.training.run import train as train_drafter
 
@@ -165,40 +166,18 @@ def train(
             learning_rate=learning_rate,
         ),
         dialogues=dialogues,
-        prompts=() if prompts is None else _first_turns(prompts),
+        answer_tokens=answer_tokens,
         start=start,
-        invent=invent,
         budget=budget,
+        minutes=minutes,
         draft_vocab_size=draft_vocab_size,
         seed=seed,
     )
-    _use_threads(threads)
+    use_threads(threads)
     refuse_drafter(target)
     with show_progress() as progress:
         record = train_drafter(open_target(target), request, drafter, progress, cache)
     _print_held_out(drafter, record["held_out"])
-
-
-def _first_turns(prompts: Path) -> tuple[str, ...]:
-    from poss_export.prompts import read_prompts
-
-    asked = read_prompts(prompts)
-    for prompt in asked:
-        if prompt.before:
-            raise InputError(
-                f"{prompt.source} has messages before the user's, which training does not read; "
-                "give the user's turn as prompt",
-                options=("prompts",),
-            )
-    return tuple(prompt.turns[0] for prompt in asked)
-
-
-def _use_threads(threads: int | None) -> None:
-    import torch
-
-    check_threads(threads)
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 def _print_held_out(drafter: Path, held_out: Mapping[str, Any]) -> None:

@@ -1,0 +1,171 @@
+"""A folder of dialogues that grows: parts that any number of processes write, and a card that counts them.
+
+FOLDER/part-0000.npz ...   dialogues; what a number holds depends on seed, target and hardware only
+FOLDER/card.json           what the parts hold, and how they were made
+FOLDER/origin.json         whose dialogues these are; .claims/ holds the locks of who writes which part
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from poss_export.errors import InputError
+from poss_export.files import lock, make_writable, opened, write_whole
+from poss_export.progress import Progress
+from poss_export.targets.checkpoint import Target
+from poss_export.training.dialogues import Dialogues, part_files
+from poss_export.training.hardware import matmul_dtype, training_device
+from poss_export.training.held_apart import HeldApart
+from poss_export.training.synthesis import Writer
+
+SLOTS = {"cpu": 64, "cuda": 512}  # answers written at a time
+FILLS = 16  # dialogues of a part, in slots: the last answers leave slots idle
+SAMPLED_EVERY = 4  # parts of which one has sampled answers
+CARD, ORIGIN, CLAIMS = "card.json", "origin.json", ".claims"
+
+
+@dataclass(frozen=True)
+class SynthesisOptions:
+    """What is written: `answer_tokens` in all, or less where `minutes` have passed.
+
+    prompts: user turns to answer instead of invented ones, each once; held_apart: turns of evaluation
+    prompts, which no dialogue may ask; seed: repeats what the target invents.
+    """
+
+    answer_tokens: int = 500_000
+    minutes: float | None = None
+    prompts: tuple[str, ...] = ()
+    held_apart: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be written."""
+        for name in ("answer_tokens", "minutes"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise InputError(f"{name} is {value}; it must be more than 0", options=(name,))
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; it must be 0 or a positive number", options=("seed",))
+
+
+def synthesise(target: Target, folder: Path, options: SynthesisOptions, report: Progress) -> dict[str, Any]:
+    """Write parts into `folder` until it holds what is asked for; return its card.
+
+    Parts that are there stay; each is written whole or not at all, by one of the processes that write here.
+
+    Raises:
+        InputError: the folder is of another target or seed or cannot be written, the target has no chat
+            template, or nothing worth learning from was written.
+    """
+    check_writes(target)
+    make_writable(folder, "choose another folder")
+    _check_origin(
+        folder, {"target": target.sha256, "seed": options.seed, "prompts": _digest(options.prompts)}
+    )
+    end = float("inf") if options.minutes is None else time.monotonic() + 60 * options.minutes
+    write = _writer(target, options, lambda: time.monotonic() > end)
+    apart, number = HeldApart(options.held_apart), 0
+    while (have := _answer_tokens(folder)) < options.answer_tokens and time.monotonic() < end:
+        report("dialogues", have, options.answer_tokens, "answer tokens")
+        with _claimed(folder / f"part-{number:04d}.npz") as part:
+            if part is not None:
+                dialogues = write(number)
+                if dialogues is None:
+                    break
+                free = apart.free(dialogues, target.text)
+                if free.any():
+                    dialogues.kept(free).save(part)
+        number += 1
+    if not part_files(folder):
+        raise InputError(f"no dialogue in {str(folder)!r}: the answers were too short, or the time was")
+    return _write_card(target, folder, options)
+
+
+def check_writes(target: Target) -> None:
+    """Raise InputError where a target cannot write dialogues."""
+    if target.text.config.chat_template is None:
+        raise InputError(
+            f"target {target.name!r} has no chat template to write dialogues with: give dialogues",
+            options=("dialogues",),
+        )
+
+
+def _writer(
+    target: Target, options: SynthesisOptions, over: Callable[[], bool]
+) -> Callable[[int], Dialogues | None]:
+    """Return what writes the part of a number; None: nothing more to write."""
+    device = training_device()
+    decoder = target.load_decoder().to(device, matmul_dtype(device))
+    size = SLOTS[device.type] * FILLS
+
+    def write(number: int) -> Dialogues | None:
+        writer = Writer(decoder, target.text, SLOTS[device.type], (options.seed, number), over)
+        if options.prompts:
+            return writer.answer(options.prompts[number * size : (number + 1) * size])
+        return writer.write(size, sampled=number % SAMPLED_EVERY == SAMPLED_EVERY - 1)
+
+    return write
+
+
+@contextmanager
+def _claimed(part: Path) -> Iterator[Path | None]:
+    """Give the part to write, or None where it is there or another process writes it."""
+    claim = part.parent / CLAIMS / part.stem
+    claim.mkdir(parents=True, exist_ok=True)
+    with opened(claim) as descriptor:
+        yield part if lock(descriptor) and not part.exists() else None
+
+
+def _check_origin(folder: Path, origin: dict[str, Any]) -> None:
+    """Write whose dialogues a folder holds; raise InputError where they are not those of `origin`."""
+    path = folder / ORIGIN
+    if not path.exists():
+        if any(folder.iterdir()):
+            raise InputError(f"{str(folder)!r} holds other files; give a new folder")
+        write_whole(path, json.dumps(origin))
+    if path.read_bytes() != json.dumps(origin).encode():
+        raise InputError(
+            f"{str(folder)!r} holds dialogues of another target, other prompts or another seed; give another "
+            "folder: several can be trained on together"
+        )
+
+
+def _digest(prompts: tuple[str, ...]) -> str:
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16] if prompts else ""
+
+
+def _answer_tokens(folder: Path) -> int:
+    return sum(int(Dialogues.load(part).answer_mask.sum()) for part in part_files(folder))
+
+
+def _write_card(target: Target, folder: Path, options: SynthesisOptions) -> dict[str, Any]:
+    """Write what the folder holds, without repeated dialogues; return it."""
+    dialogues = Dialogues.load(folder)
+    answers = np.add.reduceat(dialogues.answer_mask, dialogues.offsets[:-1], dtype=np.int64)
+    card = {
+        "target": target.name,
+        "target_sha256": target.sha256,
+        "seed": options.seed,
+        "parts": len(part_files(folder)),
+        "sampled_parts": f"every {SAMPLED_EVERY}th, at temperature 1" if not options.prompts else "none",
+        "sha256": hashlib.sha256(dialogues.ids.tobytes()).hexdigest(),
+        "dialogues": len(dialogues),
+        "answer_tokens": int(answers.sum()),
+        "held_out_dialogues": int(dialogues.validation.sum()),
+        "turns_held_apart": len(options.held_apart),
+        "kinds": {
+            str(kind): {
+                "dialogues": int((dialogues.kinds == kind).sum()),
+                "answer_tokens": int(answers[dialogues.kinds == kind].sum()),
+            }
+            for kind in np.unique(dialogues.kinds)
+        },
+    }
+    write_whole(folder / CARD, json.dumps(card, indent=2) + "\n")
+    return card

@@ -1,0 +1,28 @@
+"""What training computes on."""
+
+import torch
+
+from poss_export.machine import check_threads
+
+
+def training_device() -> torch.device:
+    """Return the CUDA device, if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def matmul_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the device multiplies it in hardware, else float32."""
+    if device.type == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute on so many CPU threads; None: as many as PyTorch takes.
+
+    Raises:
+        InputError: so many cannot help.
+    """
+    check_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
