@@ -14,6 +14,7 @@ from poss_export.progress import Progress, silent
 from poss_export.targets.decoder import Decoder, causal_attend
 from poss_export.training.dialogues import Dialogues
 
+ROWS = 256  # of logits at a time
 TOP_TARGETS = 64  # of the target's next-token distribution; they keep about 98 % of the mass
 
 
@@ -22,7 +23,8 @@ class TargetView:
     """Per token i of the dialogues, in their order.
 
     features: what the drafter reads, bfloat16 `[tokens, feature_size]`; top_ids: int32 `[tokens,
-    TOP_TARGETS]`, the likeliest next tokens; top_probabilities: bfloat16, same shape.
+    TOP_TARGETS]`, the likeliest next tokens where token i is of an answer, else 0; top_probabilities:
+    bfloat16, same shape.
     """
 
     features: Tensor
@@ -32,6 +34,10 @@ class TargetView:
     def __add__(self, other: "TargetView") -> "TargetView":
         """Return the view of these dialogues followed by the others."""
         return TargetView(*map(torch.cat, zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def to(self, device: torch.device) -> "TargetView":
+        """Return the view on a device."""
+        return TargetView(*(tensor.to(device) for tensor in vars(self).values()))
 
 
 def batches_by_length(dialogues: Dialogues, order: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
@@ -76,23 +82,23 @@ def view_dialogues(
     top = min(TOP_TARGETS, config.vocab_size)
     view = TargetView(
         features=torch.empty(count, config.hidden_size * max(len(taps), 1), dtype=torch.bfloat16),
-        top_ids=torch.empty(count, top, dtype=torch.int32),
-        top_probabilities=torch.empty(count, top, dtype=torch.bfloat16),
-    )
-    ids, done = torch.from_numpy(dialogues.ids), 0
+        top_ids=torch.zeros(count, top, dtype=torch.int32),
+        top_probabilities=torch.zeros(count, top, dtype=torch.bfloat16),
+    ).to(device)
+    ids, answers = torch.from_numpy(dialogues.ids), torch.from_numpy(dialogues.answer_mask)
+    done = 0
     for batch in batches_by_length(dialogues, np.arange(len(dialogues)), batch_tokens):
         indices, valid = padded(dialogues, batch)
         attend = causal_attend(config, indices.shape[1], dtype, device)
-        both = decoder.hidden_and_read(ids[indices].to(device), attend, taps)
-        hidden, read = (x[valid.to(device)] for x in both)
-        flat = indices[valid]
-        view.features[flat] = read.to("cpu", torch.bfloat16)
-        for rows, part in zip(flat.split(1024), hidden.split(1024), strict=True):
-            logits = decoder.head(part[None])[0].float()
-            best, top_ids = logits.topk(top)
-            probabilities = (best - logits.logsumexp(-1, keepdim=True)).exp()
-            view.top_ids[rows] = top_ids.to("cpu", torch.int32)
-            view.top_probabilities[rows] = probabilities.to("cpu", torch.bfloat16)
+        hidden, read = decoder.hidden_and_read(ids[indices].to(device), attend, taps)
+        flat, answered = indices[valid].to(device), (valid & answers[indices]).to(device)
+        view.features[flat] = read[valid.to(device)].bfloat16()
+        for rows, part in zip(
+            indices.to(device)[answered].split(ROWS), hidden[answered].split(ROWS), strict=True
+        ):
+            probabilities, top_ids = decoder.head(part[None])[0].float().softmax(-1).topk(top)
+            view.top_ids[rows] = top_ids.int()
+            view.top_probabilities[rows] = probabilities.bfloat16()
         done += len(flat)
         progress("features", done, count, "tokens")
     return view

@@ -1,6 +1,7 @@
 """`poss-export train`: from a target to a drafter folder, in steps that each resume.
 
-OUT/.training/   view-*.safetensors, state.pt: what a killed run goes on from; gone when the run is finished
+OUT/.training/   view-*.safetensors, state.pt: what a killed run goes on from; drafter/: the drafter so far;
+                 gone when the run is finished
 OUT/             dialogues/ (if the target wrote them), training.jsonl (log), training.json and
                  training.png (report), then config.json and model.safetensors
 """
@@ -8,8 +9,9 @@ OUT/             dialogues/ (if the target wrote them), training.jsonl (log), tr
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from poss_export.targets.decoder import Decoder
 from poss_export.training.dialogue_folder import SynthesisOptions, check_writes, synthesise
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.features import TargetView, view_dialogues
-from poss_export.training.hardware import matmul_dtype, training_device
+from poss_export.training.hardware import keep_memory, matmul_dtype, training_device
 from poss_export.training.held_out import DEPTH, judge
 from poss_export.training.initialise import initialise, start_from, start_output
 from poss_export.training.log import append_log, read_log
@@ -42,7 +44,8 @@ from poss_export.training.vocabulary import check_size, choose_vocabulary, cover
 
 DRAFT_VOCAB_SIZE = 8192
 LOG = "training.jsonl"
-LOGGED = 10  # points of the learning curves, beside the first
+LOGGED = 20  # points of the learning curves, beside the first
+REPORTED = 20  # steps between two looks at the loss, for which a device must be waited for
 
 
 def train(
@@ -60,6 +63,7 @@ def train(
     with _claimed(out, target, options) as work:
         if cache is not None:
             make_writable(cache, "choose another folder")
+        keep_memory()
         parts = _dialogues(target, options, out, report)
         device = training_device()
         decoder = target.load_decoder().to(device, matmul_dtype(device))
@@ -70,8 +74,8 @@ def train(
         spread = 1.0 if config.reads_taps else float(decoder.embed_tokens.float().std())
         drafter = _new_drafter(config, trained, decoder, dialogues, view, options.seed, spread)
         corpus = _corpus(decoder, dialogues, view, drafter.draft_ids.clone(), spread)
-        trainer = Trainer(drafter, corpus, options.stages, options.budget, options.seed, work)
-        _run(trainer, options.budget, out / LOG, report)
+        trainer = Trainer(drafter, corpus, options, work)
+        _run(trainer, out / LOG, report, lambda: _save_so_far(work, drafter, target, spread))
         held_out = judge(trainer, report)
         drafter.scale_embeddings(1 / spread)
         record = _record(target, options, trainer, held_out)
@@ -80,6 +84,13 @@ def train(
         save_drafter(out, drafter, target.sha256, torch.bfloat16)
         shutil.rmtree(work)
     return record
+
+
+def _save_so_far(work: Path, drafter: Drafter, target: Target, spread: float) -> None:
+    """Write the drafter as it is, to be had where a run is cut off for good."""
+    copy = deepcopy(drafter).cpu()
+    copy.scale_embeddings(1 / spread)
+    save_drafter(work / "drafter", copy, target.sha256, torch.bfloat16)
 
 
 def _corpus(
@@ -91,10 +102,10 @@ def _corpus(
     draft_index[draft_ids] = torch.arange(len(draft_ids))
     return Corpus(
         dialogues=dialogues,
-        view=view,
+        view=view.to(device),
         embeddings=decoder.embed_tokens.float() / spread,
         head=decoder.lm_head[draft_ids.to(device)],
-        draft_index=draft_index,
+        draft_index=draft_index.to(device),
         device=device,
         dtype=matmul_dtype(device),
     )
@@ -113,7 +124,8 @@ def _record(
         "answer_tokens": int(dialogues.answer_mask.sum()),
         "draft_vocabulary_coverage": round(coverage(dialogues, drafter.draft_ids.numpy()), 4),
         "parameters": sum(p.numel() for p in drafter.parameters()),
-        "training_seconds": round(trainer.state.seconds),
+        "row_steps": trainer.state.earlier_row_steps,
+        "training_seconds": round(trainer.state.earlier_seconds),
         "held_out": held_out,
     }
 
@@ -248,21 +260,22 @@ def _new_drafter(
     return drafter
 
 
-def _run(trainer: Trainer, budget: int, log: Path, report: Progress) -> None:
-    logged = max((entry["done"] for entry in read_log(log)), default=-budget)
-    since: list[dict[str, float]] = []  # losses of the batches since then
+def _run(trainer: Trainer, log: Path, report: Progress, saved: Callable[[], None]) -> None:
+    logged = max((entry["share"] for entry in read_log(log)), default=-1.0)
+    since: list[dict[str, Tensor]] = []  # losses of the batches since then
 
-    def step(state: RunState, losses: dict[str, float]) -> None:
+    def step(state: RunState, losses: dict[str, Tensor]) -> None:
         nonlocal logged
         since.append(losses)
-        before = sum(stage.share for stage in trainer.stages[: state.stage]) * budget
-        done = min(budget, int(before + state.row_steps))  # the last batch may go beyond it
-        report("training", done, budget, f"loss {losses['token_loss']:.3f}")
-        if done - logged >= budget / LOGGED:
-            logged = done
+        share = trainer.done
+        if state.step % REPORTED == 1:
+            report("training", int(100 * share), 100, f"loss {float(losses['token_loss']):.3f}")
+        if share - logged >= 1 / LOGGED or share == 1.0 > logged:
+            logged = share
             acceptance = trainer.evaluate(DEPTH, most=16)
-            means = {name: sum(batch[name] for batch in since) / len(since) for name in losses}
+            means = {name: float(torch.stack([batch[name] for batch in since]).mean()) for name in losses}
             since.clear()
-            append_log(log, {"done": done, **asdict(state), **means, **asdict(acceptance)})
+            done = state.earlier_row_steps + state.row_steps
+            append_log(log, {"share": share, "done": done, **asdict(state), **means, **asdict(acceptance)})
 
-    trainer.run(step)
+    trainer.run(step, saved)

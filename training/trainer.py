@@ -3,12 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from poss_export.drafters.model import Drafter
 from poss_export.files import whole
@@ -17,10 +18,11 @@ from poss_export.training.dialogues import Dialogues
 from poss_export.training.features import TargetView, batches_by_length, padded
 from poss_export.training.initialise import copy_first_specialist
 from poss_export.training.losses import feature_loss, token_loss
+from poss_export.training.options import TrainOptions
 from poss_export.training.presets import Stage
 from poss_export.training.unroll import Batch, unroll
 
-BATCH_TOKENS = 384  # larger batches learn less from the same rows
+BATCH_TOKENS = 768  # padding included
 FEATURE_NOISE = 0.1  # uniform half-width added to the target's features; their spread is near 2
 WARMUP, FINAL_RATE = 0.02, 0.05  # share of a stage; share of its learning rate at the end
 CLIP_NORM = 1.0
@@ -33,7 +35,8 @@ class Corpus:
     """Everything that training reads: dialogues, the target's view of them, and the target's tables.
 
     embeddings: `[vocab, hidden]`, scaled; head: `[draft_vocab, hidden]`, for a drafter that has none of its
-    own; draft_index: int64 `[vocab]`, a token's draft id, or -1 where the drafter cannot propose it.
+    own; draft_index: int64 `[vocab]`, a token's draft id, or -1 where the drafter cannot propose it. All of
+    them are on `device`.
     """
 
     dialogues: Dialogues
@@ -48,21 +51,22 @@ class Corpus:
         """Return a batch and the flat indices of tokens c + 1 for its scored rows c."""
         indices, valid = padded(self.dialogues, batch)
         answers = torch.from_numpy(self.dialogues.answer_mask)[indices] & valid
-        following = torch.nn.functional.pad(indices, (0, 1))[:, 1:]
-        rows = torch.nn.functional.pad(answers, (0, 2))[:, 2:]
+        following = F.pad(indices, (0, 1))[:, 1:]
+        rows = F.pad(answers, (0, 2))[:, 2:]
         tokens = torch.from_numpy(self.dialogues.ids)[following]
         loaded = Batch(
-            embeddings=self.embeddings[tokens.to(self.device)],
-            features=self.view.features[indices].to(self.device).float(),
+            embeddings=F.embedding(tokens.to(self.device), self.embeddings),
+            features=self.view.features[indices.to(self.device)].float(),
             rows=rows.to(self.device),
+            scored=rows.flatten().nonzero()[:, 0].to(self.device),
         )
-        return loaded, following[rows]
+        return loaded, following[rows].to(self.device)
 
     def targets(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return draft ids and probabilities of the target's likeliest next tokens after tokens `outputs`."""
         draft_ids = self.draft_index[self.view.top_ids[outputs].long()]
         probabilities = self.view.top_probabilities[outputs] * (draft_ids >= 0)
-        return draft_ids.clamp(min=0).to(self.device), probabilities.to(self.device)
+        return draft_ids.clamp(min=0), probabilities
 
 
 @dataclass
@@ -72,23 +76,25 @@ class RunState:
     stage: int = 0
     step: int = 0  # optimiser steps of this stage
     row_steps: int = 0  # of this stage
-    seconds: float = 0.0  # of training, over all sessions
+    seconds: float = 0.0  # of this stage, over all sessions
+    earlier_row_steps: int = 0  # of the stages before it
+    earlier_seconds: float = 0.0
 
 
 class Trainer:
-    """Trains one drafter on one corpus, `budget` row-steps in all."""
+    """Trains one drafter on one corpus: so many row-steps in all, or so many minutes."""
 
-    def __init__(
-        self, drafter: Drafter, corpus: Corpus, stages: tuple[Stage, ...], budget: int, seed: int, work: Path
-    ) -> None:
+    def __init__(self, drafter: Drafter, corpus: Corpus, options: TrainOptions, work: Path) -> None:
         """Resume from `work` if a saved state is there."""
-        self.drafter, self.corpus, self.stages = drafter.to(corpus.device), corpus, stages
-        self.budget, self.seed, self.work = budget, seed, work
+        self.drafter, self.corpus, self.stages = drafter.to(corpus.device), corpus, options.stages
+        self.options, self.work = options, work
         self.state = RunState()
-        self.optimizer = torch.optim.AdamW(drafter.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(
+            drafter.parameters(), betas=(0.9, 0.95), weight_decay=0.01, fused=True
+        )
         self._saved = time.monotonic()
         if self._state_file.exists():
-            saved = torch.load(self._state_file, weights_only=True)
+            saved = torch.load(self._state_file, map_location=corpus.device, weights_only=True)
             self.state = RunState(**saved["state"])
             drafter.load_state_dict(saved["drafter"])
             self.optimizer.load_state_dict(saved["optimizer"])
@@ -101,24 +107,45 @@ class Trainer:
     def _state_file(self) -> Path:
         return self.work / "state.pt"
 
-    def run(self, report: Callable[[RunState, dict[str, float]], None]) -> None:
-        """Train to the end of the budget; `report` gets each step's losses."""
+    def run(self, report: Callable[[RunState, dict[str, Tensor]], None], saved: Callable[[], None]) -> None:
+        """Train to the end of the last stage; `report` gets each step's losses, `saved` is told of saves."""
         while self.state.stage < len(self.stages):
-            stage = self.stages[self.state.stage]
+            stage, mark = self.stages[self.state.stage], time.monotonic()
             for batch in self._batches():
-                if self.state.row_steps >= stage.share * self.budget:
+                if self.stage_done >= 1:
                     break
-                started = time.monotonic()
-                losses = self._step(stage, batch)
-                self.state.seconds += time.monotonic() - started
-                report(self.state, losses)
+                report(self.state, self._step(stage, batch))
                 if time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
                     self.save()
+                    saved()
+                self.state.seconds += time.monotonic() - mark  # a device may still be at work on this step
+                mark = time.monotonic()
             if stage.steps == 1:
                 copy_first_specialist(self.drafter)  # as PosS starts
-            self.state = RunState(stage=self.state.stage + 1, seconds=self.state.seconds)
+            state = self.state
+            self.state = RunState(
+                stage=state.stage + 1,
+                earlier_row_steps=state.earlier_row_steps + state.row_steps,
+                earlier_seconds=state.earlier_seconds + state.seconds,
+            )
             self.optimizer.state.clear()
             self.save()
+
+    @property
+    def stage_done(self) -> float:
+        """The share of the stage that is done; the last batch may go beyond it."""
+        share = self.stages[self.state.stage].share
+        if self.options.minutes is not None:
+            return self.state.seconds / (share * 60 * self.options.minutes)
+        return self.state.row_steps / (share * self.options.budget)
+
+    @property
+    def done(self) -> float:
+        """The share of the run that is done, at most 1."""
+        before = sum(stage.share for stage in self.stages[: self.state.stage])
+        if self.state.stage == len(self.stages):
+            return 1.0
+        return min(1.0, before + self.stages[self.state.stage].share * self.stage_done)
 
     def save(self) -> None:
         """Write the run's state, whole or not at all."""
@@ -132,7 +159,7 @@ class Trainer:
         training = np.flatnonzero(~self.corpus.dialogues.validation)
         step, epoch = 0, 0
         while True:
-            random = np.random.default_rng((self.seed, self.state.stage, epoch))
+            random = np.random.default_rng((self.options.seed, self.state.stage, epoch))
             batches = list(
                 batches_by_length(self.corpus.dialogues, random.permutation(training), BATCH_TOKENS)
             )
@@ -142,22 +169,19 @@ class Trainer:
                 step += 1
             epoch += 1
 
-    def _step(self, stage: Stage, indices: np.ndarray) -> dict[str, float]:
+    def _step(self, stage: Stage, indices: np.ndarray) -> dict[str, Tensor]:
         """One optimiser step on one batch, losses averaged over the unrolled steps."""
         corpus, state = self.corpus, self.state
         for group in self.optimizer.param_groups:
-            group["lr"] = stage.learning_rate * _schedule(state.row_steps / (stage.share * self.budget))
+            group["lr"] = stage.learning_rate * _schedule(self.stage_done)
         batch, outputs = corpus.load(indices)
-        key = np.random.SeedSequence((self.seed, state.stage, state.step))
-        noise = torch.Generator().manual_seed(int(key.generate_state(1)[0]))
-        jitter = torch.rand(batch.features.shape, generator=noise).to(corpus.device) * 2 - 1
-        width = 0.0 if self.drafter.config.reads_taps else FEATURE_NOISE  # taps have no common spread
-        noisy = Batch(batch.embeddings, batch.features + width * jitter, batch.rows)
+        if not self.drafter.config.reads_taps:  # taps have no common spread
+            batch = replace(batch, features=batch.features + FEATURE_NOISE * self._jitter(batch.features))
         top_ids, top_probabilities = corpus.targets(outputs)
-        wanted = corpus.view.features[outputs].to(corpus.device)
+        wanted = corpus.view.features[outputs]
         token = top = feature = torch.zeros((), device=corpus.device)
         with torch.autocast(corpus.device.type, corpus.dtype, enabled=corpus.dtype != torch.float32):
-            for step, (predict, feedback) in enumerate(unroll(self.drafter, noisy, stage.steps)):
+            for step, (predict, feedback) in enumerate(unroll(self.drafter, batch, stage.steps)):
                 logits = predict @ self._head.T
                 weight = stage.step_weights[step]
                 token = token + weight * token_loss(logits, top_ids, top_probabilities)
@@ -173,17 +197,23 @@ class Trainer:
         self.optimizer.step()
         state.step += 1
         state.row_steps += len(outputs) * stage.steps
-        return {"token_loss": token.item(), "feature_loss": feature.item()}
+        return {"token_loss": token.detach(), "feature_loss": feature.detach()}
+
+    def _jitter(self, like: Tensor) -> Tensor:
+        """Return noise between -1 and 1 that depends on the seed and the step only."""
+        key = np.random.SeedSequence((self.options.seed, self.state.stage, self.state.step))
+        generator = torch.Generator(like.device).manual_seed(int(key.generate_state(1)[0]))
+        return torch.empty_like(like).uniform_(-1, 1, generator=generator)
 
     @torch.inference_mode()
     def evaluate(self, steps: int, most: int = 400) -> ChainAcceptance:
         """Return acceptance by depth on at most `most` held-out dialogues."""
         counter = AcceptanceCounter(steps)
         held_out = np.flatnonzero(self.corpus.dialogues.validation)[:most]
-        truth_of = self.corpus.draft_index[torch.from_numpy(self.corpus.dialogues.ids)]
+        truth_of = self.corpus.draft_index.cpu()[torch.from_numpy(self.corpus.dialogues.ids)]
         for indices in batches_by_length(self.corpus.dialogues, held_out, BATCH_TOKENS):
             batch, outputs = self.corpus.load(indices)
-            rows, truth = batch.rows.cpu(), truth_of[outputs + 1]
+            rows, truth = batch.rows.cpu(), truth_of[outputs.cpu() + 1]
             right = torch.zeros(steps, *rows.shape, dtype=torch.bool)
             with torch.autocast(
                 batch.rows.device.type, self.corpus.dtype, enabled=self.corpus.dtype != torch.float32

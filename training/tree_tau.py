@@ -68,7 +68,7 @@ class _Walk:
         rows = self.read[:, None] + torch.arange(int(counts.max()))
         rows = torch.minimum(rows, self.roots[:, None] - 1)  # padding repeats the last row
         embeddings = self.embeddings[self.ids[rows + 1]]
-        features = self.corpus.view.features[rows].float()
+        features = self.corpus.view.features[rows.to(self.corpus.device)].float().cpu()
         tokens, parents, _, *self.caches = self.graph(embeddings, features, counts, self.past, *self.caches)
         self.read, self.past = self.roots, self.past + counts
         return tokens, parents

@@ -31,12 +31,18 @@ class Batch:
     """Right-padded rows of dialogues; row c pairs feature c with token c + 1.
 
     embeddings: `[batch, seq, hidden]`; features: `[batch, seq, feature_size]`; rows: bool `[batch, seq]`,
-    True where row c is scored (it predicts token c + 2, an answer token).
+    True where row c is scored (it predicts token c + 2, an answer token); scored: int64, where rows is True
+    in `[batch * seq]`.
     """
 
     embeddings: Tensor
     features: Tensor
     rows: Tensor
+    scored: Tensor
+
+    def take(self, x: Tensor) -> Tensor:
+        """Return the scored rows `[scored rows, size]` of `[batch, seq, size]`."""
+        return x.flatten(0, 1).index_select(0, self.scored)
 
 
 def unroll(drafter: Drafter, batch: Batch, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -60,10 +66,10 @@ def unroll(drafter: Drafter, batch: Batch, steps: int) -> Iterator[tuple[Tensor,
             pairs = []
         pairs += [heads.key_value(specialist, stream) for stream in fused[len(pairs) : step + 1]]
         mixed = heads.merge(_attend(heads.split(specialist.q(fused[step]), True), pairs))
-        predict, feedback = specialist.finish(fused[step][batch.rows], mixed[batch.rows])
+        predict, feedback = specialist.finish(batch.take(fused[step]), batch.take(mixed))
         yield predict, feedback
         if drafter.masks is None and step + 1 < steps:
-            feature = _drafted_stream(feature, feedback.detach(), batch.rows)
+            feature = _drafted_stream(feature, feedback.detach(), batch)
             fused.append(drafter.fusion(batch.embeddings, feature))
 
 
@@ -84,19 +90,18 @@ def _unroll_taps(
             mixed = heads.merge(_attend(heads.split(layer.q(x), True), known))
             if layer is not specialist:
                 x, _ = layer.finish(x, mixed)
-        predict, feedback = specialist.finish(x[batch.rows], mixed[batch.rows])
+        predict, feedback = specialist.finish(batch.take(x), batch.take(mixed))
         yield predict, feedback
         if drafter.masks is None and step + 1 < steps:
-            state = _drafted_stream(state, feedback, batch.rows)
+            state = _drafted_stream(state, feedback, batch)
             fused.append(drafter.fusion(batch.embeddings, state))
 
 
-def _drafted_stream(feature: Tensor, feedback: Tensor, rows: Tensor) -> Tensor:
+def _drafted_stream(feature: Tensor, feedback: Tensor, batch: Batch) -> Tensor:
     """Return the next stream's features `[batch, seq, hidden]` from this one's and its feedback."""
-    drafted, seq = feature.clone(), feature.shape[1]
-    drafted[rows] = feedback.to(drafted.dtype)
-    written = F.pad(rows, (1, 0))[:, :seq]
-    return torch.where(written[..., None], _shift(drafted, 1), feature)
+    flat = feature.flatten(0, 1).index_copy(0, batch.scored, feedback.to(feature.dtype))
+    written = F.pad(batch.rows, (1, 0))[:, : feature.shape[1]]
+    return torch.where(written[..., None], _shift(flat.view_as(feature), 1), feature)
 
 
 def _mask_rows(drafter: Drafter, batch: Batch, steps: int) -> list[Tensor]:
