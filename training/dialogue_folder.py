@@ -8,9 +8,10 @@ FOLDER/origin.json         whose dialogues these are; .claims/ holds the locks o
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from poss_export.files import lock, make_writable, opened, write_whole
 from poss_export.progress import Progress
 from poss_export.targets.checkpoint import Target
 from poss_export.training.dialogues import Dialogues, part_files
-from poss_export.training.hardware import matmul_dtype, training_device
+from poss_export.training.hardware import keep_memory, matmul_dtype, training_device
 from poss_export.training.held_apart import HeldApart
-from poss_export.training.synthesis import Writer
+from poss_export.training.synthesis import MIN_ANSWER, Writer
 
-SLOTS = {"cpu": 64, "cuda": 512}  # answers written at a time
+SLOTS = {"cpu": 128, "cuda": 2048}  # answers written at a time
 FILLS = 16  # dialogues of a part, in slots: the last answers leave slots idle
 SAMPLED_EVERY = 4  # parts of which one has sampled answers
 CARD, ORIGIN, CLAIMS = "card.json", "origin.json", ".claims"
@@ -64,26 +65,33 @@ def synthesise(target: Target, folder: Path, options: SynthesisOptions, report: 
             template, or nothing worth learning from was written.
     """
     check_writes(target)
+    keep_memory()
     make_writable(folder, "choose another folder")
     _check_origin(
         folder, {"target": target.sha256, "seed": options.seed, "prompts": _digest(options.prompts)}
     )
     end = float("inf") if options.minutes is None else time.monotonic() + 60 * options.minutes
-    write = _writer(target, options, lambda: time.monotonic() > end)
-    apart, number = HeldApart(options.held_apart), 0
-    while (have := _answer_tokens(folder)) < options.answer_tokens and time.monotonic() < end:
+    write, parts = _writer(target, options, lambda: time.monotonic() > end)
+    apart = HeldApart(options.held_apart)
+    for number in parts:
+        have = _answer_tokens(folder)
+        if have >= options.answer_tokens or time.monotonic() > end:
+            break
         report("dialogues", have, options.answer_tokens, "answer tokens")
         with _claimed(folder / f"part-{number:04d}.npz") as part:
-            if part is not None:
-                dialogues = write(number)
-                if dialogues is None:
-                    break
-                free = apart.free(dialogues, target.text)
-                if free.any():
-                    dialogues.kept(free).save(part)
-        number += 1
+            if part is None:
+                continue
+            dialogues = write(number)
+            if dialogues is not None and (free := apart.free(dialogues, target.text)).any():
+                dialogues.kept(free).save(part)
+            elif have == 0:
+                break  # it would go on like this
     if not part_files(folder):
-        raise InputError(f"no dialogue in {str(folder)!r}: the answers were too short, or the time was")
+        raise InputError(
+            f"target {target.name!r} wrote no answer of at least {MIN_ANSWER} tokens in time; give prompts "
+            "that it answers at length, or more time",
+            options=("prompts", "minutes"),
+        )
     return _write_card(target, folder, options)
 
 
@@ -98,19 +106,20 @@ def check_writes(target: Target) -> None:
 
 def _writer(
     target: Target, options: SynthesisOptions, over: Callable[[], bool]
-) -> Callable[[int], Dialogues | None]:
-    """Return what writes the part of a number; None: nothing more to write."""
+) -> tuple[Callable[[int], Dialogues | None], Iterable[int]]:
+    """Return what writes the part of a number, None where nothing came of it, and the numbers there are."""
     device = training_device()
     decoder = target.load_decoder().to(device, matmul_dtype(device))
-    size = SLOTS[device.type] * FILLS
+    slots = SLOTS[device.type]
+    size = slots * FILLS
 
     def write(number: int) -> Dialogues | None:
-        writer = Writer(decoder, target.text, SLOTS[device.type], (options.seed, number), over)
+        writer = Writer(decoder, target.text, slots, (options.seed, number), over)
         if options.prompts:
             return writer.answer(options.prompts[number * size : (number + 1) * size])
         return writer.write(size, sampled=number % SAMPLED_EVERY == SAMPLED_EVERY - 1)
 
-    return write
+    return write, range(-(-len(options.prompts) // size)) if options.prompts else count()
 
 
 @contextmanager
@@ -141,7 +150,7 @@ def _digest(prompts: tuple[str, ...]) -> str:
 
 
 def _answer_tokens(folder: Path) -> int:
-    return sum(int(Dialogues.load(part).answer_mask.sum()) for part in part_files(folder))
+    return int(Dialogues.load(folder).answer_mask.sum()) if part_files(folder) else 0
 
 
 def _write_card(target: Target, folder: Path, options: SynthesisOptions) -> dict[str, Any]:

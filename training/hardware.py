@@ -33,7 +33,7 @@ def use_threads(threads: int | None) -> None:
 
 
 def keep_memory() -> None:
-    """Let glibc keep large blocks that are freed: fresh ones cost a page fault every 4 KiB, half of a step."""
+    """Let glibc keep large blocks that are freed: new ones cost a page fault every 4 KiB."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 1 << 30)

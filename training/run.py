@@ -45,7 +45,7 @@ from poss_export.training.vocabulary import check_size, choose_vocabulary, cover
 DRAFT_VOCAB_SIZE = 8192
 LOG = "training.jsonl"
 LOGGED = 20  # points of the learning curves, beside the first
-REPORTED = 20  # steps between two looks at the loss, for which a device must be waited for
+LOOKS = 20  # steps from one look at the loss to the next: a device must be waited for
 
 
 def train(
@@ -263,13 +263,17 @@ def _new_drafter(
 def _run(trainer: Trainer, log: Path, report: Progress, saved: Callable[[], None]) -> None:
     logged = max((entry["share"] for entry in read_log(log)), default=-1.0)
     since: list[dict[str, Tensor]] = []  # losses of the batches since then
+    minutes = trainer.options.minutes
+    total = trainer.options.budget if minutes is None else round(60 * minutes)
+    note = ""
 
     def step(state: RunState, losses: dict[str, Tensor]) -> None:
-        nonlocal logged
+        nonlocal logged, note
         since.append(losses)
         share = trainer.done
-        if state.step % REPORTED == 1:
-            report("training", int(100 * share), 100, f"loss {float(losses['token_loss']):.3f}")
+        if state.step % LOOKS == 1:
+            note = f"loss {float(losses['token_loss']):.3f}"
+        report("training", int(share * total), total, note)
         if share - logged >= 1 / LOGGED or share == 1.0 > logged:
             logged = share
             acceptance = trainer.evaluate(DEPTH, most=16)

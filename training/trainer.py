@@ -58,7 +58,6 @@ class Corpus:
             embeddings=F.embedding(tokens.to(self.device), self.embeddings),
             features=self.view.features[indices.to(self.device)].float(),
             rows=rows.to(self.device),
-            scored=rows.flatten().nonzero()[:, 0].to(self.device),
         )
         return loaded, following[rows].to(self.device)
 

@@ -15,6 +15,7 @@ in the softmax).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,14 +32,17 @@ class Batch:
     """Right-padded rows of dialogues; row c pairs feature c with token c + 1.
 
     embeddings: `[batch, seq, hidden]`; features: `[batch, seq, feature_size]`; rows: bool `[batch, seq]`,
-    True where row c is scored (it predicts token c + 2, an answer token); scored: int64, where rows is True
-    in `[batch * seq]`.
+    True where row c is scored (it predicts token c + 2, an answer token).
     """
 
     embeddings: Tensor
     features: Tensor
     rows: Tensor
-    scored: Tensor
+
+    @cached_property
+    def scored(self) -> Tensor:
+        """Places of scored rows in `[batch * seq]`, int64: an index costs a device no wait, a mask does."""
+        return self.rows.flatten().nonzero()[:, 0]
 
     def take(self, x: Tensor) -> Tensor:
         """Return the scored rows `[scored rows, size]` of `[batch, seq, size]`."""

@@ -118,7 +118,8 @@ def test_it_never_overwrites_a_drafter_or_joins_another_run(
         (("--preset", "eagle", "--budget", "0"), "budget is 0; it must be at least 1"),
         (("--preset", "eagle", "--draft-vocab", "97"), "draft vocabulary of 97 ids: expected 1 to 96"),
         (("--preset", "eagle", "--dialogues", "missing.npz"), "missing.npz: not a dialogues file"),
-        (("--preset", "eagle", "--prompts", "missing.jsonl"), "'missing.jsonl' cannot be read"),
+        (("--preset", "eagle", "--answer-tokens", "0"), "answer_tokens is 0; it must be at least 1"),
+        (("--preset", "eagle", "--minutes", "0"), "minutes is 0.0; it must be more than 0 (--minutes)"),
         (("--preset", "eagle", "--seed", "-1"), "seed is -1; it must be 0 or a positive number (--seed)"),
         (("--preset", "eagle", "--steps", "0"), "steps is 0; it must be at least 1 (--steps)"),
         (("--preset", "eagle", "--threads", "0"), "threads is 0; it must be at least 1"),
@@ -164,13 +165,3 @@ def test_a_folder_of_something_else_is_left_alone(train: Callable[..., Result], 
     assert result.exit_code == 2
     assert "holds other files; give a new folder" in result.stderr
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["manifest.json"]
-
-
-def test_train_reads_no_messages_before_the_users(train: Callable[..., Result], tmp_path: Path) -> None:
-    """They would be left out of what the target answers."""
-    prompts = tmp_path / "prompts.jsonl"
-    said = [{"role": "system", "content": "<4>"}, {"role": "user", "content": "<5>"}]
-    prompts.write_text(json.dumps({"messages": said}))
-    result = train("--preset", "eagle", "--prompts", str(prompts), "-o", str(tmp_path / "drafter"))
-    assert result.exit_code == 2
-    assert "line 1 has messages before the user's, which training does not read" in result.stderr

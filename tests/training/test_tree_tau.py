@@ -1,5 +1,6 @@
 """The walk through held-out answers = rounds drafted from scratch, one dialogue after another."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ def make_corpus(drafter: Drafter) -> Corpus:
     words = drafter.draft_ids[torch.randint(3, (sum(map(sum, LENGTHS)),), generator=random)].tolist()
     pairs = [([words.pop() for _ in range(p)], [words.pop() for _ in range(a)]) for p, a in LENGTHS]
     joined = Dialogues.from_answers(pairs, holdout=0.5)
-    dialogues = Dialogues(joined.ids, joined.answer_mask, joined.offsets, np.array([True, True, True, True]))
+    dialogues = replace(joined, validation=np.array([True, True, True, True]))
     tokens = len(dialogues.ids)
     index = torch.full((VOCAB,), -1)
     index[drafter.draft_ids] = torch.arange(DRAFT_VOCAB)
