@@ -16,7 +16,7 @@ BLOCK = re.compile(r"^## (.+?)$.*?^```python\n(.*?)^```$", re.M | re.S)
 BLOCKS = dict(BLOCK.findall(PAGE.read_text(encoding="utf-8")))
 # Those that take longer than a test may, have no end, or need a chat template: of these only the names are
 # looked up.
-LONG = {"build, quantised", "chat", "serve", "train"}
+LONG = {"build, quantised", "chat", "serve", "synthesise", "train"}
 
 
 def test_every_command_has_a_block() -> None:
