@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -137,5 +138,10 @@ def _ended(tokens: list[int], max_new_tokens: int, stop_ids: Sequence[int]) -> b
 
 
 def _loops(tokens: list[int]) -> bool:
-    tail = tokens[-REPEATED:]
-    return any(tokens[i : i + REPEATED] == tail for i in range(len(tokens) - REPEATED))
+    tail, at, end = tokens[-REPEATED:], -1, len(tokens) - REPEATED
+    with suppress(ValueError):  # raised where the first token of the tail does not come again
+        while True:
+            at = tokens.index(tail[0], at + 1, end)
+            if tokens[at : at + REPEATED] == tail:
+                return True
+    return False
