@@ -7,6 +7,7 @@ whose modules were packed is left out whole: `onnxruntime` and `onnxruntime-gpu`
 """
 
 import argparse
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -37,9 +38,9 @@ def unpack(archive: Path, folder: Path, packages: Path) -> None:
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
     for path in (folder / SITE).iterdir():
-        if path.name == "bin" or (packages / path.name).exists():
-            continue
-        path.rename(packages / path.name)
+        if path.name != "bin" and not (packages / path.name).exists():
+            path.rename(packages / path.name)
+    shutil.rmtree(folder / SITE)
 
 
 def add_machine(packages: Path, sites: Iterable[Path]) -> None:

@@ -1,8 +1,9 @@
 """Pack what a machine without network lacks, here, into parts that can travel one by one.
 
-    python -m offline.pack project -o out/pack --drafter poss-2 --dialogues out/dialogues
+    python -m offline.pack project -o out/pack --dialogues out/dialogues
+    python -m offline.pack onnxruntime tensorrt-rtx -o out/pack
 
-Packs: `project` has this package, the embedded target, the readers that it needs, dialogues and drafters;
+Packs that are named together travel as one file. `project` has this package, the embedded target, the readers that it needs, dialogues and drafters;
 `onnxruntime` and `tensorrt-rtx` the engines. Python, PyTorch with its CUDA libraries, ONNX and transformers
 are expected there.
 """
@@ -65,7 +66,7 @@ def _copy(paths: Sequence[Path], folder: Path) -> None:
 
 
 @click.command(help=__doc__.partition("\n")[0])
-@click.argument("pack", type=click.Choice(list(PACKS)))
+@click.argument("packs", type=click.Choice(list(PACKS)), nargs=-1, required=True)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--megabytes", type=click.FloatRange(1), default=60, show_default=True, help="Largest part.")
 @click.option("--python", default="3.12", show_default=True, help="Version of Python there.")
@@ -75,7 +76,7 @@ def _copy(paths: Sequence[Path], folder: Path) -> None:
 )
 @click.option("--dialogues", multiple=True, type=click.Path(exists=True, path_type=Path))
 def main(
-    pack: str,
+    packs: tuple[str, ...],
     output: Path,
     megabytes: float,
     python: str,
@@ -85,13 +86,13 @@ def main(
 ) -> None:
     """Install into a folder, compress it, split it."""
     with tempfile.TemporaryDirectory() as name:
-        stage = Path(name) / pack
-        fill_site(PACKS[pack], python, stage / SITE)
-        if pack == "project":
+        stage = Path(name) / "stage"
+        fill_site([requirement for pack in packs for requirement in PACKS[pack]], python, stage / SITE)
+        if "project" in packs:
             keep_drafters(stage / SITE, shipped)
             _copy(drafter, stage / DRAFTERS)
             _copy(dialogues, stage / DIALOGUES)
-        file = Path(name) / f"{pack}.tar.xz"
+        file = Path(name) / f"{'+'.join(packs)}.tar.xz"
         archive(stage, file)
         split(file, output, int(megabytes * MEGABYTE))
     for path in parts_in(output)[file.name]:
