@@ -10,7 +10,6 @@ measured has the machine to itself.
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -25,9 +24,10 @@ from typing import Any
 import click
 
 from benchmarks import environment
+from offline import processes
+from offline.processes import COMMAND
 
 PRECISIONS = ("fp16", "fp32")
-COMMAND = (sys.executable, "-c", "from poss_export.cli.main import main; main()")
 _SAID = 600  # characters of a failed command's last words
 
 
@@ -98,7 +98,7 @@ def _run_step(step: Step, findings: Findings, end: float) -> None:
         errors="replace",
         start_new_session=True,
     ) as process:
-        timer = threading.Timer(seconds, _end, [process])
+        timer = threading.Timer(seconds, processes.end, [process])
         timer.start()
         assert process.stdout is not None
         said = [line for line in process.stdout if not _found(step.name, line, findings)]
@@ -121,12 +121,6 @@ def _found(step: str, line: str, findings: Findings) -> bool:
         findings.add(step, **json.loads(line))
         return True
     return False
-
-
-def _end(process: "subprocess.Popen[str]") -> None:
-    """End a step and all that it started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def plan(out: Path, target: str, drafter: str, provider: str, large: str, limit: int) -> list[list[Step]]:

@@ -3,9 +3,9 @@
     python -m offline.pack project -o out/pack --dialogues out/dialogues
     python -m offline.pack onnxruntime tensorrt-rtx -o out/pack
 
-Packs that are named together travel as one file. `project` has this package, the embedded target, the readers that it needs, dialogues and drafters;
-`onnxruntime` and `tensorrt-rtx` the engines. Python, PyTorch with its CUDA libraries, ONNX and transformers
-are expected there.
+Packs that are named together travel as one file. `project` has this package, the embedded target, the readers
+that it needs, dialogues and drafters; `onnxruntime` and `tensorrt-rtx` the engines. Python, PyTorch with its
+CUDA libraries, ONNX and transformers are expected there.
 """
 
 import shutil
