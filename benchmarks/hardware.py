@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -123,10 +123,10 @@ def _found(step: str, line: str, findings: Findings) -> bool:
     return False
 
 
-def plan(out: Path, target: str, drafter: str, provider: str, large: str, limit: int) -> list[list[Step]]:
+def plan(work: Path, target: str, drafter: str, provider: str, large: str, limit: int) -> list[list[Step]]:
     """Return the steps by phase: what is built, then what is measured, the most telling first."""
-    bundles = {precision: out / f"bundle-{precision}" for precision in PRECISIONS}
-    engines, graphs, at = out / "bundle-engines", out / "large", ("--provider", provider)
+    bundles = {precision: work / f"bundle-{precision}" for precision in PRECISIONS}
+    engines, graphs, at = work / "bundle-engines", work / "large", ("--provider", provider)
     build = (*COMMAND, "build", target, "--drafter", drafter, "--cache-form", "static")
 
     def module(name: str, *arguments: Any) -> list[str]:
@@ -144,7 +144,7 @@ def plan(out: Path, target: str, drafter: str, provider: str, large: str, limit:
     measured = [
         step
         for precision, folder in bundles.items()
-        for report in [out / f"cost-{precision}.json"]
+        for report in [work / f"cost-{precision}.json"]
         for step in (
             Step(f"verify {precision}", [*COMMAND, "verify", str(folder), *at, "--json"], 120, [folder]),
             Step(
@@ -175,15 +175,31 @@ def plan(out: Path, target: str, drafter: str, provider: str, large: str, limit:
 
 @click.command(help=__doc__.partition("\n")[0])
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where bundles go.  [OUT]")
 @click.option("--minutes", type=click.FloatRange(0), default=8, show_default=True)
 @click.option("--target", default="smollm2-135m", show_default=True)
 @click.option("--drafter", default="poss-2", show_default=True)
 @click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cuda", show_default=True)
 @click.option("--large", default="8b", show_default=True, help="Shape of the large target: 8b or tiny.")
 @click.option("--limit", default=8, show_default=True, help="Questions that are answered for the speed.")
-def main(out: Path, minutes: float, target: str, drafter: str, provider: str, large: str, limit: int) -> None:
+@click.option("--patience", default=1.0, show_default=True, help="Times longer that each step may take.")
+def main(
+    out: Path,
+    work: Path | None,
+    minutes: float,
+    target: str,
+    drafter: str,
+    provider: str,
+    large: str,
+    limit: int,
+    patience: float,
+) -> None:
     """Run everything; say where the findings are."""
-    run_phases(plan(out, target, drafter, provider, large, limit), Findings(out), 60 * minutes)
+    phases = [
+        [replace(step, seconds=patience * step.seconds) for step in phase]
+        for phase in plan(work or out, target, drafter, provider, large, limit)
+    ]
+    run_phases(phases, Findings(out), 60 * minutes)
     click.echo(f"{out / 'hardware.jsonl'}")
 
 

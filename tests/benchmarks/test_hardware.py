@@ -1,6 +1,7 @@
 """The hardware run keeps what it finds, whatever becomes of a step; its measurements run on the CPU too."""
 
 import json
+import runpy
 import sys
 import time
 from collections.abc import Callable
@@ -138,3 +139,45 @@ def test_the_machine_is_described() -> None:
     found = json.loads(CliRunner().invoke(hardware_steps.main, ["machine"]).stdout)
     assert found["cores"] >= 1
     assert isinstance(found["device"], dict)
+
+
+def test_the_page_tells_what_was_found(tmp_path: Path) -> None:
+    generator = runpy.run_path("docs/generate_hardware.py")
+    parts = {"round": 2.0, "target": 1.5, "draft": 0.3, "tau": 1.0}
+    entries = [
+        {
+            "step": "machine",
+            "date": "2026-11-28T10:00:00+00:00",
+            "processor": "a processor",
+            "cores": 16,
+            "device": {"name": "NVIDIA H100", "driver_version": "580.1"},
+            "packages": {"onnxruntime-gpu": "1.31.1"},
+        },
+        {"step": "verify fp16", "name": "files", "passed": True, "detail": "9 files"},
+        {"step": "verify fp16", "name": "parity", "passed": False, "detail": "difference 9"},
+        {
+            "step": "cost fp16",
+            "report": {
+                "speculative": {**parts, "tau": 3.0},
+                "target_only": parts,
+                "milliseconds_by_width": {"1": 2.0, "8": 3.0},
+            },
+        },
+        {"step": "placement fp16", "graph": "draft", "nodes": {"CUDA": 5}, "host_or_copies": {"TopK": 1}},
+        {"step": "verify fp32", "skipped": "needs bundle-fp32"},
+        {"step": "pytest", "exit": 1, "said": "a | b"},
+    ]
+    (tmp_path / "h100.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    page = generator["page"]([generator["read_record"](tmp_path / "h100.jsonl")])
+    assert "No GPU has run anything" not in page
+    for words in (
+        "## NVIDIA H100, 28 November 2026",
+        "onnxruntime-gpu 1.31.1; 16 cores",
+        "| parity | **fails** | difference 9 |",
+        "3.00 times as fast as the target alone",
+        "| plain steps | 1.00 | 1.50 |",
+        "On the host, or copies to it: 1 TopK.",
+        "| verify fp32 | skipped: needs bundle-fp32 |",
+        "| pytest | failed: a \\| b |",
+    ):
+        assert words in page
