@@ -69,8 +69,8 @@ def load_graph(
         raise BackendError(f"ONNX Runtime refuses {what}: {error}") from error
     if options.provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise BackendError(
-            f"ONNX Runtime could not start its CUDA provider{missing}; check the driver with nvidia-smi, or use "
-            "the CPU"
+            f"ONNX Runtime could not start its CUDA provider{missing}; check the driver with nvidia-smi, or "
+            "use the CPU"
         )
     return session
 
@@ -118,7 +118,7 @@ def _require_one_build() -> None:
 
 
 def _load_cuda_libraries() -> str:
-    """Load CUDA's libraries out of packages, where no loader finds them; return which are missing, in words."""
+    """Load CUDA's libraries out of packages, where no loader finds them; return in words which are missing."""
     import onnxruntime as ort
 
     with redirect_stdout(StringIO()) as said:  # it prints what fails
