@@ -118,7 +118,7 @@ def _require_one_build() -> None:
 
 
 def _load_cuda_libraries() -> str:
-    """Load CUDA's libraries out of packages, where no loader finds them; return in words which are missing."""
+    """Load CUDA's libraries out of packages, where no loader finds them; return which are missing."""
     import onnxruntime as ort
 
     with redirect_stdout(StringIO()) as said:  # it prints what fails
