@@ -128,6 +128,7 @@ def plan(work: Path, target: str, drafter: str, provider: str, large: str, limit
     bundles = {precision: work / f"bundle-{precision}" for precision in PRECISIONS}
     engines, graphs, at = work / "bundle-engines", work / "large", ("--provider", provider)
     build = (*COMMAND, "build", target, "--drafter", drafter, "--cache-form", "static")
+    verify = (*COMMAND, "verify", "--target", target, "--drafter", drafter, "--json")
 
     def module(name: str, *arguments: Any) -> list[str]:
         return [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
@@ -146,7 +147,7 @@ def plan(work: Path, target: str, drafter: str, provider: str, large: str, limit
         for precision, folder in bundles.items()
         for report in [work / f"cost-{precision}.json"]
         for step in (
-            Step(f"verify {precision}", [*COMMAND, "verify", str(folder), *at, "--json"], 120, [folder]),
+            Step(f"verify {precision}", [*verify, str(folder), *at], 120, [folder]),
             Step(
                 f"cost {precision}",
                 module("cost", folder, *at, "--limit", limit, "--json", report),
@@ -164,7 +165,7 @@ def plan(work: Path, target: str, drafter: str, provider: str, large: str, limit
     last = [
         Step(
             "verify tensorrt-rtx",
-            [*COMMAND, "verify", str(engines), "--backend", "tensorrt-rtx", "--json"],
+            [*verify, str(engines), "--backend", "tensorrt-rtx"],
             120,
             [engines / "manifest.json"],
         ),

@@ -19,6 +19,7 @@ from benchmarks import environment
 from poss_export.config import TargetConfig, TreeShape
 from poss_export.contract import draft_contract, target_contract
 from poss_export.drafter_config import DrafterConfig
+from poss_export.errors import InputError
 from poss_export.evaluation.latency import round_times, target_times
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, OrtTargetSession, Provider
 
@@ -89,6 +90,8 @@ def write_graphs(folder: Path, shape: str) -> None:
     from poss_export.exporters.target import TargetGraph
     from poss_export.exporters.tracing import export_graph
 
+    if folder.exists():
+        raise InputError(f"{str(folder)!r} exists; give a new folder")
     folder.mkdir(parents=True)
     config = SHAPES[shape]
     decoder = random_decoder(config)

@@ -34,9 +34,12 @@ class Results:
             return
         self.store.mkdir(parents=True, exist_ok=True)
         archive = self.store / f"{name}.tar.xz"
-        with tarfile.open(archive, "w:xz", preset=1) as tar:
-            for path in files:
-                tar.add(path, f"{name}/{path.name}")
+        try:
+            with tarfile.open(archive, "w:xz", preset=1) as tar:
+                for path in files:
+                    tar.add(path, f"{name}/{path.name}")
+        except FileNotFoundError:  # it is being replaced by a newer one, which is packed next time
+            return
         split(archive, self.store, self.part_bytes)
         archive.unlink()
         self._packed[name] = newest
