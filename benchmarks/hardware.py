@@ -28,7 +28,6 @@ from offline import processes
 from offline.processes import COMMAND
 
 PRECISIONS = ("fp16", "fp32")
-_SAID = 600  # characters of a failed command's last words
 
 
 @dataclass(frozen=True)
@@ -101,16 +100,18 @@ def _run_step(step: Step, findings: Findings, end: float) -> None:
         timer = threading.Timer(seconds, processes.end, [process])
         timer.start()
         assert process.stdout is not None
-        said = [line for line in process.stdout if not _found(step.name, line, findings)]
+        last = ""
+        for line in process.stdout:
+            if not _found(step.name, line, findings) and line.strip():
+                last = line.strip()
+                findings.say(step.name, line)
     timer.cancel()
     code = process.returncode
     if step.report is not None and step.report.exists():
         findings.add(step.name, report=json.loads(step.report.read_text(encoding="utf-8")))
     took = time.monotonic() - start
-    ended = {"exit": code, "seconds": round(took, 1), **({"ended": "time was up"} if took >= seconds else {})}
-    findings.add(step.name, **ended, **({} if code == 0 else {"said": "".join(said)[-_SAID:]}))
-    for line in said:
-        findings.say(step.name, line)
+    ended = {"ended": "time was up"} if took >= seconds else {}
+    findings.add(step.name, exit=code, seconds=round(took, 1), **ended, last=last)
 
 
 def _found(step: str, line: str, findings: Findings) -> bool:

@@ -131,7 +131,9 @@ def main() -> None:
 @main.command()
 def machine() -> None:
     """Print what this machine is."""
-    click.echo(json.dumps({**environment.record(), "device": device()}))
+    found = environment.record()
+    del found["system"]  # of the kernel that happens to be there
+    click.echo(json.dumps({**found, "device": device()}))
 
 
 @main.command()

@@ -104,6 +104,7 @@ def section(record: dict[str, list[Entry]]) -> Iterator[str]:
         yield from _placed(precision, record.get(f"placement {precision}", []))
     yield from _large(record.get("large", []))
     yield from _engines(record)
+    yield from (f"`pytest -m gpu`: {entry['last']}" for entry in record.get("pytest", []) if "exit" in entry)
     yield from _failures(record)
 
 
@@ -180,10 +181,14 @@ def _failures(record: dict[str, list[Entry]]) -> Iterator[str]:
             if "skipped" in entry:
                 rows.append((step, f"skipped: {entry['skipped']}"))
             elif entry.get("exit"):
-                said = " ".join(entry.get("said", "").split())[-300:].replace("|", "\\|")
-                rows.append((step, f"{entry.get('ended', 'failed')}: {said}"))
+                rows.append((step, f"{entry.get('ended', 'failed')}: {_cell(entry['last'])}"))
     if rows:
         yield "What did not finish:\n\n" + table(("step", "why"), rows)
+
+
+def _cell(text: str) -> str:
+    """Return text that stays in its cell."""
+    return text.replace("|", "\\|")
 
 
 def page(records: Sequence[dict[str, list[Entry]]]) -> str:

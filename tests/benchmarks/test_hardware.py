@@ -59,7 +59,7 @@ def test_findings_and_words_go_to_their_files(tmp_path: Path) -> None:
 def test_a_failing_step_says_why_and_the_next_one_runs(tmp_path: Path) -> None:
     steps = [python("bad", "raise SystemExit('no such device')")], [python("good", "")]
     bad, good = run(tmp_path, *steps)
-    assert (bad["exit"], bad["said"]) == (1, "no such device\n")
+    assert (bad["exit"], bad["last"]) == (1, "no such device")
     assert (good["step"], good["exit"]) == ("good", 0)
 
 
@@ -165,7 +165,7 @@ def test_the_page_tells_what_was_found(tmp_path: Path) -> None:
         },
         {"step": "placement fp16", "graph": "draft", "nodes": {"CUDA": 5}, "host_or_copies": {"TopK": 1}},
         {"step": "verify fp32", "skipped": "needs bundle-fp32"},
-        {"step": "pytest", "exit": 1, "said": "a | b"},
+        {"step": "pytest", "exit": 1, "last": "a | b"},
     ]
     (tmp_path / "h100.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     page = generator["page"]([generator["read_record"](tmp_path / "h100.jsonl")])
