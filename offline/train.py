@@ -8,7 +8,9 @@ does not fit stays in WORK/results, with the dialogues. A run that is cut off ha
 
 import json
 import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -55,22 +57,31 @@ class Run:
 
         `reserve`: seconds of them for what a job does before and after its minutes.
         """
-        began = ticked = time.monotonic()
         running = self._start(stage, max(seconds - reserve, 1.0) / 60)
-        while alive := [name for name, process in running.items() if process.poll() is None]:
-            if time.monotonic() - began > seconds:
-                for name in alive:
-                    self.say(job=name, ended="time was up")
-                    end(running[name])
-                    running[name].wait()
-            elif time.monotonic() - ticked > TICK:
-                ticked = time.monotonic()
-                self.tick(stage.jobs)
-            time.sleep(_LOOK)
+        try:
+            self._watch(stage, running, seconds)
+        finally:  # they are no part of this process's group
+            for process in running.values():
+                if process.poll() is None:
+                    end(process)
+                    process.wait()
         for name, process in running.items():
             words = {} if process.returncode == 0 else {"said": self._log(name).read_text()[-_LAST_WORDS:]}
             self.say(job=name, exit=process.returncode, **words)
         self.tick(stage.jobs)
+
+    def _watch(self, stage: Stage, running: "Mapping[str, subprocess.Popen[bytes]]", seconds: float) -> None:
+        """Return when all jobs have ended, or their time has."""
+        began = ticked = time.monotonic()
+        while alive := [name for name, process in running.items() if process.poll() is None]:
+            if time.monotonic() - began > seconds:
+                for name in alive:
+                    self.say(job=name, ended="time was up")
+                return
+            if time.monotonic() - ticked > TICK:
+                ticked = time.monotonic()
+                self.tick(stage.jobs)
+            time.sleep(_LOOK)
 
     def _start(self, stage: Stage, minutes: float) -> "Mapping[str, subprocess.Popen[bytes]]":
         threads = max(1, (os.cpu_count() or 1) // sum(job.count for job in stage.jobs))
@@ -160,6 +171,7 @@ def main(
         files=files,
         total_bytes=int(megabytes * MEGABYTE),
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that jobs are ended too
     train(Run(work, target, (work / WRITERS, *dialogues), results, time.monotonic()), plan, minutes, reserve)
 
 

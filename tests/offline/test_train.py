@@ -1,8 +1,10 @@
 """A training run brings home what is there, when all goes well and when it is cut off."""
 
 import json
+import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -128,3 +130,20 @@ def test_what_has_not_changed_is_not_packed_again(tmp_path: Path) -> None:
     before = part.stat().st_mtime_ns
     kept.pack("a", source)
     assert part.stat().st_mtime_ns == before
+
+
+def test_whoever_ends_the_run_ends_its_jobs(tmp_path: Path) -> None:
+    work, code = tmp_path / "work", "from offline import train; train.COMMAND = {}; train.main()"
+    command = [sys.executable, "-c", code.format((sys.executable, "-c", STAND_IN))]
+    words = [str(work), str(tmp_path / "home"), "--minutes", "1", "--stage", "1:fspad"]
+    with subprocess.Popen([*command, *words]) as runner_process:
+        while not (work / "fspad" / ".training" / "drafter" / "config.json").exists():
+            time.sleep(0.1)
+        (job,) = (
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/cmdline")
+            if f"{work}/fspad" in path.read_text(errors="replace")
+        )
+        runner_process.terminate()
+    assert runner_process.returncode == 143
+    assert not Path(f"/proc/{job}").exists()
