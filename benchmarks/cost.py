@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import click
 from rich.console import Console
@@ -19,6 +20,7 @@ from poss_export.evaluation.answers import take_turns
 from poss_export.evaluation.latency import WIDTHS, target_times
 from poss_export.evaluation.metrics import decode_speed, pooled_tau, round_parts
 from poss_export.runtime.bundle import Bundle, open_bundle
+from poss_export.runtime.sessions.ort import Provider
 
 
 def by_width(bundle: Bundle, past: int, widths: Sequence[int], repeats: int) -> dict[int, float]:
@@ -54,6 +56,7 @@ def round_table(speculative: dict[str, float], plain: dict[str, float]) -> Table
 @click.option("--past", default=128, show_default=True, help="Tokens in the cache while widths are timed.")
 @click.option("--repeats", default=20, show_default=True, help="Calls of each width.")
 @click.option("--threads", default=environment.cores(), show_default="cores")
+@click.option("--provider", type=click.Choice(get_args(Provider)), default="cpu", show_default=True)
 @click.option("--json", "report", type=environment.REPORT, help="Write the figures here.")
 def main(
     bundle: Path,
@@ -63,12 +66,13 @@ def main(
     past: int,
     repeats: int,
     threads: int,
+    provider: Provider,
     report: Path | None,
 ) -> None:
     """Parse, measure, print."""
     machine = environment.record()
     start = time.perf_counter()
-    with open_bundle(bundle, threads=threads) as engines:
+    with open_bundle(bundle, threads=threads, provider=provider) as engines:
         loading = time.perf_counter() - start
         widths = by_width(engines, past, WIDTHS, repeats)
         asked = questions.load(engines.text, prompts, limit)

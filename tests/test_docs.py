@@ -21,7 +21,7 @@ def test_named_files_exist(page: Path) -> None:
     assert not {name for name in names if not (ROOT / name).exists() and not (page.parent / name).exists()}
 
 
-@pytest.mark.parametrize("page", ["cli", "presets"])
+@pytest.mark.parametrize("page", ["cli", "hardware", "presets"])
 def test_generated_pages_are_current(page: str) -> None:
     generator = ROOT / f"docs/generate_{page}.py"
     result = subprocess.run([sys.executable, generator], capture_output=True, text=True, check=True)

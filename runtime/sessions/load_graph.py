@@ -1,8 +1,11 @@
 """Loading a graph in ONNX Runtime."""
 
+import re
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from poss_export.contract import GraphContract, TensorSpec
 from poss_export.errors import BackendError
@@ -23,6 +26,8 @@ _DTYPES = {
 # threads of one steal the cores of the other: on 2 cores a draft call then took twice as long, and on a
 # machine with other work a round over 10 times. This bridges the pauses within a call as well as any.
 _SPIN_MICROSECONDS = 50
+# TF32 would round fp32 to ten bits, and differently in the kernels of other widths.
+_CUDA = {"use_tf32": "0"}
 _SMALL_BYTES = 1024  # of a weight that stays in the graph itself
 
 
@@ -49,10 +54,12 @@ def load_graph(
         import onnxruntime as ort
     except ImportError as error:
         raise BackendError(f"ONNX Runtime cannot be imported ({error}); pip install poss-export") from error
-    providers = ["CPUExecutionProvider"]
+    providers: list[Any] = ["CPUExecutionProvider"]
+    missing = ""
     if options.provider == "cuda":
         _require_cuda(ort.get_available_providers())
-        providers.insert(0, "CUDAExecutionProvider")
+        missing = _load_cuda_libraries()
+        providers.insert(0, ("CUDAExecutionProvider", _CUDA))
     try:
         settings = _settings(options, weights, save_to)
         settings.enable_mem_pattern = not ragged
@@ -62,7 +69,8 @@ def load_graph(
         raise BackendError(f"ONNX Runtime refuses {what}: {error}") from error
     if options.provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise BackendError(
-            "ONNX Runtime could not start its CUDA provider; check the driver with nvidia-smi, or use the CPU"
+            f"ONNX Runtime could not start its CUDA provider{missing}; check the driver with nvidia-smi, or "
+            "use the CPU"
         )
     return session
 
@@ -107,6 +115,16 @@ def _require_one_build() -> None:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
             "pip uninstall both, then install the one that is wanted"
         )
+
+
+def _load_cuda_libraries() -> str:
+    """Load CUDA's libraries out of packages, where no loader finds them; return which are missing."""
+    import onnxruntime as ort
+
+    with redirect_stdout(StringIO()) as said:  # it prints what fails
+        ort.preload_dlls()
+    failed = re.findall(r"Failed to load ([^:]+):", said.getvalue())
+    return f" (not found: {', '.join(failed)})" if failed else ""
 
 
 def _require_cuda(available: Sequence[str]) -> None:

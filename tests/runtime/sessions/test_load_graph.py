@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 
 from poss_export.contract import target_contract
@@ -68,6 +69,34 @@ def test_cuda_is_refused_where_there_is_none(make_session: MakeSession) -> None:
     session.options = OrtOptions("cuda")
     with pytest.raises(BackendError, match=r"no CUDA provider, only .*POSS_EXPORT_ONNXRUNTIME=gpu"), session:
         pass
+
+
+def test_cuda_has_its_libraries_and_computes_in_float32(
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ONNX Runtime is asked for, on a machine that has a CUDA build but no driver."""
+    asked = list[Any]()
+
+    def preload() -> None:
+        asked.append("libraries")
+        print("Failed to load libcublas.so.13: no such file")  # noqa: T201 - as ONNX Runtime does
+
+    class OnTheCpu:
+        def __init__(self, graph: Any, settings: Any, providers: Any) -> None:
+            asked.append(providers[0])
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OnTheCpu)
+    session = make_session("static")
+    session.options = OrtOptions("cuda")
+    with pytest.raises(BackendError, match=r"CUDA provider \(not found: libcublas.so.13\); check"), session:
+        pass
+    assert asked == ["libraries", ("CUDAExecutionProvider", {"use_tf32": "0"})]
 
 
 def test_both_builds_of_onnxruntime_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,179 @@
+"""Write dialogues and train drafters for some minutes; what is there comes home every minute.
+
+    FOLDER/bin/python -m offline.train WORK HOME --minutes 9 --dialogues FOLDER/dialogues
+
+HOME gets run.log and the drafters, in parts that may come back; those of the first stages come first. What
+does not fit stays in WORK/results, with the dialogues. A run that is cut off has lost its last minute.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from offline.parts import MEGABYTE
+from offline.plan import DEFAULT, WRITERS, Job, PlanError, Stage, arguments, read_plan
+from offline.processes import COMMAND, end, start
+from offline.results import Results
+
+TICK = 60.0  # seconds between two looks
+_LOOK = 0.5
+_LAST_WORDS = 600  # characters of a failed job's log
+_GPU = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits")
+
+
+@dataclass
+class Run:
+    """A run in `work`: its target, the dialogues that it reads, and where its results go."""
+
+    work: Path
+    target: str
+    dialogues: Sequence[Path]  # the first is what it writes
+    results: Results
+    began: float
+
+    def say(self, **values: object) -> None:
+        """Write a line of the log, at home at once."""
+        line = json.dumps({"seconds": round(time.monotonic() - self.began, 1), **values})
+        click.echo(line)
+        with (self.results.home / "run.log").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def drafter(self, name: str) -> Path | None:
+        """Return the folder of a job's drafter: the finished one, or the last that it saved."""
+        candidates = (self.work / name, self.work / name / ".training" / "drafter")
+        return next((folder for folder in candidates if (folder / "config.json").exists()), None)
+
+    def run_stage(self, stage: Stage, seconds: float, reserve: float) -> None:
+        """Run the jobs of a stage at once; what still runs after `seconds` is ended.
+
+        `reserve`: seconds of them for what a job does before and after its minutes.
+        """
+        running = self._start(stage, max(seconds - reserve, 1.0) / 60)
+        try:
+            self._watch(stage, running, seconds)
+        finally:  # they are no part of this process's group
+            for process in running.values():
+                if process.poll() is None:
+                    end(process)
+                    process.wait()
+        for name, process in running.items():
+            words = {} if process.returncode == 0 else {"said": self._log(name).read_text()[-_LAST_WORDS:]}
+            self.say(job=name, exit=process.returncode, **words)
+        self.tick(stage.jobs)
+
+    def _watch(self, stage: Stage, running: "Mapping[str, subprocess.Popen[bytes]]", seconds: float) -> None:
+        """Return when all jobs have ended, or their time has."""
+        began = ticked = time.monotonic()
+        while alive := [name for name, process in running.items() if process.poll() is None]:
+            if time.monotonic() - began > seconds:
+                for name in alive:
+                    self.say(job=name, ended="time was up")
+                return
+            if time.monotonic() - ticked > TICK:
+                ticked = time.monotonic()
+                self.tick(stage.jobs)
+            time.sleep(_LOOK)
+
+    def _start(self, stage: Stage, minutes: float) -> "Mapping[str, subprocess.Popen[bytes]]":
+        threads = max(1, (os.cpu_count() or 1) // sum(job.count for job in stage.jobs))
+        variables = {"OMP_NUM_THREADS": str(threads), "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+        running = {}
+        for job in stage.jobs:
+            begun = None if job.start is None else self.drafter(job.start)
+            command = arguments(job, self.target, self.dialogues, self.work, begun, minutes)
+            self.say(job=job.name, command=" ".join(command))
+            for number in range(job.count):
+                name = job.name if job.count == 1 else f"{job.name}-{number}"
+                running[name] = start([*COMMAND, *command], self._log(name), variables)
+        return running
+
+    def _log(self, name: str) -> Path:
+        return self.work / "logs" / f"{name}.log"
+
+    def tick(self, jobs: Sequence[Job]) -> None:
+        """Write how far each job is, and bring home what is new."""
+        gpu = ""
+        with suppress(OSError):
+            gpu = subprocess.run(_GPU, capture_output=True, text=True, check=False).stdout.strip()
+        for job in jobs:
+            self.say(job=job.name, gpu=gpu, **self._state(job))
+            folder = self.dialogues[0] if job.writes else self.drafter(job.name)
+            if folder is not None and folder.exists():
+                self.results.pack(job.name, folder)
+        if left := self.results.bring_home():
+            self.say(left=left)
+
+    def _state(self, job: Job) -> dict[str, object]:
+        if job.writes:
+            parts = [part.stat().st_size for part in self.dialogues[0].glob("part-*.npz")]
+            return {"parts": len(parts), "megabytes": round(sum(parts) / MEGABYTE, 1)}
+        log = self.work / job.name / "training.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        return {"last": json.loads(lines[-1])} if lines else {}
+
+
+def train(run: Run, plan: Sequence[Stage], minutes: float, reserve: float) -> None:
+    """Run the stages; each has its share of the time that is left when it begins."""
+    (run.work / "logs").mkdir(parents=True, exist_ok=True)
+    run.results.home.mkdir(parents=True, exist_ok=True)
+    for number, stage in enumerate(plan):
+        left = 60 * minutes - (time.monotonic() - run.began)
+        shares = sum(later.share for later in plan[number:])
+        run.run_stage(stage, left * stage.share / shares, reserve)
+    run.say(done=True)
+
+
+@click.command(help=__doc__.partition("\n")[0])
+@click.argument("work", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("home", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), required=True, help="For everything.")
+@click.option("--target", default="smollm2-135m", show_default=True)
+@click.option(
+    "--dialogues", multiple=True, type=click.Path(path_type=Path), help="Read these too; repeatable."
+)
+@click.option("--stage", "stages", multiple=True, default=DEFAULT, show_default=True, help="SHARE:JOB,...")
+@click.option("--reserve", default=40.0, show_default=True, help="Seconds of a stage beside its minutes.")
+@click.option("--part-megabytes", default=16.0, show_default=True)
+@click.option("--files", default=7, show_default=True, help="Parts that may come home.")
+@click.option("--megabytes", default=62.0, show_default=True, help="What they may have together.")
+def main(
+    work: Path,
+    home: Path,
+    minutes: float,
+    target: str,
+    dialogues: tuple[Path, ...],
+    stages: tuple[str, ...],
+    reserve: float,
+    part_megabytes: float,
+    files: int,
+    megabytes: float,
+) -> None:
+    """Run the plan."""
+    try:
+        plan = read_plan(stages)
+    except PlanError as error:
+        raise click.UsageError(str(error)) from error
+    jobs = sorted((job for stage in plan for job in stage.jobs), key=lambda job: job.writes)  # drafters first
+    results = Results(
+        store=work / "results",
+        home=home,
+        order=[job.name for job in jobs],
+        part_bytes=int(part_megabytes * MEGABYTE),
+        files=files,
+        total_bytes=int(megabytes * MEGABYTE),
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that jobs are ended too
+    train(Run(work, target, (work / WRITERS, *dialogues), results, time.monotonic()), plan, minutes, reserve)
+
+
+if __name__ == "__main__":
+    main()
