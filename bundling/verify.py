@@ -15,9 +15,11 @@ from poss_export.evaluation.checks import (
     check_sampled,
     check_sampling,
 )
+from poss_export.evaluation.filters import check_filters
 from poss_export.evaluation.held_out import PROMPTS
 from poss_export.evaluation.parity import FIGURES, SCORES, check_name, check_parity
-from poss_export.manifest import DrafterEntry, Manifest, read_manifest
+from poss_export.evaluation.rounds import check_rounds
+from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, DrafterEntry, Manifest, read_manifest
 from poss_export.progress import Report, silent
 from poss_export.prompts import Prompt
 from poss_export.reference import Reference
@@ -76,7 +78,7 @@ def verify(
         raise InputError("no prompts; give at least one to answer", options=("prompts",))
     manifest = read_manifest(folder, full=True)
     checks = [Check("files", True, f"{len(manifest.files)} files are as they were built")]
-    reference, made = _reference(manifest, target, drafter, report)
+    reference, made = _reference(folder, manifest, target, drafter, report)
     checks += made
     with open_bundle(folder, threads=threads, provider=provider, backend=backend, slots=slots) as bundle:
         if reference is not None:
@@ -84,22 +86,24 @@ def verify(
         checks += check_cache_laws(bundle)
         checks.append(check_greedy(bundle, prompts, max_new_tokens, report))
         checks.append(check_sampled(bundle, prompts, max_new_tokens, report))
+        checks += check_rounds(bundle, prompts, max_new_tokens, report)
+        checks.append(check_filters(manifest.target.config.vocab_size))
         checks.append(check_sampling(bundle, prompts, draws, report))
     return checks
 
 
 def _reference(
-    manifest: Manifest, target: str | None, drafter: str | None, report: Report
+    folder: Path, manifest: Manifest, target: str | None, drafter: str | None, report: Report
 ) -> tuple[Reference | None, list[Check]]:
     """Return PyTorch's results, where they can be had, and the checks made or skipped on the way."""
     try:
-        return _run_pytorch(manifest, target, drafter, report)
+        return _run_pytorch(folder, manifest, target, drafter, report)
     except ImportError as error:
         return None, [Check("parity", None, f"{error}; pip install 'poss-export[export]'")]
 
 
 def _run_pytorch(
-    manifest: Manifest, target: str | None, drafter: str | None, report: Report
+    folder: Path, manifest: Manifest, target: str | None, drafter: str | None, report: Report
 ) -> tuple[Reference | None, list[Check]]:
     """Return the results for the checkpoints that a bundle was made from, and checks as `_reference`."""
     from poss_export.exporters.reference import make_reference, round_beside
@@ -114,6 +118,7 @@ def _run_pytorch(
         checkpoint, reason = None, _QUANTISED
     else:
         checkpoint, reason = _find_drafter(manifest.drafter, drafter)
+    checks.append(_check_tables(folder, manifest, opened, checkpoint))
     report("running PyTorch")
     decoder = opened.load_decoder()
     if checkpoint is None or manifest.drafter is None:
@@ -132,6 +137,26 @@ def _check_text(manifest: Manifest, target: "Target") -> Check:
             "text", False, f"{target.name!r} has another {differing} than the bundle: build it again"
         )
     return Check("text", True, "tokenizer, template and stop tokens are the target's")
+
+
+def _check_tables(
+    folder: Path, manifest: Manifest, target: "Target", drafter: "DrafterCheckpoint | None"
+) -> Check:
+    """Compare the tables in the graphs with what they must be; without a drafter, the target's alone."""
+    from poss_export.exporters.tables import missing_tables, rotary
+
+    config, precision, rows = target.config, manifest.precision, manifest.capacity
+    graphs = {TARGET_GRAPH: rotary(config.rope, config.head_dim, rows, precision)}
+    if drafter is not None:
+        own = drafter.drafter.config
+        graphs[DRAFT_GRAPH] = rotary(own.rope, own.head_dim, rows, precision)
+        graphs[DRAFT_GRAPH]["draft ids"] = drafter.drafter.draft_ids
+    wrong = [
+        f"{graph} has other {name}"
+        for graph, tables in graphs.items()
+        for name in missing_tables(folder / graph, tables)
+    ]
+    return Check("tables", not wrong, "; ".join(wrong) or "rotary tables and draft ids are the checkpoint's")
 
 
 def _find_target(manifest: Manifest, spec: str | None) -> "tuple[Target | None, str]":

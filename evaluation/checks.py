@@ -8,7 +8,7 @@ import numpy as np
 from poss_export.evaluation import laws
 from poss_export.evaluation.answers import answer
 from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE
-from poss_export.evaluation.distribution import node_chances
+from poss_export.evaluation.distribution import invented_round, node_chances
 from poss_export.evaluation.equality import Divergence, Verdict, find_divergence, judge
 from poss_export.progress import Report
 from poss_export.prompts import Prompt
@@ -22,12 +22,12 @@ from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import verifier
 
 _SAMPLINGS = (Sampling(temperature=1.0), Sampling(temperature=0.8, top_k=40, top_p=0.95))
-_SAMPLED = Sampling(temperature=0.8, top_p=0.95, seed=0)  # whose tokens are compared
+SAMPLED = Sampling(temperature=0.8, top_p=0.95, seed=0)  # whose tokens are compared
 _TREES = 2  # that the distribution is tested on
 _FALSE_ALARM = 1e-4  # chance that the distribution test refuses a right sampler
 
 NO_DRAFTER = "the bundle has no drafter"
-_NOT_CLAIMED = "not claimed of a quantised graph"
+NOT_CLAIMED = "not claimed of a quantised graph"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
     def check(name: str, difference: float, allowed: float, claimed: bool) -> Check:
         detail = f"difference {difference:.1e}, allowed {allowed:.0e}"
         if not claimed:
-            return Check(name, None, f"{_NOT_CLAIMED}: {detail}")
+            return Check(name, None, f"{NOT_CLAIMED}: {detail}")
         return Check(name, difference <= allowed, detail)
 
     def law(name: str, difference: float, chain: bool) -> Check:
@@ -65,6 +65,7 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
     )
     return [
         *beside,
+        check("next token = highest logit", laws.next_token_is_likeliest(target, tokens), 0, claimed=True),
         law("n tokens = n steps", laws.steps_equal_one_call(target, tokens), chain=True),
         law("tree = its paths", laws.tree_equals_its_paths(target, tokens), chain=False),
         law("commit = fresh run", laws.commit_equals_fresh_run(target, tokens), chain=False),
@@ -93,7 +94,7 @@ def check_sampled(
 ) -> Check:
     """Check the same of sampled tokens: each has a random number of its own (docs/lossless-sampling.md)."""
     name = "sampled: speculative = target-only"
-    return _check_equality(name, bundle, prompts, _SAMPLED, max_new_tokens, report)
+    return _check_equality(name, bundle, prompts, SAMPLED, max_new_tokens, report)
 
 
 def _check_equality(
@@ -155,27 +156,30 @@ def _judged(name: str, cases: abc.Sequence[_Case]) -> Check:
     if any(case.verdict == "mismatch" for case in parted):
         return Check(name, False, detail, notes)
     if not all(case.claimed for case in cases):
-        return Check(name, None, f"{_NOT_CLAIMED}: {detail}", notes)
+        return Check(name, None, f"{NOT_CLAIMED}: {detail}", notes)
     return Check(name, True, detail, notes)
 
 
 def check_sampling(bundle: Bundle, prompts: abc.Sequence[Prompt], draws: int, report: Report) -> Check:
     """Check that tokens sampled through trees follow the target's distribution; `draws` walks in all.
 
-    Engines give each prompt's first tree and its logits once; the walks cost no engine.
+    Engines give each prompt's first tree and its logits once; the walks cost no engine. An invented tree is
+    walked too: a target may be too sure, or a drafter too bad, for anything to be drawn below a root.
     """
     name = "sampling: distribution"
-    if bundle.drafter is None:
-        return Check(name, None, NO_DRAFTER)
     report(name)
-    prompts = prompts[:_TREES]
-    each = max(draws // (len(prompts) * len(_SAMPLINGS)), 1)
-    chances = list[float]()
-    for prompt in prompts:
-        first = next(bundle.conversation(prompt, raw=not bundle.chats))
-        tree, logits = _first_round(bundle.target, bundle.drafter, first.prompt_ids.tolist())
-        for seed, sampling in enumerate(_SAMPLINGS):
-            chances += node_chances(tree, logits, sampling, each, seed).values()
+    walked = [invented_round(bundle.manifest.target.config.vocab_size)]
+    if bundle.drafter is not None:
+        for prompt in prompts[:_TREES]:
+            first = next(bundle.conversation(prompt, raw=not bundle.chats))
+            walked.append(_first_round(bundle.target, bundle.drafter, first.prompt_ids.tolist()))
+    each = max(draws // (len(walked) * len(_SAMPLINGS)), 1)
+    chances = [
+        chance
+        for tree, logits in walked
+        for seed, sampling in enumerate(_SAMPLINGS)
+        for chance in node_chances(tree, logits, sampling, each, seed).values()
+    ]
     allowed = _FALSE_ALARM / len(chances)
     detail = (
         f"{draws} draws, {len(chances)} nodes tested, smallest p {min(chances):.2g}, allowed {allowed:.0e}"

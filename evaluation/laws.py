@@ -38,6 +38,16 @@ def steps_equal_one_call(target: TargetSession, tokens: Ints) -> float:
     )
 
 
+def next_token_is_likeliest(target: TargetSession, tokens: Ints) -> float:
+    """The token that a greedy answer takes after each node = one of those with the highest logit."""
+    target.reset()
+    append(target, tokens[:PREFIX])
+    output = target.forward(_tree(tokens))
+    logits = output.logits.astype(np.float64)
+    chosen = np.take_along_axis(logits, output.next_tokens[:, None], axis=-1)[:, 0]
+    return difference(chosen, logits.max(axis=-1))
+
+
 def tree_equals_its_paths(target: TargetSession, tokens: Ints) -> float:
     """Every node of a tree = the last token of the path to it."""
     tree = _tree(tokens)

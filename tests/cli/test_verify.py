@@ -1,12 +1,18 @@
 """`poss-export verify` on tiny bundles: what passes, what is skipped, what fails."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+
+from poss_export.exporters.embedding import find_embedding
 from poss_export.manifest import describe_files, read_manifest, write_manifest
 from tests.cli.command import run
+from tests.fixtures.stored import overwrite
 
 
 def checks(*arguments: object) -> dict[str, dict[str, Any]]:
@@ -17,15 +23,20 @@ def checks(*arguments: object) -> dict[str, dict[str, Any]]:
 NAMES = [
     "files",
     "text",
+    "tables",
     "parity: target features",
     "parity: target logits",
     "parity: draft scores",
+    "next token = highest logit",
     "n tokens = n steps",
     "tree = its paths",
     "commit = fresh run",
     "draft rows at once = in parts",
     "greedy: speculative = target-only",
     "sampled: speculative = target-only",
+    "rounds: own tokens accepted",
+    "rounds: drafts = afresh",
+    "sampling: filters",
     "sampling: distribution",
 ]
 
@@ -61,3 +72,47 @@ def test_verify_fails_a_bundle_of_other_weights(copy: Path, target: Path, drafte
     assert result.exit_code == 1
     failed = [line.split()[1:3] for line in result.stdout.splitlines() if "FAILED" in line]
     assert ["target", "logits"] in failed
+
+
+def row(number: int) -> Callable[[Any], Any]:
+    """Return how to spoil a row that no token of the parity check reaches."""
+
+    def change(values: Any) -> Any:
+        values[number] *= 0.99
+        return values
+
+    return change
+
+
+def last_id(values: Any) -> Any:
+    values[-1] -= 1
+    return values
+
+
+def draft_ids(values: Any) -> bool:
+    return values.dtype == np.int64 and values.shape == (60,)
+
+
+@pytest.mark.parametrize(
+    ("graph", "tensor", "change", "told"),
+    [
+        ("target.onnx", "cos", row(40), "target.onnx has other cosines"),
+        ("draft.onnx", "sin", row(40), "draft.onnx has other sines"),
+        ("draft.onnx", draft_ids, last_id, "draft.onnx has other draft ids"),
+    ],
+)
+def test_a_wrong_table_is_named(
+    graph: str, tensor: Any, change: Any, told: str, copy: Path, target: Path, drafter: Path
+) -> None:
+    manifest = read_manifest(copy)
+    overwrite(copy / graph, tensor, change)
+    embedding = find_embedding(copy / "target.onnx")
+    written = replace(
+        manifest,
+        files=describe_files(copy, manifest.files),
+        target=replace(manifest.target, embedding=embedding),
+    )
+    write_manifest(copy, written)
+    made = checks(copy, "--target", target, "--drafter", drafter, "--num-prompts", 1)
+    assert {name for name, check in made.items() if check["passed"] is not True} == {"tables"}
+    assert made["tables"]["detail"] == told
