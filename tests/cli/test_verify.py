@@ -90,7 +90,7 @@ def last_id(values: Any) -> Any:
 
 
 def draft_ids(values: Any) -> bool:
-    return values.dtype == np.int64 and values.shape == (60,)
+    return bool(values.dtype == np.int64) and values.shape == (60,)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,12 @@ def test_without_a_fault_nothing_fails(bundle: Bundle, reference: Reference) -> 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
+def found_by(name: str) -> Callable[[DraftTree], Any]:
+    """Return the function behind a cached property of trees."""
+    function: Callable[[DraftTree], Any] = vars(DraftTree)[name].func
+    return function
+
+
 def accept_the_first(patch: pytest.MonkeyPatch) -> None:
     """Accept the likeliest child, whatever the target says."""
 
@@ -100,7 +106,7 @@ def accept_nothing(patch: pytest.MonkeyPatch) -> None:
 
 def accept_no_second_child(patch: pytest.MonkeyPatch) -> None:
     """Look at the likeliest child only."""
-    children = DraftTree.children.func
+    children = found_by("children")
     patch.setattr(DraftTree, "children", property(lambda tree: [c[:1] for c in children(tree)]))
 
 
@@ -108,7 +114,7 @@ def bit(row: int, column: int) -> Plant:
     """Return how to turn one bit of a mask over: a node sees another, or does not see its ancestor."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        mask = DraftTree.mask.func
+        mask = found_by("mask")
 
         def wrong(tree: DraftTree) -> Any:
             bits = mask(tree).copy()
@@ -144,7 +150,7 @@ def all_but_the_last(caches: HostCaches, slot: int, sources: Any, to: int) -> No
 
 
 def depths(fault: Callable[[Any], Any]) -> Plant:
-    original = DraftTree.depths.func
+    original = found_by("depths")
     return lambda patch: patch.setattr(DraftTree, "depths", property(lambda tree: fault(original(tree))))
 
 
@@ -170,7 +176,7 @@ def forget_the_past(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OrtTargetSession, "forward", wrong)
 
 
-DEPTHS = DraftTree.depths.func
+DEPTHS = found_by("depths")
 
 
 def chosen_one_row_early(patch: pytest.MonkeyPatch) -> None:
@@ -252,7 +258,7 @@ def stale_trees(patch: pytest.MonkeyPatch) -> None:
 
     def wrong(planner: Any, one: Sequence, drafter: Any, room: int) -> DraftTree:
         tree = propose(planner, one, drafter, room)
-        old = one.__dict__.get("stale", tree)
+        old: DraftTree = one.__dict__.get("stale", tree)
         one.__dict__["stale"] = tree
         return old.first(room)
 
