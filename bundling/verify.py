@@ -10,6 +10,7 @@ from poss_export.errors import InputError, PossExportError
 from poss_export.evaluation.checks import (
     NO_DRAFTER,
     Check,
+    Verification,
     check_cache_laws,
     check_greedy,
     check_sampled,
@@ -23,7 +24,8 @@ from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, DrafterEntry, Manife
 from poss_export.progress import Report, silent
 from poss_export.prompts import Prompt
 from poss_export.reference import Reference
-from poss_export.runtime.bundle import open_bundle
+from poss_export.runtime.bundle import Bundle, open_bundle
+from poss_export.runtime.sessions.facts import engine_facts
 from poss_export.runtime.sessions.ort import Provider
 
 if TYPE_CHECKING:
@@ -48,8 +50,9 @@ def verify(
     provider: Provider = "cpu",
     threads: int | None = None,
     slots: int = 1,
+    costs: bool = False,
     report: Report = silent,
-) -> list[Check]:
+) -> Verification:
     """Check that a bundle is whole, computes what PyTorch does, and loses nothing by speculating.
 
     Args:
@@ -63,10 +66,11 @@ def verify(
         provider: of ONNX Runtime.
         threads: of the CPU; None leaves it to ONNX Runtime.
         slots: answers at once, each of which must be as alone.
+        costs: tell what rounds cost too; where that is not known yet, it is measured.
         report: told what begins.
 
     Returns:
-        A check each; one that cannot be made here is skipped and says why.
+        The checks; one that cannot be made here is skipped and says why.
 
     Raises:
         BundleError: the bundle is damaged, or lacks engines for the backend.
@@ -84,12 +88,28 @@ def verify(
         if reference is not None:
             checks += check_parity(bundle, reference)
         checks += check_cache_laws(bundle)
-        checks.append(check_greedy(bundle, prompts, max_new_tokens, report))
-        checks.append(check_sampled(bundle, prompts, max_new_tokens, report))
-        checks += check_rounds(bundle, prompts, max_new_tokens, report)
-        checks.append(check_filters(manifest.target.config.vocab_size))
-        checks.append(check_sampling(bundle, prompts, draws, report))
-    return checks
+        if any(check.figures.get("difference", 0) is None for check in checks):
+            checks.append(Check("answers", None, "results of the graphs are no numbers; nothing was asked"))
+        else:
+            checks += _check_answers(bundle, prompts, max_new_tokens, draws, report)
+        return Verification(
+            manifest,
+            tuple(checks),
+            engine_facts(backend, provider, threads),
+            bundle.planners.costs if costs else None,
+        )
+
+
+def _check_answers(
+    bundle: Bundle, prompts: Sequence[Prompt], max_new_tokens: int, draws: int, report: Report
+) -> list[Check]:
+    return [
+        check_greedy(bundle, prompts, max_new_tokens, report),
+        check_sampled(bundle, prompts, max_new_tokens, report),
+        *check_rounds(bundle, prompts, max_new_tokens, report),
+        check_filters(bundle.manifest.target.config.vocab_size),
+        check_sampling(bundle, prompts, draws, report),
+    ]
 
 
 def _reference(

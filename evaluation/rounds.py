@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from poss_export.evaluation.answers import answer
 from poss_export.evaluation.checks import NO_DRAFTER, NOT_CLAIMED, SAMPLED, Check
-from poss_export.evaluation.differences import SCORE_TOLERANCE, tree_difference
+from poss_export.evaluation.differences import SCORE_TOLERANCE, largest, tree_difference
 from poss_export.evaluation.equality import Verdict, find_divergence, judge
 from poss_export.progress import Report
 from poss_export.prompts import Prompt
@@ -42,9 +42,7 @@ class _Knowing:
         """Take the target's own answer; without `siblings` trees are chains."""
         self._own, self._siblings = own, siblings
         self.proposed = self.accepted = 0  # tokens that are right
-        self.drafted: tuple[int, DraftTree] | None = (
-            None  # the last tree, and the tokens that it stands behind
-        )
+        self.drafted: tuple[int, DraftTree] | None = None  # the last tree, and how many tokens lead to it
 
     def read(self, prompt: NDArray[np.int64]) -> None:
         """Need nothing of the prompt."""
@@ -82,30 +80,37 @@ class _Found:
 
 def check_rounds(bundle: Bundle, prompts: Tokens[Prompt], max_new_tokens: int, report: Report) -> list[Check]:
     """Check that rounds accept the target's own tokens, and hand the drafter what they should."""
-    manifest, exactness = bundle.manifest, bundle.manifest.exactness
+    exactness = bundle.manifest.exactness
     report("rounds of own tokens")
     found = [
         _propose_own(bundle, prompt, sampling, max_new_tokens)
         for prompt in prompts[:_PROMPTS]
         for sampling in (GREEDY, SAMPLED)
     ]
+    return [_accepted(found, exactness.claims(chain=True)), _afresh(found, bundle)]
+
+
+def _accepted(found: Tokens[_Found], claimed: bool) -> Check:
     proposed, accepted = sum(one.proposed for one in found), sum(one.accepted for one in found)
-    detail = f"{accepted} of {proposed} accepted"
-    right = all(one.verdict == "near-tie" or one.accepted == one.proposed for one in found)
-    if not exactness.claims(chain=True):
-        checks = [Check(ACCEPTED, None, f"{NOT_CLAIMED}: {detail}")]
-    else:
-        checks = [Check(ACCEPTED, right and all(one.verdict != "mismatch" for one in found), detail)]
-    allowed = SCORE_TOLERANCE[manifest.precision]
-    differences = [one.draft for one in found if one.draft is not None]
+    detail, figures = f"{accepted} of {proposed} accepted", {"proposed": proposed, "accepted": accepted}
+    if not claimed:
+        return Check(ACCEPTED, None, f"{NOT_CLAIMED}: {detail}", figures=figures)
+    right = all(
+        one.verdict == "near-tie" or (one.verdict == "equal" and one.accepted == one.proposed)
+        for one in found
+    )
+    return Check(ACCEPTED, right, detail, figures=figures)
+
+
+def _afresh(found: Tokens[_Found], bundle: Bundle) -> Check:
     if bundle.drafter is None:
-        return [*checks, Check(AFRESH, None, NO_DRAFTER)]
+        return Check(AFRESH, None, NO_DRAFTER)
+    differences = [one.draft for one in found if one.draft is not None]
     if not differences:
-        return [*checks, Check(AFRESH, None, "no answer went on as the target's own")]
-    detail = f"difference {max(differences):.1e}, allowed {allowed:.0e}"
-    if manifest.quantisation:
-        return [*checks, Check(AFRESH, None, f"{NOT_CLAIMED}: {detail}")]
-    return [*checks, Check(AFRESH, max(differences) <= allowed, detail)]
+        return Check(AFRESH, None, "no answer went on as the target's own")
+    manifest = bundle.manifest
+    allowed = SCORE_TOLERANCE[manifest.precision]
+    return Check.within(AFRESH, largest(differences), allowed, claimed=not manifest.quantisation)
 
 
 def _propose_own(bundle: Bundle, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> _Found:

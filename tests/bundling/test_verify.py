@@ -28,8 +28,8 @@ PARITY = {"parity: target features", "parity: target logits", "parity: draft sco
 
 
 def found(folder: Path, **options: Any) -> dict[str, Check]:
-    checks = verify(folder, prompts=PROMPTS, max_new_tokens=8, draws=200, threads=1, **options)
-    return {check.name: check for check in checks}
+    made = verify(folder, prompts=PROMPTS, max_new_tokens=8, draws=200, threads=1, **options)
+    return {check.name: check for check in made.checks}
 
 
 def test_every_check_is_made_or_says_why_not(tiny_bundle: Path, tiny_folder: Callable[[str], Path]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from poss_export.exporters.embedding import find_embedding
 from poss_export.manifest import describe_files, read_manifest, write_manifest
-from tests.cli.command import run
+from tests.cli.command import refused, run
 from tests.fixtures.stored import overwrite
 
 
@@ -74,6 +74,31 @@ def test_verify_fails_a_bundle_of_other_weights(copy: Path, target: Path, drafte
     assert ["target", "logits"] in failed
 
 
+def rebuild(folder: Path, graph: str, tensor: Any, change: Callable[[Any], Any]) -> None:
+    """Change a tensor as if the bundle had been built so."""
+    manifest = read_manifest(folder)
+    overwrite(folder / graph, tensor, change)
+    target = replace(manifest.target, embedding=find_embedding(folder / "target.onnx"))
+    write_manifest(folder, replace(manifest, files=describe_files(folder, manifest.files), target=target))
+
+
+def test_a_report_is_written_also_of_what_fails(copy: Path, tmp_path: Path) -> None:
+    options = ("--num-prompts", 1, "--max-new-tokens", 2, "--draws", 8)
+    assert run("verify", copy, *options, "--report", tmp_path / "right.html").exit_code == 0
+    rebuild(copy, "target.onnx", "decoder.norm.weight", lambda values: values * np.nan)
+    assert run("verify", copy, *options, "--report", tmp_path / "wrong.html").exit_code == 1
+    right, wrong = ((tmp_path / f"{name}.html").read_text() for name in ("right", "wrong"))
+    assert 'class="failed"' not in right
+    assert '<td class="failed">failed</td><td class="detail">difference nan' in wrong
+
+
+def test_a_report_that_cannot_be_is_refused_at_once(bundle: Path, tmp_path: Path) -> None:
+    told = refused("verify", bundle, "--report", tmp_path / "report.txt")
+    assert told.endswith("name a file that ends in .html (--report)")
+    told = refused("verify", bundle, "--report-prompts")
+    assert told == "prompts go into a report, and none is asked for (--report)"
+
+
 def row(number: int) -> Callable[[Any], Any]:
     """Return how to spoil a row that no token of the parity check reaches."""
 
@@ -104,15 +129,7 @@ def draft_ids(values: Any) -> bool:
 def test_a_wrong_table_is_named(
     graph: str, tensor: Any, change: Any, told: str, copy: Path, target: Path, drafter: Path
 ) -> None:
-    manifest = read_manifest(copy)
-    overwrite(copy / graph, tensor, change)
-    embedding = find_embedding(copy / "target.onnx")
-    written = replace(
-        manifest,
-        files=describe_files(copy, manifest.files),
-        target=replace(manifest.target, embedding=embedding),
-    )
-    write_manifest(copy, written)
+    rebuild(copy, graph, tensor, change)
     made = checks(copy, "--target", target, "--drafter", drafter, "--num-prompts", 1)
     assert {name for name, check in made.items() if check["passed"] is not True} == {"tables"}
     assert made["tables"]["detail"] == told
