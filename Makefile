@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = out/demo
 
-.PHONY: demo test docs clean
+.PHONY: demo test docs report clean
 
 # Install, build a bundle from the embedded target and the shipped drafter, generate, compare with target-only.
 demo: $(DEMO)/manifest.json
@@ -25,6 +25,10 @@ test: $(VENV)/installed-dev
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/generate_cli.py > docs/cli.md
 	$(BIN)/python docs/generate_presets.py > docs/presets.md
+
+# A row for every figure in the README's tables, from the result files that are kept.
+report: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.claims > docs/report.md
 
 clean:
 	rm -rf $(VENV) out
