@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = out/demo
 
-.PHONY: demo test docs hardware clean
+.PHONY: demo test docs report hardware clean
 
 # Install, build a bundle from the embedded target and the shipped drafter, generate, compare with target-only.
 demo: $(DEMO)/manifest.json
@@ -30,6 +30,10 @@ docs: $(VENV)/installed-dev
 # On a machine with a GPU: what runs there, and what it costs, in eight minutes (docs/hardware.md).
 hardware: $(VENV)-gpu/installed-dev
 	$(VENV)-gpu/bin/python -m benchmarks.hardware out/hardware
+
+# A row for every figure in the README's tables, from the result files that are kept.
+report: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.claims > docs/report.md
 
 clean:
 	rm -rf $(VENV) $(VENV)-gpu out

@@ -28,7 +28,7 @@ Engine = Callable[[list[int], int], Answer]  # ids and the most new tokens to an
 
 
 class Clock:
-    """Notes the time of every token; its methods are what transformers wants of a streamer."""
+    """Notes the time of every token."""
 
     def __init__(self) -> None:
         """Start."""
@@ -38,9 +38,6 @@ class Clock:
     def put(self, _token: Any) -> None:
         """Note a token."""
         self.times.append(time.perf_counter() - self.start)
-
-    def end(self) -> None:
-        """Nothing to do."""
 
     def answer(self, tokens: list[int], rounds: int | None = None) -> Answer:
         """Return the answer of `tokens`; without `rounds` every round is one token."""

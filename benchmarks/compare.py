@@ -1,6 +1,9 @@
 """Compare engines on the same prompts in one run: tokens/s, ratios of medians, tau, equality of the tokens.
 
-    python -m benchmarks.compare BUNDLE --prompts FILE.jsonl
+    python -m benchmarks.compare BUNDLE ... --prompts FILE.jsonl
+
+Several bundles, one of each precision, are compared in one run with all peers: a table by precision, and one
+of everybody's best.
 
 Every engine lives in a process of its own and they take turns, prompt by prompt, in a rotating order,
 so that noise of the machine hits all alike. Greedy, one sequence, the chat template.
@@ -21,7 +24,7 @@ from rich.progress import Progress
 from benchmarks import environment, questions
 from benchmarks.answers import Answer, Engine
 from benchmarks.compare_report import print_results
-from benchmarks.contestants import BASELINE, ENGINES, QUALITY
+from benchmarks.contestants import ENGINES, OURS, QUALITY, Contestant, is_baseline, line_up
 from benchmarks.peers import Peers
 from benchmarks.questions import Question
 from benchmarks.workers import Setup, Worker
@@ -83,7 +86,7 @@ def prompt_tokens(asked: Iterable[Question]) -> int:
 
 def baseline_of(rows: list[Row]) -> Row:
     """Return what ratios and equality are against: target-only, or the first where that is not measured."""
-    return next((row for row in rows if row.name == BASELINE), rows[0])
+    return next((row for row in rows if is_baseline(row.name)), rows[0])
 
 
 def summary(rows: list[Row], read: int) -> Iterator[dict[str, Any]]:
@@ -124,16 +127,61 @@ def by_kind(rows: list[Row], asked: Sequence[Question]) -> dict[str, dict[str, A
     return found
 
 
+def by_precision(
+    rows: list[Row], contestants: Mapping[str, Contestant], read: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the figures of each row beside those of its quality; finer ones first.
+
+    `equal_to_plain`: answers that are those of the same engine without its speculation, where both ran.
+    """
+    named = {row.name: row for row in rows}
+    found = {}
+    for quality in dict.fromkeys(QUALITY.values()):
+        part = [row for row in rows if contestants[row.name].quality == quality]
+        figures = list(summary(part, read)) if part else []
+        for row in figures:
+            plain = named.get(contestants[row["engine"]].plain or "")
+            answers = named[row["engine"]].answers[0]
+            row["equal_to_plain"] = plain and len(answers) - len(named[row["engine"]].differences(plain))
+        if figures:
+            found[quality] = figures
+    return found
+
+
+def best(figures: Sequence[Mapping[str, Any]], contestants: Mapping[str, Contestant]) -> list[dict[str, Any]]:
+    """Return the fastest row of every maker, the fastest first, with its ratio to ours, or to the first."""
+    fastest = dict[str, Mapping[str, Any]]()
+    for row in sorted(figures, key=lambda row: -float(row["tokens_per_second"])):
+        fastest.setdefault(contestants[row["engine"]].kind.maker, row)
+    base = fastest.get(OURS) or next(iter(fastest.values()))
+    names = ("engine", "tokens_per_second", "decode_tokens_per_second", "tau")
+    return [
+        {
+            "maker": maker,
+            **{name: row[name] for name in names},
+            "ratio": row["tokens_per_second"] / base["tokens_per_second"],
+        }
+        for maker, row in fastest.items()
+    ]
+
+
 def results(
-    rows: list[Row], asked: Sequence[Question], qualities: Mapping[str, str], missing: Sequence[str]
+    rows: list[Row],
+    asked: Sequence[Question],
+    contestants: Mapping[str, Contestant],
+    missing: Sequence[str],
 ) -> dict[str, Any]:
     """Return all that was found, as JSON values."""
+    read = prompt_tokens(asked)
+    figures = list(summary(rows, read))
     return {
         "not_installed": missing,
-        "qualities": qualities,
+        "qualities": {name: contestant.quality for name, contestant in contestants.items()},
         "baseline": baseline_of(rows).name,
         "prompts": [{"place": q.place, "kind": q.kind, "tokens": len(q.ids)} for q in asked],
-        "figures": list(summary(rows, prompt_tokens(asked))),
+        "figures": figures,
+        "precisions": by_precision(rows, contestants, read),
+        "best": best(figures, contestants),
         "kinds": by_kind(rows, asked),
         "answers": {row.name: [list(map(asdict, run)) for run in row.answers] for row in rows},
     }
@@ -149,17 +197,32 @@ def open_peers(manifest: Manifest, target: str | None, cache: Path) -> Peers:
     return Peers(checkpoint, cache)
 
 
+def read_bundles(folders: Sequence[Path]) -> dict[Path, Manifest]:
+    """Return the manifests of bundles of one target.
+
+    Raises:
+        InputError: their targets differ.
+    """
+    manifests = {folder: read_manifest(folder) for folder in folders}
+    if len({manifest.target.sha256 for manifest in manifests.values()}) > 1:
+        raise InputError("the bundles are of different targets; name bundles of one")
+    return manifests
+
+
 def ask_every_turn(
     asked: Iterable[Question], text: Text, workers: Mapping[str, Engine], tokens: int
 ) -> list[Question]:
     """Return a question for each turn; all engines are asked it behind the baseline's earlier answers."""
-    answers = workers.get(BASELINE) or next(iter(workers.values()))
+    name = next(filter(is_baseline, workers), next(iter(workers)))
+    answers = workers[name]
     return list(questions.every_turn(asked, text, lambda ids: answers(ids, tokens).token_ids))
 
 
 @click.command(help=__doc__.partition("\n")[0])
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--target", help="Checkpoint of the bundle's target, for the peers.  [default: as recorded]")
+@click.argument(
+    "bundles", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@click.option("--target", help="Checkpoint of the bundles' target, for the peers.  [default: as recorded]")
 @questions.options
 @click.option("--max-new-tokens", type=click.IntRange(2), default=128, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
@@ -168,7 +231,7 @@ def ask_every_turn(
 @click.option("--cache", default="out/peers", type=click.Path(path_type=Path), help="Where peers' models go.")
 @click.option("--json", "report", type=environment.REPORT, help="Write figures and answers here.")
 def main(
-    bundle: Path,
+    bundles: tuple[Path, ...],
     target: str | None,
     prompts: tuple[Path, ...],
     limit: int | None,
@@ -180,25 +243,31 @@ def main(
     report: Path | None,
 ) -> None:
     """Parse, measure, print."""
-    manifest = read_manifest(bundle)
-    text = Text((bundle / TOKENIZER).read_text(encoding="utf-8"), manifest.text)
+    manifests = read_bundles(bundles)
+    manifest = manifests[bundles[0]]
+    text = Text((bundles[0] / TOKENIZER).read_text(encoding="utf-8"), manifest.text)
     found = questions.load(text, prompts, limit)
     machine = environment.record()
-    kinds = {name: ENGINES[name] for name in only or ENGINES}
-    missing = [name for name, kind in kinds.items() if find_spec(kind.module) is None]
-    if len(missing) == len(kinds):
+    labels = {folder: one.label("target") for folder, one in manifests.items()}
+    contestants = line_up(labels, only)
+    missing = [name for name, one in contestants.items() if find_spec(one.kind.module) is None]
+    if len(missing) == len(contestants):
         raise InputError(f"not installed: {', '.join(missing)}; see benchmarks/README.md, or name others")
+    capacity = min(one.capacity for one in manifests.values())
     setups = {}
-    for name, kind in kinds.items():
+    for name, one in contestants.items():
         if name not in missing:
-            model = kind.files(open_peers(manifest, target, cache)) if kind.files else bundle
-            setups[name] = Setup(model, manifest.text.stop_ids, manifest.capacity, threads)
+            files = one.kind.files
+            model = one.bundle or (files and files(open_peers(manifest, target, cache)))
+            assert model is not None
+            setups[name] = Setup(model, manifest.text.stop_ids, capacity, threads)
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(kinds[name].open, setups[name])) for name in setups}
+        workers = {
+            name: stack.enter_context(Worker(contestants[name].kind.open, setups[name])) for name in setups
+        }
         asked = ask_every_turn(found, text, workers, max_new_tokens)
         rows = measure(workers, [question.ids for question in asked], max_new_tokens, repeats)
-    qualities = {name: kind.quality or QUALITY[manifest.label("target")] for name, kind in kinds.items()}
-    values = results(rows, asked, qualities, missing)
+    values = results(rows, asked, contestants, missing)
     print_results(values)
     click.echo(
         f"{len(asked)} prompts, at most {max_new_tokens} new tokens, {repeats} repeats, {threads} threads, "

@@ -21,10 +21,17 @@ BY_KIND: dict[str, Callable[[Figures, int], str]] = {
 
 
 def print_results(results: Mapping[str, Any]) -> None:
-    """Print the figures of all prompts, those of each kind where there are several, and what differs."""
-    kinds, qualities = results["kinds"], results["qualities"]
+    """Print a table by precision, everybody's best, what each kind of text gave, and what differs."""
+    kinds, qualities, prompts = results["kinds"], results["qualities"], len(results["prompts"])
     console = Console(width=TABLE_WIDTH)
-    console.print(whole(results["figures"], qualities, results["not_installed"], len(results["prompts"])))
+    for quality, figures in results["precisions"].items():
+        missing = [name for name in results["not_installed"] if qualities[name] == quality]
+        console.print(whole(figures, quality, missing, prompts))
+        console.print()
+    if rest := [name for name in results["not_installed"] if qualities[name] not in results["precisions"]]:
+        console.print(f"not installed: {', '.join(rest)}\n")
+    if len(results["best"]) > 1:
+        console.print(best_table(results["best"], qualities))
     names = list(kinds)
     for title, cell in BY_KIND.items() if len(names) > 1 else ():
         for start in range(0, len(names), ABREAST):
@@ -44,16 +51,18 @@ def print_differences(results: Mapping[str, Any]) -> None:
             click.echo(f"{row['engine']} differs from {baseline} in {'; '.join(found)}")
 
 
-def whole(
-    figures: Sequence[Figures], qualities: Mapping[str, str], missing: Sequence[str], prompts: int
-) -> Table:
-    """Return the figures as a table; engines that are not installed have a row too."""
-    result = _table(["tokens/s", "range", "ratio", "prefill", "decode", "decode ratio", "tau", "equal"])
+def whole(figures: Sequence[Figures], quality: str, missing: Sequence[str], prompts: int) -> Table:
+    """Return figures of one quality as a table; engines that are not installed have a row too.
+
+    Ratios and *equal* are to its target-only; *own*: answers that are the engine's without speculation.
+    """
+    headings = ["tokens/s", "range", "ratio", "prefill", "decode", "decode ratio", "tau", "equal", "own"]
+    result = _table(headings)
     for row in figures:
-        speeds = row["tokens_per_second_by_repeat"]
+        speeds, own = row["tokens_per_second_by_repeat"], row["equal_to_plain"]
         result.add_row(
             row["engine"],
-            qualities[row["engine"]],
+            quality,
             f"{row['tokens_per_second']:.1f}",
             f"{min(speeds):.1f}-{max(speeds):.1f}",
             f"{row['ratio']:.2f}",
@@ -62,9 +71,25 @@ def whole(
             f"{row['decode_ratio']:.2f}",
             f"{row['tau']:.2f}",
             f"{row['equal_answers']}/{prompts}",
+            "" if own is None else f"{own}/{prompts}",
         )
     for name in missing:
-        result.add_row(name, qualities[name], "not installed")
+        result.add_row(name, quality, "not installed")
+    return result
+
+
+def best_table(rows: Sequence[Figures], qualities: Mapping[str, str]) -> Table:
+    """Return everybody's fastest row; ratios are to ours."""
+    result = _table(["tokens/s", "ratio", "decode", "tau"])
+    for row in rows:
+        result.add_row(
+            row["engine"] if row["engine"].startswith(row["maker"]) else f"{row['maker']}, {row['engine']}",
+            qualities[row["engine"]],
+            f"{row['tokens_per_second']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['decode_tokens_per_second']:.1f}",
+            f"{row['tau']:.2f}",
+        )
     return result
 
 

@@ -5,15 +5,23 @@ and stop at the same tokens. Prompts come as ids; ours decodes its answer to tex
 not.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from benchmarks.answers import Answer, Engine
-from benchmarks.peer_engines import GENAI_NGRAMS, llama_cpp, onnxruntime_genai, openvino_genai, transformers
+from benchmarks.peer_engines import (
+    GENAI_NGRAMS,
+    dejavuu,
+    llama_cpp,
+    onnxruntime_genai,
+    openvino_genai,
+    transformers,
+)
 from benchmarks.peers import Peers
 from benchmarks.workers import Setup
+from poss_export.errors import InputError
 from poss_export.runtime.planning.planner import ADAPTIVE, Planning
 
 
@@ -50,15 +58,18 @@ def _ours(setup: Setup, target_only: bool, planning: Planning | None = ADAPTIVE)
 
 @dataclass(frozen=True)
 class Kind:
-    """An engine to compare: what it needs, how it opens, which files it reads, and what it computes in.
+    """An engine to compare: whose it is, what it needs, how it opens, its files, and what it computes in.
 
-    `files` and `quality` are None where the bundle says both.
+    `files` and `quality` are None where the bundle says both. `plain`: which engine it is without its own
+    speculation.
     """
 
+    maker: str
     module: str
     open: Callable[[Setup], Engine]
     files: Callable[[Peers], Path] | None = None
     quality: str | None = None  # one of the values of `QUALITY`: engines are compared with those of their own
+    plain: str | None = None
 
 
 FULL, HALF, EIGHT, FOUR = "fp32", "16 bits", "8 bits", "4 bits"
@@ -74,28 +85,40 @@ QUALITY: dict[str, str] = {  # of what a graph computes in, `Manifest.label`
     "fp8": EIGHT,
     "int4": FOUR,
 }
+OURS = "poss-export"
+BASELINE = "target-only"  # ratios and equality are against it
+
+
+def _transformers() -> Iterator[tuple[str, Kind]]:
+    name, of = "transformers", ("transformers", "transformers")
+    yield name, Kind(*of, transformers, Peers.hugging_face, FULL)
+    drafting = partial(transformers, lookup=True)
+    yield f"{name} lookup", Kind(*of, drafting, Peers.hugging_face, FULL, name)
 
 
 def _genai() -> Iterator[tuple[str, Kind]]:
+    of = "onnxruntime-genai", "onnxruntime_genai"
     for precision in ("fp32", "int8", "int4"):
         files = partial(Peers.genai, precision=precision)
         name, quality = f"onnxruntime-genai {precision}", QUALITY[precision]
-        yield name, Kind("onnxruntime_genai", onnxruntime_genai, files, quality)
+        yield name, Kind(*of, onnxruntime_genai, files, quality)
         drafting = partial(onnxruntime_genai, speculation=GENAI_NGRAMS)
-        yield f"{name} n-gram", Kind("onnxruntime_genai", drafting, files, quality)
+        yield f"{name} n-gram", Kind(*of, drafting, files, quality, name)
 
 
 def _llama() -> Iterator[tuple[str, Kind]]:
+    of = "llama.cpp", "llama_cpp"
     for name, float32_cache, files, quality in (
         ("llama.cpp fp32", True, Peers.gguf, FULL),
         ("llama.cpp Q8_0", False, partial(Peers.quantised_gguf, kind="Q8_0"), EIGHT),
     ):
         plain = partial(llama_cpp, float32_cache=float32_cache)
-        yield name, Kind("llama_cpp", plain, files, quality)
-        yield f"{name} lookup", Kind("llama_cpp", partial(plain, lookup=True), files, quality)
+        yield name, Kind(*of, plain, files, quality)
+        yield f"{name} lookup", Kind(*of, partial(plain, lookup=True), files, quality, name)
 
 
 def _openvino() -> Iterator[tuple[str, Kind]]:
+    of = "OpenVINO", "openvino_genai"
     for name, float32, weights, quality in (
         ("OpenVINO fp32", True, "fp32", FULL),
         ("OpenVINO default", False, "fp32", HALF),
@@ -103,17 +126,64 @@ def _openvino() -> Iterator[tuple[str, Kind]]:
     ):
         plain = partial(openvino_genai, float32=float32)
         files = partial(Peers.openvino, weights=weights)
-        yield name, Kind("openvino_genai", plain, files, quality)
-        yield f"{name} lookup", Kind("openvino_genai", partial(plain, lookup=True), files, quality)
+        yield name, Kind(*of, plain, files, quality)
+        yield f"{name} lookup", Kind(*of, partial(plain, lookup=True), files, quality, name)
+
+
+def _dejavuu() -> Iterator[tuple[str, Kind]]:
+    of = "dejavuu", "dejavuu"
+    for variant, quality in (("fp32", FULL), ("int8", EIGHT), ("q4", FOUR)):
+        name, plain = f"dejavuu {variant}", partial(dejavuu, variant=variant)
+        yield name, Kind(*of, plain, Peers.dejavuu, quality)
+        yield f"{name} lookup", Kind(*of, partial(plain, lookup=True), Peers.dejavuu, quality, name)
 
 
 ENGINES = {
-    "target-only": Kind("onnxruntime", target_only),
-    "speculative": Kind("onnxruntime", speculative),
-    "fixed tree": Kind("onnxruntime", fixed_tree),
-    "transformers": Kind("transformers", transformers, Peers.hugging_face, FULL),
+    BASELINE: Kind(OURS, "onnxruntime", target_only),
+    "speculative": Kind(OURS, "onnxruntime", speculative, plain=BASELINE),
+    "fixed tree": Kind(OURS, "onnxruntime", fixed_tree, plain=BASELINE),
+    **dict(_transformers()),
     **dict(_genai()),
     **dict(_llama()),
     **dict(_openvino()),
+    **dict(_dejavuu()),
 }
-BASELINE = "target-only"  # ratios and equality are against it
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An engine in a comparison; `bundle` is ours, None for a peer. `plain` names another contestant."""
+
+    kind: Kind
+    bundle: Path | None
+    quality: str
+    plain: str | None
+
+
+def line_up(bundles: Mapping[Path, str], only: Sequence[str]) -> dict[str, Contestant]:
+    """Return the contestants by name: engines of `ENGINES`, or those of them in `only`.
+
+    bundles: what the target of each computes in, `Manifest.label`. Where there are several, ours are in the
+    comparison with each, and named after it.
+
+    Raises:
+        InputError: two bundles compute in the same.
+    """
+    if len({*bundles.values()}) < len(bundles):
+        raise InputError(f"the bundles compute in {', '.join(bundles.values())}: name one of each precision")
+    found = {}
+    for name in only or ENGINES:
+        kind = ENGINES[name]
+        if kind.quality is not None:
+            found[name] = Contestant(kind, None, kind.quality, kind.plain)
+            continue
+        for bundle, label in bundles.items():
+            end = f" {label}" if len(bundles) > 1 else ""
+            plain = kind.plain and f"{kind.plain}{end}"
+            found[f"{name}{end}"] = Contestant(kind, bundle, QUALITY[label], plain)
+    return found
+
+
+def is_baseline(name: str) -> bool:
+    """Whether a contestant of this name is what ratios and equality are against."""
+    return name == BASELINE or name.startswith(f"{BASELINE} ")

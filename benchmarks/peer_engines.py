@@ -15,27 +15,48 @@ from benchmarks.workers import Setup
 GENAI_NGRAMS = {"ngram_size": 4, "max_draft_tokens": 8, "ngram_chained_lookup": True, "min_adaptive_k": 2}
 
 
-def transformers(setup: Setup) -> Engine:
-    """Hugging Face transformers: `generate` with its defaults."""
+PROMPT_LOOKUP_TOKENS = 10  # a round, as prompt lookup's authors do; n-grams as long as transformers' default
+
+
+class _Streamer(Clock):
+    """What transformers streams to: the prompt, then the tokens of every call of the model."""
+
+    calls = -1
+
+    def put(self, tokens: Any) -> None:
+        """Note the tokens of a call."""
+        self.calls += 1
+        for token in tokens.flatten() if self.calls else ():
+            super().put(token)
+
+    def end(self) -> None:
+        """Nothing to do."""
+
+
+def transformers(setup: Setup, lookup: bool = False) -> Engine:
+    """Hugging Face transformers: `generate` with its defaults; with `lookup` it drafts by prompt lookup."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(setup.threads)
     model: Any = AutoModelForCausalLM.from_pretrained(setup.model, dtype=torch.float32)
 
+    drafting = {"prompt_lookup_num_tokens": PROMPT_LOOKUP_TOKENS} if lookup else {}
+
     def answer(ids: list[int], max_new_tokens: int) -> Answer:
-        clock = Clock()
+        clock = _Streamer()
         prompt = torch.tensor([ids])
         output = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=list(setup.stop_ids),
-            pad_token_id=setup.stop_ids[0],
+            eos_token_id=list(setup.stop_ids) or None,
+            pad_token_id=setup.stop_ids[0] if setup.stop_ids else 0,
             streamer=clock,
+            **drafting,
         )
-        return clock.answer(output[0, len(ids) :].tolist())
+        return clock.answer(output[0, len(ids) :].tolist(), clock.calls - 1)
 
     return answer
 
@@ -191,5 +212,32 @@ def openvino_genai(setup: Setup, *, lookup: bool = False, float32: bool = False)
         streamer = Streamer()
         found = pipeline.generate(inputs, config, streamer)
         return streamer.clock.answer(list(found.tokens[0]), streamer.writes - 1)
+
+    return answer
+
+
+def dejavuu(setup: Setup, *, variant: str, lookup: bool = False) -> Engine:
+    """The dejavuu library on ONNX Runtime, CPU; `variant` is a graph that its own builder made.
+
+    With `lookup` it drafts by prompt lookup, its method "pld", with its defaults. It reads the last token of
+    a prompt in its first round, which may give several tokens; that round is not counted, as everywhere.
+    """
+    from dejavuu.core.engine import generate
+    from dejavuu.decoders.text import Model
+    from dejavuu.drafters import make_drafter
+
+    model = Model(setup.model, variant, threads=setup.threads)
+    stop = setup.stop_ids[0] if setup.stop_ids else None  # it knows one; at the others answers are cut
+
+    def answer(ids: list[int], max_new_tokens: int) -> Answer:
+        clock = Clock()
+        drafter = make_drafter("pld") if lookup else None
+        found = generate(
+            model, ids, max_new_tokens, drafter, eos=stop, on_emit=lambda token, _: clock.put(token)
+        )
+        ends = (place for place, token in enumerate(found.tokens, start=1) if token in setup.stop_ids)
+        tokens = found.tokens[: next(ends, None)]
+        del clock.times[len(tokens) :]
+        return clock.answer(tokens, found.steps - 1)
 
     return answer

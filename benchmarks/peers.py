@@ -49,6 +49,10 @@ class Peers:
         """
         return self._once(f"openvino-{weights}", partial(self._write_openvino, weights))
 
+    def dejavuu(self) -> Path:
+        """Return a folder of dejavuu's with its graphs fp32, int8 and q4, made by its own builder."""
+        return self._once("dejavuu", self._write_dejavuu)
+
     def gguf(self) -> Path:
         """Return a float32 GGUF file of a target that is itself a GGUF file."""
         return self._once("gguf", self._write_gguf) / "model.gguf"
@@ -106,6 +110,10 @@ class Peers:
         paths = ["-m", str(self.hugging_face()), str(folder)]
         _convert("optimum-intel", [str(converter), *openvino_export(weights), *paths])
 
+    def _write_dejavuu(self, folder: Path) -> None:
+        paths = ["--model", str(self.hugging_face()), "--out", str(folder)]
+        _convert("dejavuu's builder", [sys.executable, *DEJAVUU_BUILDER, *paths])
+
     def _gguf_reader(self) -> Any:
         import gguf
 
@@ -155,6 +163,11 @@ class Peers:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+
+# The arguments of Python that run dejavuu's builder, but for paths: it wants a revision even of a folder.
+# "int8" are 8-bit weights and activations, "q4" 4-bit blocks of 32 with an 8-bit head.
+DEJAVUU_BUILDER = ["-m", "dejavuu.tools.build_decoder", "--revision", "main", "--quant", "both"]
 
 
 def genai_builder(precision: str) -> list[str]:

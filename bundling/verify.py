@@ -10,18 +10,22 @@ from poss_export.errors import InputError, PossExportError
 from poss_export.evaluation.checks import (
     NO_DRAFTER,
     Check,
+    Verification,
     check_cache_laws,
     check_greedy,
     check_sampled,
     check_sampling,
 )
+from poss_export.evaluation.filters import check_filters
 from poss_export.evaluation.held_out import PROMPTS
 from poss_export.evaluation.parity import FIGURES, SCORES, check_name, check_parity
-from poss_export.manifest import DrafterEntry, Manifest, read_manifest
+from poss_export.evaluation.rounds import check_rounds
+from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, DrafterEntry, Manifest, read_manifest
 from poss_export.progress import Report, silent
 from poss_export.prompts import Prompt
 from poss_export.reference import Reference
-from poss_export.runtime.bundle import open_bundle
+from poss_export.runtime.bundle import Bundle, open_bundle
+from poss_export.runtime.sessions.facts import engine_facts
 from poss_export.runtime.sessions.ort import Provider
 
 if TYPE_CHECKING:
@@ -46,8 +50,9 @@ def verify(
     provider: Provider = "cpu",
     threads: int | None = None,
     slots: int = 1,
+    costs: bool = False,
     report: Report = silent,
-) -> list[Check]:
+) -> Verification:
     """Check that a bundle is whole, computes what PyTorch does, and loses nothing by speculating.
 
     Args:
@@ -61,10 +66,11 @@ def verify(
         provider: of ONNX Runtime.
         threads: of the CPU; None leaves it to ONNX Runtime.
         slots: answers at once, each of which must be as alone.
+        costs: tell what rounds cost too; where that is not known yet, it is measured.
         report: told what begins.
 
     Returns:
-        A check each; one that cannot be made here is skipped and says why.
+        The checks; one that cannot be made here is skipped and says why.
 
     Raises:
         BundleError: the bundle is damaged, or lacks engines for the backend.
@@ -76,30 +82,48 @@ def verify(
         raise InputError("no prompts; give at least one to answer", options=("prompts",))
     manifest = read_manifest(folder, full=True)
     checks = [Check("files", True, f"{len(manifest.files)} files are as they were built")]
-    reference, made = _reference(manifest, target, drafter, report)
+    reference, made = _reference(folder, manifest, target, drafter, report)
     checks += made
     with open_bundle(folder, threads=threads, provider=provider, backend=backend, slots=slots) as bundle:
         if reference is not None:
             checks += check_parity(bundle, reference)
         checks += check_cache_laws(bundle)
-        checks.append(check_greedy(bundle, prompts, max_new_tokens, report))
-        checks.append(check_sampled(bundle, prompts, max_new_tokens, report))
-        checks.append(check_sampling(bundle, prompts, draws, report))
-    return checks
+        if any(check.figures.get("difference", 0) is None for check in checks):
+            checks.append(Check("answers", None, "results of the graphs are no numbers; nothing was asked"))
+        else:
+            checks += _check_answers(bundle, prompts, max_new_tokens, draws, report)
+        return Verification(
+            manifest,
+            tuple(checks),
+            engine_facts(backend, provider, threads),
+            bundle.planners.costs if costs else None,
+        )
+
+
+def _check_answers(
+    bundle: Bundle, prompts: Sequence[Prompt], max_new_tokens: int, draws: int, report: Report
+) -> list[Check]:
+    return [
+        check_greedy(bundle, prompts, max_new_tokens, report),
+        check_sampled(bundle, prompts, max_new_tokens, report),
+        *check_rounds(bundle, prompts, max_new_tokens, report),
+        check_filters(bundle.manifest.target.config.vocab_size),
+        check_sampling(bundle, prompts, draws, report),
+    ]
 
 
 def _reference(
-    manifest: Manifest, target: str | None, drafter: str | None, report: Report
+    folder: Path, manifest: Manifest, target: str | None, drafter: str | None, report: Report
 ) -> tuple[Reference | None, list[Check]]:
     """Return PyTorch's results, where they can be had, and the checks made or skipped on the way."""
     try:
-        return _run_pytorch(manifest, target, drafter, report)
+        return _run_pytorch(folder, manifest, target, drafter, report)
     except ImportError as error:
         return None, [Check("parity", None, f"{error}; pip install 'poss-export[export]'")]
 
 
 def _run_pytorch(
-    manifest: Manifest, target: str | None, drafter: str | None, report: Report
+    folder: Path, manifest: Manifest, target: str | None, drafter: str | None, report: Report
 ) -> tuple[Reference | None, list[Check]]:
     """Return the results for the checkpoints that a bundle was made from, and checks as `_reference`."""
     from poss_export.exporters.reference import make_reference, round_beside
@@ -114,6 +138,7 @@ def _run_pytorch(
         checkpoint, reason = None, _QUANTISED
     else:
         checkpoint, reason = _find_drafter(manifest.drafter, drafter)
+    checks.append(_check_tables(folder, manifest, opened, checkpoint))
     report("running PyTorch")
     decoder = opened.load_decoder()
     if checkpoint is None or manifest.drafter is None:
@@ -132,6 +157,26 @@ def _check_text(manifest: Manifest, target: "Target") -> Check:
             "text", False, f"{target.name!r} has another {differing} than the bundle: build it again"
         )
     return Check("text", True, "tokenizer, template and stop tokens are the target's")
+
+
+def _check_tables(
+    folder: Path, manifest: Manifest, target: "Target", drafter: "DrafterCheckpoint | None"
+) -> Check:
+    """Compare the tables in the graphs with what they must be; without a drafter, the target's alone."""
+    from poss_export.exporters.tables import missing_tables, rotary
+
+    config, precision, rows = target.config, manifest.precision, manifest.capacity
+    graphs = {TARGET_GRAPH: rotary(config.rope, config.head_dim, rows, precision)}
+    if drafter is not None:
+        own = drafter.drafter.config
+        graphs[DRAFT_GRAPH] = rotary(own.rope, own.head_dim, rows, precision)
+        graphs[DRAFT_GRAPH]["draft ids"] = drafter.drafter.draft_ids
+    wrong = [
+        f"{graph} has other {name}"
+        for graph, tables in graphs.items()
+        for name in missing_tables(folder / graph, tables)
+    ]
+    return Check("tables", not wrong, "; ".join(wrong) or "rotary tables and draft ids are the checkpoint's")
 
 
 def _find_target(manifest: Manifest, spec: str | None) -> "tuple[Target | None, str]":

@@ -1,18 +1,23 @@
 """The checks that `poss-export verify` makes with a bundle's own engines."""
 
+import math
 from collections import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
-from poss_export.evaluation import laws
+from poss_export.costs import Costs, Fingerprint
+from poss_export.evaluation import laws, metrics
 from poss_export.evaluation.answers import answer
 from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE
-from poss_export.evaluation.distribution import node_chances
+from poss_export.evaluation.distribution import invented_round, node_chances
 from poss_export.evaluation.equality import Divergence, Verdict, find_divergence, judge
+from poss_export.manifest import Manifest
 from poss_export.progress import Report
 from poss_export.prompts import Prompt
 from poss_export.runtime.bundle import Bundle
+from poss_export.runtime.generation import Generation
 from poss_export.runtime.loop import prefill
 from poss_export.runtime.request import Request
 from poss_export.runtime.sampling import GREEDY, Logits, Sampling
@@ -22,40 +27,66 @@ from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import verifier
 
 _SAMPLINGS = (Sampling(temperature=1.0), Sampling(temperature=0.8, top_k=40, top_p=0.95))
-_SAMPLED = Sampling(temperature=0.8, top_p=0.95, seed=0)  # whose tokens are compared
+SAMPLED = Sampling(temperature=0.8, top_p=0.95, seed=0)  # whose tokens are compared
 _TREES = 2  # that the distribution is tested on
 _FALSE_ALARM = 1e-4  # chance that the distribution test refuses a right sampler
 
 NO_DRAFTER = "the bundle has no drafter"
-_NOT_CLAIMED = "not claimed of a quantised graph"
+NOT_CLAIMED = "not claimed of a quantised graph"
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a check found; `passed` None: it was skipped, `detail` says why. `notes` are single cases."""
+    """What a check found; `passed` None: it was skipped, `detail` says why.
+
+    `notes` are single cases, with their prompts. `figures`: what was measured, as plain JSON values.
+    """
 
     name: str
     passed: bool | None
     detail: str
     notes: tuple[str, ...] = ()
+    figures: abc.Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def within(cls, name: str, difference: float, allowed: float, claimed: bool = True) -> "Check":
+        """Return the check that a difference is allowed; of what is not claimed it is told."""
+        detail = f"difference {difference:.1e}, allowed {allowed:.0e}"
+        figures = {"difference": _finite(difference), "allowed": allowed}
+        if not claimed:
+            return cls(name, None, f"{NOT_CLAIMED}: {detail}", figures=figures)
+        return cls(name, difference <= allowed, detail, figures=figures)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks of a bundle, what ran it, and what its rounds cost, where that was asked for."""
+
+    manifest: Manifest
+    checks: tuple[Check, ...]
+    engine: Fingerprint
+    costs: Costs | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether any check did."""
+        return any(check.passed is False for check in self.checks)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no other numbers
 
 
 def check_cache_laws(bundle: Bundle) -> list[Check]:
-    """Check every law of `cache_laws` on random tokens."""
+    """Check every law of `laws` on random tokens."""
     manifest, target, drafter = bundle.manifest, bundle.target, bundle.drafter
     precision, vocab = manifest.precision, manifest.target.config.vocab_size
     tokens = np.random.default_rng(0).integers(0, vocab, laws.TOKENS)
     exactness = manifest.exactness
 
-    def check(name: str, difference: float, allowed: float, claimed: bool) -> Check:
-        detail = f"difference {difference:.1e}, allowed {allowed:.0e}"
-        if not claimed:
-            return Check(name, None, f"{_NOT_CLAIMED}: {detail}")
-        return Check(name, difference <= allowed, detail)
-
     def law(name: str, difference: float, chain: bool) -> Check:
         tie = exactness.tie(chain)
-        return check(name, difference, max(TOLERANCE[precision], tie or 0), tie is not None)
+        return Check.within(name, difference, max(TOLERANCE[precision], tie or 0), tie is not None)
 
     name = "draft rows at once = in parts"
     beside = (
@@ -65,12 +96,13 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
     )
     return [
         *beside,
+        Check.within("next token = highest logit", laws.next_token_is_likeliest(target, tokens), 0),
         law("n tokens = n steps", laws.steps_equal_one_call(target, tokens), chain=True),
         law("tree = its paths", laws.tree_equals_its_paths(target, tokens), chain=False),
         law("commit = fresh run", laws.commit_equals_fresh_run(target, tokens), chain=False),
         Check(name, None, NO_DRAFTER)
         if drafter is None
-        else check(
+        else Check.within(
             name,
             laws.draft_parts_equal_one_call(target, drafter, tokens),
             SCORE_TOLERANCE[precision],
@@ -93,7 +125,7 @@ def check_sampled(
 ) -> Check:
     """Check the same of sampled tokens: each has a random number of its own (docs/lossless-sampling.md)."""
     name = "sampled: speculative = target-only"
-    return _check_equality(name, bundle, prompts, _SAMPLED, max_new_tokens, report)
+    return _check_equality(name, bundle, prompts, SAMPLED, max_new_tokens, report)
 
 
 def _check_equality(
@@ -117,15 +149,22 @@ class _Case:
 
     prompt: str
     tokens: int  # of the target's own answer
+    ours: Generation
     claimed: bool  # the answers must be equal
     divergence: Divergence | None
     verdict: Verdict
 
+    @property
+    def kind(self) -> Literal["near-tie", "mismatch"]:
+        """What a divergence is, whether or not equality is claimed."""
+        return "near-tie" if self.verdict == "near-tie" else "mismatch"
+
     def note(self) -> str:
         """Return where the answers part."""
         assert self.divergence is not None
-        kind = "near-tie" if self.verdict == "near-tie" else "mismatch"
-        return f"{kind} at token {self.divergence.position}, gap {self.divergence.gap:.1e}: {self.prompt!r}"
+        return (
+            f"{self.kind} at token {self.divergence.position}, gap {self.divergence.gap:.1e}: {self.prompt!r}"
+        )
 
 
 def _answered(bundle: Bundle, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> abc.Iterator[_Case]:
@@ -141,46 +180,71 @@ def _answered(bundle: Bundle, prompt: Prompt, sampling: Sampling, max_new_tokens
             bundle.target, ids, ours.token_ids, plain.token_ids, sampling, exactness.tie(ours.chains)
         )
         verdict = judge(found, exactness, ours.chains)
-        yield _Case(plain.prompt, plain.tokens, exactness.claims(ours.chains), found, verdict)
+        yield _Case(plain.prompt, plain.tokens, ours, exactness.claims(ours.chains), found, verdict)
 
 
 def _judged(name: str, cases: abc.Sequence[_Case]) -> Check:
-    parted = [case for case in cases if case.divergence is not None]
-    near_ties = sum(case.verdict == "near-tie" for case in parted)
-    detail = (
-        f"{len(cases)} answers, {sum(case.tokens for case in cases)} tokens, "
-        f"{len(parted) - near_ties} mismatches, {near_ties} near-ties"
+    figures = _equality_figures(cases)
+    detail = "{answers} answers, {tokens} tokens, {mismatches} mismatches, {near_ties} near-ties".format_map(
+        figures
     )
-    notes = tuple(case.note() for case in parted)
-    if any(case.verdict == "mismatch" for case in parted):
-        return Check(name, False, detail, notes)
-    if not all(case.claimed for case in cases):
-        return Check(name, None, f"{_NOT_CLAIMED}: {detail}", notes)
-    return Check(name, True, detail, notes)
+    passed = None if not all(case.claimed for case in cases) else True
+    if any(case.verdict == "mismatch" for case in cases):
+        passed = False
+    told = f"{NOT_CLAIMED}: {detail}" if passed is None else detail
+    return Check(name, passed, told, tuple(case.note() for case in cases if case.divergence), figures)
+
+
+def _equality_figures(cases: abc.Sequence[_Case]) -> dict[str, Any]:
+    """Return what was counted; `rounds_by_depth` as in metrics.py, of the answers with the drafter."""
+    ours = [case.ours for case in cases]
+    divergences = [
+        {
+            "answer": number,
+            "position": case.divergence.position,
+            "gap": _finite(case.divergence.gap),
+            "kind": case.kind,
+        }
+        for number, case in enumerate(cases, start=1)
+        if case.divergence is not None
+    ]
+    return {
+        "answers": len(cases),
+        "tokens": sum(case.tokens for case in cases),
+        "mismatches": sum(one["kind"] == "mismatch" for one in divergences),
+        "near_ties": sum(one["kind"] == "near-tie" for one in divergences),
+        "divergences": divergences,
+        "tau": metrics.pooled_tau(ours),
+        "rounds_by_depth": metrics.rounds_by_depth(ours),
+    }
 
 
 def check_sampling(bundle: Bundle, prompts: abc.Sequence[Prompt], draws: int, report: Report) -> Check:
     """Check that tokens sampled through trees follow the target's distribution; `draws` walks in all.
 
-    Engines give each prompt's first tree and its logits once; the walks cost no engine.
+    Engines give each prompt's first tree and its logits once; the walks cost no engine. An invented tree is
+    walked too: a target may be too sure, or a drafter too bad, for anything to be drawn below a root.
     """
     name = "sampling: distribution"
-    if bundle.drafter is None:
-        return Check(name, None, NO_DRAFTER)
     report(name)
-    prompts = prompts[:_TREES]
-    each = max(draws // (len(prompts) * len(_SAMPLINGS)), 1)
-    chances = list[float]()
-    for prompt in prompts:
-        first = next(bundle.conversation(prompt, raw=not bundle.chats))
-        tree, logits = _first_round(bundle.target, bundle.drafter, first.prompt_ids.tolist())
-        for seed, sampling in enumerate(_SAMPLINGS):
-            chances += node_chances(tree, logits, sampling, each, seed).values()
+    walked = [invented_round(bundle.manifest.target.config.vocab_size)]
+    if bundle.drafter is not None:
+        for prompt in prompts[:_TREES]:
+            first = next(bundle.conversation(prompt, raw=not bundle.chats))
+            walked.append(_first_round(bundle.target, bundle.drafter, first.prompt_ids.tolist()))
+    each = max(draws // (len(walked) * len(_SAMPLINGS)), 1)
+    chances = [
+        chance
+        for tree, logits in walked
+        for seed, sampling in enumerate(_SAMPLINGS)
+        for chance in node_chances(tree, logits, sampling, each, seed).values()
+    ]
     allowed = _FALSE_ALARM / len(chances)
     detail = (
         f"{draws} draws, {len(chances)} nodes tested, smallest p {min(chances):.2g}, allowed {allowed:.0e}"
     )
-    return Check(name, min(chances) >= allowed, detail)
+    figures = {"draws": draws, "chances": chances, "allowed": allowed}
+    return Check(name, min(chances) >= allowed, detail, figures=figures)
 
 
 def _first_round(

@@ -1,5 +1,6 @@
 """How much two results may differ that should be equal but for rounding."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,11 @@ def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
     """
     found, expected = found.astype(np.float64), expected.astype(np.float64)
     return float(np.abs(found - expected).max() / (np.abs(expected).max() or 1.0))
+
+
+def largest(differences: Iterable[float]) -> float:
+    """Return the largest difference; not a number where one is none, which `max` may pass over."""
+    return float(np.max([*differences]))
 
 
 def tree_difference(found: DraftTree, expected: DraftTree) -> float:

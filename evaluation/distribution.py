@@ -47,6 +47,18 @@ def node_chances(
     }
 
 
+def invented_round(vocab_size: int) -> tuple[DraftTree, Logits]:
+    """Return a tree of two nodes below each of two, and random logits [nodes, vocab] that favour its tokens.
+
+    So a walk goes anywhere in it, and ends anywhere.
+    """
+    rng = np.random.default_rng(0)
+    tree = DraftTree.with_root(0, [1, 2, 3, 1, 2, 3], [0, 0, 1, 1, 2, 2], [-1, -2, -3, -4, -5, -6])
+    logits = rng.normal(size=(len(tree), vocab_size)).astype(np.float32)
+    logits[:, 1:4] = np.log(np.exp(logits).sum(axis=-1, keepdims=True) * (0.8, 0.6, 0.4))
+    return tree, logits
+
+
 def chance(counts: Counter[int], q: NDArray[np.floating[Any]]) -> float:
     """Return how probable it is that draws from `q` [vocab] deviate from it as much as `counts` do.
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poss_export.evaluation.differences import difference, tree_difference
+from poss_export.evaluation.differences import difference, largest, tree_difference
 from poss_export.runtime.sessions.base import DraftSession, Ints, TargetCall, TargetOutput, TargetSession
 from poss_export.runtime.tree import DraftTree
 
@@ -32,10 +32,20 @@ def steps_equal_one_call(target: TargetSession, tokens: Ints) -> float:
     append(target, tokens[:1])
     expected = _results(target.forward(DraftTree.chain(tokens[1:])))
     single = [_results(append(target, tokens[i : i + 1])) for i in range(1, len(tokens))]
-    return max(
+    return largest(
         difference(np.concatenate(found), all_at_once)
         for found, all_at_once in zip(zip(*single, strict=True), expected, strict=True)
     )
+
+
+def next_token_is_likeliest(target: TargetSession, tokens: Ints) -> float:
+    """The token that a greedy answer takes after each node = one of those with the highest logit."""
+    target.reset()
+    append(target, tokens[:PREFIX])
+    output = target.forward(_tree(tokens))
+    logits = output.logits.astype(np.float64)
+    chosen = np.take_along_axis(logits, output.next_tokens[:, None], axis=-1)[:, 0]
+    return difference(chosen, logits.max(axis=-1))
 
 
 def tree_equals_its_paths(target: TargetSession, tokens: Ints) -> float:
@@ -48,7 +58,7 @@ def tree_equals_its_paths(target: TargetSession, tokens: Ints) -> float:
     for path in PATHS:
         expected = _results(target.forward(DraftTree.chain(tree.tokens[path])))
         errors += [difference(result[path], one) for result, one in zip(found, expected, strict=True)]
-    return max(errors)
+    return largest(errors)
 
 
 def commit_equals_fresh_run(target: TargetSession, tokens: Ints) -> float:
@@ -64,7 +74,7 @@ def commit_equals_fresh_run(target: TargetSession, tokens: Ints) -> float:
         target.reset()
         fresh = _results(append(target, np.concatenate((tokens[:PREFIX], tree.tokens[path], last))))
         errors += [difference(one, all_of_it[-1:]) for one, all_of_it in zip(found, fresh, strict=True)]
-    return max(errors)
+    return largest(errors)
 
 
 def beside_others_equals_alone(target: TargetSession, tokens: Ints) -> float:
@@ -79,7 +89,7 @@ def beside_others_equals_alone(target: TargetSession, tokens: Ints) -> float:
         calls.append(TargetCall(chain, np.arange(more), slot))
     alone = [_results(target.forward(*call)) for call in calls]
     together = [_results(output) for output in target.forward_all(calls)]
-    return max(
+    return largest(
         difference(one, other)
         for found, expected in zip(together, alone, strict=True)
         for one, other in zip(found, expected, strict=True)

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from poss_export.config import Precision
 from poss_export.errors import ParityError
 from poss_export.evaluation.checks import Check
-from poss_export.evaluation.differences import SCORE_TOLERANCE, TOLERANCE, difference, tree_difference
+from poss_export.evaluation.differences import (
+    SCORE_TOLERANCE,
+    TOLERANCE,
+    difference,
+    largest,
+    tree_difference,
+)
 from poss_export.evaluation.laws import append
 from poss_export.reference import BRANCH, DRAFTED, PREFIX, Reference
 from poss_export.runtime.bundle import Bundle
@@ -51,11 +57,7 @@ def check_parity(bundle: Bundle, reference: Reference) -> list[Check]:
     """Return a check for each result of the graphs; `bundle` is entered."""
     precision = bundle.manifest.precision
     return [
-        Check(
-            check_name(name),
-            value <= (allowed := _allowed(name, precision)),
-            f"difference {value:.1e}, allowed {allowed:.0e}",
-        )
+        Check.within(check_name(name), value, _allowed(name, precision))
         for name, value in compare(bundle, reference).items()
     ]
 
@@ -98,7 +100,7 @@ def _compare_trees(session: DraftSession, reference: Reference) -> float:
         following = slice(rows.start + 1, rows.stop + 1)
         found = session.propose(reference.ids[0, following], reference.features[0, rows])
         errors.append(tree_difference(found, DraftTree.with_root(int(found.tokens[0]), *drawn)))
-    return max(errors)
+    return largest(errors)
 
 
 def _two_branches(left: NDArray[np.int64], right: NDArray[np.int64]) -> DraftTree:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poss_export.contract import WIDEST
+from poss_export.evaluation.differences import largest
 from poss_export.evaluation.laws import append
 from poss_export.manifest import TARGET_GRAPH
 from poss_export.runtime.bundle import Bundle, contracts_of
@@ -53,7 +54,7 @@ def measure_widths(bundle: Bundle, texts: Sequence[Ints]) -> dict[str, Any]:
                 session.reset()
                 append(session, ids[:place])
                 for name, difference in measure(session, place, ids).items():
-                    worst[name] = max(worst.get(name, 0.0), difference)
+                    worst[name] = largest((worst.get(name, 0.0), difference))
     widths = {width: worst[str(width)] for width in WIDTHS if str(width) in worst}
     agreeing = [
         width for width in widths if width >= _LEAST and not any(widths[w] for w in widths if w >= width)

@@ -11,7 +11,7 @@ from poss_export.files import check_file, whole
 
 _SHARES = (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
 _KINDS = 7  # of node that have a colour of their own
-_COLOURS = ("#1f6f8b", "#d1495b", "#5b8c5a", "#edae49")
+COLOURS = ("#1f6f8b", "#d1495b", "#5b8c5a", "#edae49")
 
 
 def check_plot(path: Path) -> None:
@@ -30,10 +30,10 @@ def check_library() -> None:
 
 def plot_profile(profile: Mapping[str, Any], path: Path) -> None:
     """Draw a report of `poss-export profile` to `path`: latency of target calls against their width."""
-    figure = _figure(8, 5)
+    figure = new_figure(8, 5)
     axes = figure.add_subplot()
     contexts = sorted({row["context"] for row in profile["verify"]})
-    for context, colour in zip(contexts, _COLOURS * len(contexts), strict=False):
+    for context, colour in zip(contexts, COLOURS * len(contexts), strict=False):
         _plot_context(axes, profile, context, colour)
     engine = profile["engine"]
     axes.set_title(
@@ -72,7 +72,7 @@ def _plot_context(axes: Any, profile: Mapping[str, Any], context: int, colour: s
 
 def plot_layers(calls: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw a report of `profile_layers` to `path`: a bar a call, its kinds of node stacked."""
-    figure = _figure(9, 1.5 + len(calls))
+    figure = new_figure(9, 1.5 + len(calls))
     axes = figure.add_subplot()
     names = [f"{call['call']}\n{call['rows']} rows" for call in calls]
     kinds = {kind for call in calls for kind in call["kinds"]}
@@ -95,7 +95,7 @@ def plot_acceptance(acceptance: AcceptanceCurves, path: Path) -> None:
     depths = acceptance.depths
     columns = min(len(depths), 3)
     rows = -(-len(depths) // columns)
-    figure = _figure(1 + 3 * columns, 1.3 + 2.8 * rows)
+    figure = new_figure(1 + 3 * columns, 1.3 + 2.8 * rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, curve in zip(grid, depths, strict=False):
         _plot_depth(axes, curve)
@@ -114,7 +114,7 @@ def plot_acceptance(acceptance: AcceptanceCurves, path: Path) -> None:
     _save(figure, path)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """Return an empty figure, in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -138,7 +138,7 @@ def _plot_depth(axes: Any, curve: DepthCurve) -> None:
     axes.plot(
         [0, *curve.probabilities, 1],
         [curve.chances[0], *curve.chances, curve.chances[-1]],
-        color=_COLOURS[1],
+        color=COLOURS[1],
         linewidth=1.2,
         label="monotone fit",
     )
@@ -148,7 +148,7 @@ def _plot_depth(axes: Any, curve: DepthCurve) -> None:
         [below, above],
         fmt="o",
         markersize=3.5,
-        color=_COLOURS[0],
+        color=COLOURS[0],
         elinewidth=1,
         label="observed, 95 % interval",
     )

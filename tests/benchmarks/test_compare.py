@@ -11,8 +11,9 @@ from benchmarks import compare
 from benchmarks.answers import Answer
 from benchmarks.compare import Row, by_kind, results, summary
 from benchmarks.compare_report import print_differences
-from benchmarks.contestants import BASELINE, ENGINES, QUALITY
+from benchmarks.contestants import BASELINE, ENGINES, QUALITY, Contestant, Kind, line_up
 from benchmarks.questions import Question
+from poss_export.errors import InputError
 from poss_export.prompts import Prompt
 
 
@@ -75,8 +76,68 @@ def test_differences_are_told_of_engines_of_one_quality(capsys: pytest.CaptureFi
     rows = [Row(BASELINE, [[answer([1, 2, 3], 3.0)]])]
     rows += [Row(name, [[answer([1, 9, 3], 3.0)]]) for name in ("as fine", "coarser")]
     qualities = {BASELINE: "fp32", "as fine": "fp32", "coarser": "8 bits"}
-    print_differences(results(rows, [asking("story", 4)], qualities, []))
+    print_differences(results(rows, [asking("story", 4)], contestants(qualities), []))
     assert capsys.readouterr().out == f"as fine differs from {BASELINE} in q:1, token 1\n"
+
+
+def contestants(qualities: dict[str, str], **plain: str) -> dict[str, Contestant]:
+    """Return contestants that are each of a maker of their own, the first word of the name."""
+    return {
+        name: Contestant(
+            Kind(name.split()[0], "", lambda _: _fail), None, quality, plain.get(name.split()[0])
+        )
+        for name, quality in qualities.items()
+    }
+
+
+def _fail(ids: list[int], tokens: int) -> Answer:
+    raise AssertionError
+
+
+def test_engines_are_compared_with_those_of_their_quality_and_makers_by_their_best() -> None:
+    made = {
+        "target-only a": (3.0, [1, 2, 3]),
+        "target-only b": (2.0, [1, 2, 9]),
+        "peer b": (4.0, [1, 2, 8]),
+        "peer a": (6.0, [1, 2, 3]),
+        "own b": (8.0, [1, 2, 8]),
+    }
+    rows = [Row(name, [[answer(tokens, seconds)]]) for name, (seconds, tokens) in made.items()]
+    qualities = {name: {"a": "fp32", "b": "8 bits"}[name[-1]] for name in made}
+    found = results(rows, [asking("story", 4)], contestants(qualities, own="peer b"), [])
+    fine, coarse = ({row["engine"]: row for row in found["precisions"][q]} for q in ("fp32", "8 bits"))
+    assert fine.keys() == {"target-only a", "peer a"}
+    assert fine["peer a"]["ratio"] == pytest.approx(0.5)
+    assert coarse["peer b"]["ratio"] == pytest.approx(0.5)
+    assert (coarse["peer b"]["equal_answers"], coarse["peer b"]["equal_to_plain"]) == (0, None)
+    assert (coarse["own b"]["equal_answers"], coarse["own b"]["equal_to_plain"]) == (0, 1)
+    assert [(row["maker"], row["engine"]) for row in found["best"]] == [
+        ("target-only", "target-only b"),
+        ("peer", "peer b"),
+        ("own", "own b"),
+    ]
+    assert found["best"][1]["ratio"] == pytest.approx(0.5)
+
+
+def test_each_bundle_is_in_the_line_up() -> None:
+    bundles = {Path("a"): "fp32", Path("b"): "w8a16"}
+    found = line_up(bundles, ["speculative", BASELINE, "llama.cpp Q8_0 lookup"])
+    assert {name: (one.bundle, one.quality, one.plain) for name, one in found.items()} == {
+        "speculative fp32": (Path("a"), "fp32", "target-only fp32"),
+        "speculative w8a16": (Path("b"), "8 bits", "target-only w8a16"),
+        "target-only fp32": (Path("a"), "fp32", None),
+        "target-only w8a16": (Path("b"), "8 bits", None),
+        "llama.cpp Q8_0 lookup": (None, "8 bits", "llama.cpp Q8_0"),
+    }
+    assert list(line_up({Path("a"): "fp32"}, ["speculative"])) == ["speculative"]
+    with pytest.raises(InputError, match="name one of each precision"):
+        line_up({Path("a"): "fp32", Path("b"): "fp32"}, [])
+
+
+def test_whoever_speculates_names_who_does_not() -> None:
+    plain = {kind.plain for kind in ENGINES.values()} - {None}
+    assert plain <= ENGINES.keys()
+    assert all(ENGINES[name].plain is None for name in plain if name is not None)
 
 
 def test_every_peer_says_its_quality() -> None:
@@ -119,5 +180,5 @@ def test_an_engine_that_is_not_installed_has_a_row(
     arguments = [str(chat_bundle), "--prompts", str(prompts), "--max-new-tokens", "3", "--repeats", "1"]
     result = CliRunner().invoke(compare.main, [*arguments, *only])
     assert result.exit_code == 0, f"{result.output} {result.exception!r}"
-    assert "llama.cpp Q8_0 8 bits  not installed" in result.stdout
+    assert "not installed: llama.cpp Q8_0" in result.stdout
     assert "by kind" not in result.stdout

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.answers import Answer, Engine
-from benchmarks.peer_engines import GENAI_NGRAMS, llama_cpp, onnxruntime_genai, openvino_genai
+from benchmarks.peer_engines import (
+    GENAI_NGRAMS,
+    dejavuu,
+    llama_cpp,
+    onnxruntime_genai,
+    openvino_genai,
+    transformers,
+)
 from benchmarks.peers import Peers
 from benchmarks.workers import Setup
 from poss_export.targets.checkpoint import open_target
@@ -41,6 +48,21 @@ def check_stop(opener: Callable[[Setup], Engine], model: Path, answer: Answer) -
     stop = answer.token_ids[3]
     stopped = opener(Setup(model, (stop,), 64, 1))(PROMPT, TOKENS)
     assert stopped.token_ids == answer.token_ids[: answer.token_ids.index(stop) + 1]
+
+
+def test_transformers(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    model = Peers(open_target(str(tiny_folder("llama"))), tmp_path).hugging_face()
+    setup = Setup(model, (), 64, 1)
+    check(transformers(setup), transformers(setup, lookup=True))
+    check_stop(partial(transformers, lookup=True), model, transformers(setup)(PROMPT, TOKENS))
+
+
+@needs("dejavuu")
+def test_dejavuu(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    model = Peers(open_target(str(tiny_folder("llama"))), tmp_path).dejavuu()
+    setup, plain = Setup(model, (), 64, 1), partial(dejavuu, variant="fp32")
+    check(plain(setup), plain(setup, lookup=True))
+    check_stop(partial(plain, lookup=True), model, plain(setup)(PROMPT, TOKENS))
 
 
 @needs("onnxruntime_genai")

@@ -56,8 +56,8 @@ def test_a_bundle_of_taps(tiny_folder: Any, random_drafter: Any, tmp_path: Path)
     assert ours.token_ids == plain.token_ids
     places: dict[str, Any] = {"target": str(tiny_folder("llama")), "drafter": str(tmp_path / "drafter")}
     prompts = as_prompts(["<5> <9>"])
-    checks = verify(folder, prompts=prompts, max_new_tokens=8, draws=200, threads=1, **places)
-    assert {check.name: check.detail for check in checks if not check.passed} == {}
+    made = verify(folder, prompts=prompts, max_new_tokens=8, draws=200, threads=1, **places)
+    assert {check.name: check.detail for check in made.checks if not check.passed} == {}
     assert facts_of(str(tmp_path / "drafter")).to_dict()["config"]["taps"] == (0, 1)
 
 

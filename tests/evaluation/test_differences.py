@@ -3,13 +3,19 @@
 import numpy as np
 import pytest
 
-from poss_export.evaluation.differences import difference, tree_difference
+from poss_export.evaluation.differences import difference, largest, tree_difference
 from poss_export.runtime.tree import DraftTree
 
 
 def test_differences_are_relative_to_the_largest_value() -> None:
     assert difference(np.array([1.0, 98.0]), np.array([2.0, 100.0])) == 0.02
     assert np.isnan(difference(np.array([np.nan]), np.array([1.0])))
+
+
+def test_what_is_no_number_is_the_largest() -> None:
+    assert largest([1e-6, 0.5]) == 0.5
+    assert np.isnan(largest([1e-6, float("nan")]))
+    assert np.isnan(largest(iter([float("nan"), 1e-6])))
 
 
 def test_zeros_differ_by_what_is_not_zero() -> None:

@@ -10,6 +10,7 @@ import click
 from poss_export.cli import options
 from poss_export.cli.printing import log, print_json, print_rich
 from poss_export.engine_spec import Backend
+from poss_export.errors import InputError
 
 if TYPE_CHECKING:
     from poss_export.evaluation.checks import Check
@@ -27,13 +28,24 @@ _ANSWERS = (
     click.option("--draws", type=click.IntRange(1), default=8000, help="Samples for the distribution test."),
 )
 
+_OUTPUT = (
+    click.option(
+        "--report",
+        metavar="FILE.html",
+        type=options.FILE,
+        help="Write a page with all figures and pictures, for a bug report; it tells no prompts.",
+    ),
+    click.option("--report-prompts", is_flag=True, help="Tell prompts of answers that part there, too."),
+    options.json_flag("Print one JSON object a check."),
+)
+
 
 @options.headed(
     {
         "Checkpoints": _CHECKPOINTS,
         "Answers": _ANSWERS,
         "Engine": options.ENGINE,
-        "Output": (options.json_flag("Print one JSON object a check."),),
+        "Output": _OUTPUT,
     }
 )
 @click.command(cls=options.HeadedCommand, short_help="Check that a bundle is whole and loses nothing.")
@@ -52,6 +64,8 @@ def verify(
     backend: Backend,
     provider: "Provider",
     threads: int | None,
+    report: Path | None,
+    report_prompts: bool,
     as_json: bool,
 ) -> None:
     """Check that BUNDLE is whole, computes what PyTorch does, and loses nothing by speculating.
@@ -61,10 +75,15 @@ def verify(
     """
     from poss_export.bundling.verify import verify as verify_bundle
     from poss_export.evaluation.held_out import PROMPTS
+    from poss_export.evaluation.report import check_report, write_report
     from poss_export.prompts import read_prompts
 
+    if report_prompts and report is None:
+        raise InputError("prompts go into a report, and none is asked for", options=("report",))
+    if report is not None:
+        check_report(report)
     asked = read_prompts(prompts) if prompts else PROMPTS
-    made = verify_bundle(
+    found = verify_bundle(
         bundle,
         target=target,
         drafter=drafter,
@@ -75,10 +94,13 @@ def verify(
         backend=backend,
         provider=provider,
         threads=threads,
+        costs=report is not None,
         report=log,
     )
-    _print_checks(made, as_json)
-    ctx.exit(int(any(check.passed is False for check in made)))
+    if report is not None:
+        write_report(found, report, prompts=report_prompts)
+    _print_checks(found.checks, as_json)
+    ctx.exit(int(found.failed))
 
 
 def _print_checks(checks: Sequence["Check"], as_json: bool) -> None:
