@@ -26,7 +26,7 @@ from poss_export.runtime.planning.planner import ADAPTIVE, WHOLE_TREES, Plan, Pl
 from poss_export.runtime.round import Round
 from poss_export.runtime.sampling import Sampling
 from poss_export.runtime.sequence import Sequence as Decoding
-from poss_export.runtime.sessions.base import DraftSession, Ints
+from poss_export.runtime.sessions.base import DraftCall, DraftSession, Ints
 from poss_export.runtime.summary import TimedRound
 from poss_export.runtime.tree import DraftTree
 
@@ -48,10 +48,14 @@ class TimedDrafter:
 
     def propose(self, next_tokens: Ints, features: Any, slot: int = 0) -> DraftTree:
         """Return the drafter's tree."""
+        return self.propose_all([DraftCall(next_tokens, features, slot)])[0]
+
+    def propose_all(self, calls: Sequence[DraftCall]) -> list[DraftTree]:
+        """Return the drafter's trees."""
         start = time.perf_counter()
-        tree = self._drafter.propose(next_tokens, features, slot)
+        trees = self._drafter.propose_all(calls)
         self.seconds += time.perf_counter() - start
-        return tree
+        return trees
 
 
 class TimedPlanner:

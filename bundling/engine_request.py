@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from poss_export.engine_spec import MODULES, NAMES, EngineOptions, Flavour
+from poss_export.engine_spec import MODULES, MOST_SLOTS, NAMES, EngineOptions, Flavour
 from poss_export.errors import BackendError, InputError
 from poss_export.runtime.sessions.cuda import device_capability, has_driver
 
@@ -19,6 +19,7 @@ class EngineRequest:
     options: EngineOptions
     capacities: tuple[int, ...] = ()  # of further engines, below the bundle's
     widths: tuple[int, ...] = ()  # of calls that the target's are made for; empty: the usual ladder
+    slots: int = 1  # the most sequences of a call
     timing_cache: Path | None = None
 
 
@@ -44,18 +45,25 @@ def request_engines(
     capacities: Sequence[int] = (),
     timing_cache: Path | None = None,
     widths: Sequence[int] = (),
+    slots: int = 1,
 ) -> EngineRequest:
     """Return the request with the version filled in, and the device where it is the machine's.
 
-    Capacities and widths may come in any order, and more than once.
+    Capacities and widths may come in any order, and more than once. Engines are made for calls of up to
+    `slots` sequences.
 
     Raises:
-        InputError: the flavour does not have one of the options.
+        InputError: the flavour does not have one of the options, or `slots` is no power of two.
         BackendError: the library is not installed, or the GPU that it needs is not there.
     """
     options.check(flavour)
     if timing_cache is not None and flavour != "tensorrt":
         raise InputError(f"{NAMES[flavour]} has no timing cache: it times no kernels when it builds")
+    if not 1 <= slots <= MOST_SLOTS or slots & (slots - 1):
+        raise InputError(
+            f"engine slots is {slots}; it must be a power of two, 1 to {MOST_SLOTS}",
+            options=("engine_slots",),
+        )
     if capacities and options.strip_weights:
         raise InputError(
             "engines of several capacities cannot be built without weights: their tables differ from the "
@@ -68,6 +76,7 @@ def request_engines(
         options,
         capacities=tuple(sorted(set(capacities))),
         widths=tuple(sorted(set(widths))),
+        slots=slots,
         timing_cache=timing_cache,
     )
     if flavour == "tensorrt":

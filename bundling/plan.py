@@ -12,7 +12,14 @@ from poss_export.contract import draft_contract, target_contract
 from poss_export.drafters.checkpoint import DrafterCheckpoint, pair
 from poss_export.drafters.readings import TOKENS, settle_feedback
 from poss_export.drafters.round import check_tree
-from poss_export.engine_spec import GraphName, Profile, draft_profiles, ladder_of, target_profiles
+from poss_export.engine_spec import (
+    MOST_PROFILES,
+    GraphName,
+    Profile,
+    draft_profiles,
+    ladder_of,
+    target_profiles,
+)
 from poss_export.errors import CheckpointError, InputError
 from poss_export.evaluation.held_out import HELD_OUT
 from poss_export.evaluation.text_quality import read_windows
@@ -78,9 +85,12 @@ class Plan:
     def engine_profiles(self, capacity: int) -> dict[GraphName, tuple[Profile, ...]]:
         """Return the sizes of calls that each graph's engine of a capacity is made for."""
         chunk = min(PREFILL_CHUNK, capacity)
-        found: dict[GraphName, tuple[Profile, ...]] = {"target": target_profiles(chunk, self.engine_widths)}
+        slots = 1 if self.engines is None else self.engines.slots
+        found: dict[GraphName, tuple[Profile, ...]] = {
+            "target": target_profiles(chunk, self.engine_widths, slots)
+        }
         if self.drafter is not None:
-            found["draft"] = draft_profiles(chunk, self.tree.depth + 1)
+            found["draft"] = draft_profiles(chunk, self.tree.depth + 1, slots)
         return found
 
     @property
@@ -123,6 +133,7 @@ class Plan:
             "options": asdict(engines.options),
             "capacities": [*engines.capacities, self.capacity],
             "widths": list(self.engine_widths),
+            "slots": engines.slots,
             "estimates": {  # of each capacity
                 graph: sizes.engine_bytes(graph, weights[graph], profiles, self.precision)
                 for graph, profiles in self.engine_profiles(self.capacity).items()
@@ -200,7 +211,9 @@ def plan_build(
     if quantise is not None:
         _check_quantise(quantise, target, drafter, cache_form)
         read_windows(target.text, capacity, quantise.text)
-    return Plan(target, drafter, tree, capacity, precision, cache_form, engines, quantise)
+    plan = Plan(target, drafter, tree, capacity, precision, cache_form, engines, quantise)
+    _check_profiles(plan)
+    return plan
 
 
 def _settle(target: Target, drafter: DrafterCheckpoint) -> None:
@@ -232,6 +245,17 @@ def _check_engines(request: EngineRequest, capacity: int, cache_form: CacheForm)
                 f"engine width is {width} rows; it may be 1 to {chunk}, the longest chunk of a prompt",
                 options=("engine_widths",),
             )
+
+
+def _check_profiles(plan: Plan) -> None:
+    """Raise InputError where the target's engine has more profiles than its name can tell."""
+    profiles = plan.engine_profiles(plan.capacity)["target"]
+    if len(profiles) > MOST_PROFILES:
+        raise InputError(
+            f"widths {', '.join(map(str, plan.engine_widths))} for calls of so many answers make "
+            f"{len(profiles)} profiles; an engine has {MOST_PROFILES} at most: ask for fewer",
+            options=("engine_widths", "engine_slots"),
+        )
 
 
 def _check_quantise(

@@ -51,8 +51,8 @@ class BuildRequest:
     `target` and `drafter` are names or places, `positions_per_specialist` is of a drafter that does not state
     it. A `draft_precision` of None lets a bundle for ONNX Runtime on the CPU have the faster of "w8a8" and
     "float". `engine_capacities` are of further engines, below the bundle's; `engine_widths` are the rows of
-    the calls that the target's are made for, none for 2, 4, 8, 16 up to the tree's; `timing_cache` is
-    TensorRT's.
+    the calls that the target's are made for, none for 2, 4, 8, 16 up to the tree's; `engine_slots` is a power
+    of two: they are made for calls of up to so many answers. `timing_cache` is TensorRT's.
     """
 
     target: str
@@ -68,6 +68,7 @@ class BuildRequest:
     engines: EngineOptions = field(default_factory=EngineOptions)
     engine_capacities: tuple[int, ...] = ()
     engine_widths: tuple[int, ...] = ()
+    engine_slots: int = 1
     timing_cache: Path | None = None
 
     @property
@@ -163,7 +164,7 @@ def _check_values(request: BuildRequest) -> None:
 def _engine_request(request: BuildRequest) -> "EngineRequest | None":
     """Return which engines are asked for, or None."""
     if request.backend == "onnxruntime":
-        sizes = (*request.engine_capacities, *request.engine_widths)
+        sizes = (*request.engine_capacities, *request.engine_widths) or request.engine_slots != 1
         if request.timing_cache or sizes or request.engines != EngineOptions():
             raise InputError(
                 "options of engines need a backend that builds some: tensorrt-rtx or tensorrt",
@@ -178,6 +179,7 @@ def _engine_request(request: BuildRequest) -> "EngineRequest | None":
         request.engine_capacities,
         request.timing_cache,
         request.engine_widths,
+        request.engine_slots,
     )
 
 

@@ -41,8 +41,8 @@ class DraftCaches:
     """The prefix in the graph's buffers, drafted rows beside it.
 
     Attention is written out in two parts, prefix and drafted rows, that meet in the softmax: joined keys and
-    values would copy the prefix at every level. The `shared` form (batch 1) reads the L used rows of
-    a buffer, the `static` form all rows under a mask.
+    values would copy the prefix at every level. A mask hides what a sequence has not written; the `shared`
+    form reads a buffer no further than the longest has, the `static` form all of it.
     """
 
     def __init__(
@@ -60,9 +60,10 @@ class DraftCaches:
         self.drafted = dict[int, tuple[Tensor, Tensor]]()
         self.used = capacity = past[0].shape[2]
         if form == "shared":
-            self.used = cast(int, self.length.item())
+            self.used = cast(int, self.length.max().item())
             torch._check(self.used >= 0)  # or tracing would ask whether it counts from the end,
             torch._check(self.used <= capacity)  # and which of the two is smaller
+        self.unwritten = self._prefix_bias(self.length[:, None], past[0].dtype)[:, None]  # [B, 1, 1, T]
 
     def append(self, first: int, key_value: Tensor) -> None:
         """Implement `RoundCaches.append`; padding rows are written too, and overwritten next round."""
@@ -94,10 +95,10 @@ class DraftCaches:
         q: Tensor = rotary_embedding(split_heads(query, head_dim), *self.tables, positions)
         q = q.unflatten(1, (kv_heads, -1)).flatten(2, 3) * head_dim**-0.5  # [B, G, group * rows, D]
         scores = q @ key.mT
-        if seen is not None:
+        if seen is None:
+            scores = scores + self.unwritten
+        else:
             scores = scores + self._prefix_bias(seen, key.dtype).repeat(1, group, 1)[:, None]
-        elif self.form == "static":
-            scores = scores + self._prefix_bias(self.length[:, None], key.dtype)[:, None]
         if drafted is None:
             mixed = scores.softmax(-1) @ value
         else:

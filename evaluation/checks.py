@@ -22,7 +22,7 @@ from poss_export.runtime.loop import prefill
 from poss_export.runtime.request import Request
 from poss_export.runtime.sampling import GREEDY, Logits, Sampling
 from poss_export.runtime.sequence import Sequence
-from poss_export.runtime.sessions.base import DraftSession, TargetSession
+from poss_export.runtime.sessions.base import DraftSession, Ints, TargetSession
 from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import verifier
 
@@ -88,27 +88,26 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
         tie = exactness.tie(chain)
         return Check.within(name, difference, max(TOLERANCE[precision], tie or 0), tie is not None)
 
-    name = "draft rows at once = in parts"
-    beside = (
-        [law("beside others = alone", laws.beside_others_equals_alone(target, tokens), chain=True)]
-        if target.slots > 1
-        else []
-    )
-    return [
-        *beside,
+    def draft(name: str, law: abc.Callable[[TargetSession, DraftSession, Ints], float]) -> Check:
+        if drafter is None:
+            return Check(name, None, NO_DRAFTER)
+        claimed = "draft" not in manifest.quantisation
+        return Check.within(name, law(target, drafter, tokens), SCORE_TOLERANCE[precision], claimed)
+
+    found = [
         Check.within("next token = highest logit", laws.next_token_is_likeliest(target, tokens), 0),
         law("n tokens = n steps", laws.steps_equal_one_call(target, tokens), chain=True),
         law("tree = its paths", laws.tree_equals_its_paths(target, tokens), chain=False),
         law("commit = fresh run", laws.commit_equals_fresh_run(target, tokens), chain=False),
-        Check(name, None, NO_DRAFTER)
-        if drafter is None
-        else Check.within(
-            name,
-            laws.draft_parts_equal_one_call(target, drafter, tokens),
-            SCORE_TOLERANCE[precision],
-            "draft" not in manifest.quantisation,
-        ),
+        draft("draft rows at once = in parts", laws.draft_parts_equal_one_call),
     ]
+    if target.slots > 1:
+        alone = laws.beside_others_equals_alone(target, tokens)
+        found += [
+            law("beside others = alone", alone, chain=True),
+            draft("draft beside others = alone", laws.draft_beside_others_equals_alone),
+        ]
+    return found
 
 
 def check_greedy(bundle: Bundle, prompts: abc.Sequence[Prompt], max_new_tokens: int, report: Report) -> Check:

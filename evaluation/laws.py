@@ -7,7 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poss_export.evaluation.differences import difference, largest, tree_difference
-from poss_export.runtime.sessions.base import DraftSession, Ints, TargetCall, TargetOutput, TargetSession
+from poss_export.runtime.sessions.base import (
+    DraftCall,
+    DraftSession,
+    Ints,
+    TargetCall,
+    TargetOutput,
+    TargetSession,
+)
 from poss_export.runtime.tree import DraftTree
 
 PREFIX = 12  # tokens before the tree
@@ -94,6 +101,23 @@ def beside_others_equals_alone(target: TargetSession, tokens: Ints) -> float:
         for found, expected in zip(together, alone, strict=True)
         for one, other in zip(found, expected, strict=True)
     )
+
+
+def draft_beside_others_equals_alone(target: TargetSession, drafter: DraftSession, tokens: Ints) -> float:
+    """The tree drawn beside those of all other slots = the tree drawn alone."""
+    target.reset()
+    features, _ = _results(append(target, tokens))
+    found = []
+    for together in (True, False):
+        drafter.reset()
+        calls = []
+        for slot in range(drafter.slots):
+            prefix, more = 1 + slot % PREFIX, 1 + slot % len(PARENTS)
+            drafter.propose(tokens[1 : prefix + 1], features[:prefix], slot)
+            rows = slice(prefix, prefix + more)
+            calls.append(DraftCall(tokens[prefix + 1 :][:more], features[rows], slot))
+        found.append(drafter.propose_all(calls) if together else [drafter.propose(*call) for call in calls])
+    return max(map(tree_difference, *found))
 
 
 def draft_parts_equal_one_call(target: TargetSession, drafter: DraftSession, tokens: Ints) -> float:

@@ -20,7 +20,7 @@ def export_drafter(
     Args:
         draft_round: the round, with float32 weights; they are read, not changed.
         path: the .onnx file to write.
-        cache_form: "shared" (ONNX Runtime CPU, batch 1) or "static" (standard operators).
+        cache_form: "shared" (ONNX Runtime CPU) or "static" (standard operators).
         precision: type of weights, caches and embeddings; scores are float32 always.
         capacity: rows a cache can hold; static dimension of the "static" form.
     """
@@ -28,5 +28,5 @@ def export_drafter(
     if precision != "fp32":
         draft_round = copy.deepcopy(draft_round).to(getattr(torch, FLOAT[precision]))
     graph = DraftGraph(draft_round, cache_form, capacity)
-    static = {"shared": {"batch": 1}, "static": {"capacity": capacity}}[cache_form]
+    static = {"capacity": capacity} if cache_form == "static" else {}
     export_graph(graph, draft_contract(config, tree, precision), path, static)

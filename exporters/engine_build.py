@@ -50,7 +50,7 @@ def build_engine(
         OSError: the engine cannot be written.
     """
     require_clean(graph, spec.options.compute_capabilities)
-    sized = contract.with_sizes(batch=1, capacity=spec.capacity)
+    sized = contract.with_sizes(capacity=spec.capacity)
     sized.check(*graph_tensors(graph), graph.name)
     job = Job(
         graph=str(graph),
@@ -73,10 +73,7 @@ def build_engine(
 def shapes_of(contract: GraphContract, profile: Profile) -> dict[str, list[list[int]]]:
     """Return the smallest, the most common and the largest shape of every input."""
     return {
-        spec.name: [
-            list(spec.with_sizes(**{name: sizes[i] for name, sizes in profile.sizes.items()}).sizes)
-            for i in range(3)
-        ]
+        spec.name: [list(spec.with_sizes(**profile.at(which)).sizes) for which in range(3)]
         for spec in contract.inputs
     }
 

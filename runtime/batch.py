@@ -13,7 +13,13 @@ import numpy as np
 from poss_export.costs import Costs
 from poss_export.runtime.loop import settle
 from poss_export.runtime.planning.habit import Habit
-from poss_export.runtime.planning.planner import AdaptivePlanner, Asked, propose_together
+from poss_export.runtime.planning.planner import (
+    AdaptivePlanner,
+    Asked,
+    WholeTrees,
+    draft_all,
+    propose_together,
+)
 from poss_export.runtime.round import Round
 from poss_export.runtime.sequence import Sequence
 from poss_export.runtime.sessions.base import (
@@ -93,17 +99,24 @@ class Batch:
 
     def _trees(self, answering: list[Sequence], beside: int) -> Mapping[Sequence, TargetCall]:
         """Return what is verified for each; `beside`: rows of prompts in the same call."""
-        trees, asked = dict[Sequence, DraftTree](), list[Asked]()
+        trees, whole, asked = dict[Sequence, DraftTree](), list[Sequence](), list[Asked]()
         for sequence in answering:
             drafter, room = self._drafters[sequence], self._target.room(sequence.slot)
             if isinstance(sequence.planner, AdaptivePlanner):
                 asked.append(Asked(sequence, sequence.planner, drafter, room))
+            elif drafter is not None and isinstance(sequence.planner, WholeTrees):
+                whole.append(sequence)
             else:
                 trees[sequence] = sequence.planner.propose(sequence, drafter, room)
+        if whole and (drafter := self._drafters[whole[0]]) is not None:
+            for sequence, tree in zip(whole, draft_all(whole, drafter), strict=True):
+                trees[sequence] = tree.first(self._target.room(sequence.slot))
         if asked:
             table, context = self._costs.together(len(self)), max(one.sequence.position for one in asked)
             costs = _behind(table.by_width(context), beside + sum(map(len, trees.values())))
-            together = propose_together(asked, costs, table.draft, self._habits[len(asked)])
+            together = propose_together(
+                asked, costs, table.draft, self._habits[len(asked)], fills_up=self._target.fills_up
+            )
             trees |= {one.sequence: tree for one, tree in zip(asked, together, strict=True)}
         return {
             sequence: TargetCall(trees[sequence], np.arange(len(trees[sequence])), sequence.slot)

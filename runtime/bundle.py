@@ -63,9 +63,9 @@ class Bundle:
             if options.slots > 1 and options.provider == "cpu" and manifest.cache_form == "shared":
                 self.target = PackedTargetSession(graph, manifest.graph_sha256("target"), *of_target)
             else:
-                self.target = OrtTargetSession(graph, *of_target)
+                self.target = OrtTargetSession(graph, *of_target, shares=manifest.cache_form == "static")
         else:
-            self.target = TensorrtTargetSession(folder, engines["target"], contracts["target"])
+            self.target = TensorrtTargetSession(folder, engines["target"], contracts["target"], options.slots)
         self.drafter = None
         if manifest.drafter is not None:
             embeddings = manifest.target.embedding.open(folder)
@@ -74,7 +74,9 @@ class Bundle:
                     folder / DRAFT_GRAPH, contracts["draft"], capacity, options, embeddings
                 )
             else:
-                self.drafter = TensorrtDraftSession(folder, engines["draft"], contracts["draft"], embeddings)
+                self.drafter = TensorrtDraftSession(
+                    folder, engines["draft"], contracts["draft"], embeddings, options.slots
+                )
         engine = partial(engine_facts, backend, options.provider, options.threads)
         self.planners = Planners(folder, manifest, self.target, self.drafter, engine)
 
@@ -254,7 +256,8 @@ def open_bundle(
         provider: of ONNX Runtime: "cpu", or "cuda" for a bundle with static caches.
         backend: "onnxruntime" runs the graphs; "tensorrt-rtx" and "tensorrt" run engines built from them.
         lookup: a file of plain text whose continuations are proposed too.
-        slots: answers that can be in the making at once; ONNX Runtime's CPU puts them in one call.
+        slots: answers that can be in the making at once. They share calls but for engines that were not built
+            for it, which serve them one after the other in each round.
 
     Raises:
         InputError: there is no such folder, `threads` or `slots` is below 1, or `lookup` cannot be used.
@@ -273,11 +276,6 @@ def open_bundle(
         raise BackendError(
             f"{str(folder)!r} is in bf16, which ONNX Runtime does not run here: run its TensorRT engines "
             "on a machine with a GPU, or build in fp32 or fp16; samples in fp32 serve every precision"
-        )
-    if slots > 1 and backend != "onnxruntime":
-        raise BackendError(
-            f"{backend} engines have one slot, {slots} were asked for: answer in one, or with ONNX Runtime",
-            options=("slots", "backend"),
         )
     check_manifest(manifest)
     engines = None

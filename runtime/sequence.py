@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from poss_export.runtime.planning.planner import WHOLE_TREES, Planner
 from poss_export.runtime.round import Round
-from poss_export.runtime.sessions.base import PREFILL_CHUNK, DraftSession, TargetOutput
+from poss_export.runtime.sessions.base import PREFILL_CHUNK, DraftCall, DraftSession, TargetOutput
 from poss_export.runtime.transcript import Transcript
 from poss_export.runtime.tree import DraftTree
 from poss_export.runtime.verify import Verify
@@ -59,11 +59,16 @@ class Sequence:
 
     def draft(self, drafter: DraftSession) -> DraftTree:
         """Return the drafter's tree behind the root; it reads what it has not read, in chunks."""
+        return drafter.propose(*self.last_unread(drafter))
+
+    def last_unread(self, drafter: DraftSession) -> DraftCall:
+        """Return the call that draws a tree; the drafter reads what is more than that holds before it."""
         t, f = self.take_unread()
-        for start in range(0, len(t), PREFILL_CHUNK):
+        last = (len(t) - 1) // PREFILL_CHUNK * PREFILL_CHUNK
+        for start in range(0, last, PREFILL_CHUNK):
             rows = slice(start, start + PREFILL_CHUNK)
-            tree = drafter.propose(t[rows], f[rows], self.slot)
-        return tree
+            drafter.propose(t[rows], f[rows], self.slot)
+        return DraftCall(t[last:], f[last:], self.slot)
 
     def keep(self, t: NDArray[np.int64], f: NDArray[Any]) -> None:
         """Keep rows that the drafter has not read, in the words of `take_unread`."""

@@ -161,27 +161,37 @@ def random_drafter() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(
+def tiny_bundle(bundle_of_form: Callable[[CacheForm], Path]) -> Path:
+    """Return a bundle of a tiny target and a random drafter; to change it, copy it."""
+    return bundle_of_form("shared")
+
+
+@pytest.fixture(scope="session")
+def bundle_of_form(
     tiny_folder: Callable[[str], Path],
     random_drafter: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """Return a bundle of a tiny target and a random drafter; to change it, copy it."""
+) -> Callable[[CacheForm], Path]:
+    """Return bundle_of_form(form): the tiny bundle with caches of that form; to change it, copy it."""
     from poss_export.bundling.build import build_bundle
     from poss_export.bundling.plan import plan_build
     from poss_export.drafters.checkpoint import DrafterCheckpoint
     from poss_export.targets.checkpoint import open_target
     from tests.fixtures.once import once, shared_folder
 
-    target = open_target(str(tiny_folder("llama")))
-    drafter = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), None)
-    shape: dict[str, Any] = {"capacity": CAPACITY, "precision": "fp32", "cache_form": "shared"}
-    plan = plan_build(target, drafter, tree=TreeShape(depth=4, top_k=3, nodes=8), **shape)
-    made = once(
-        shared_folder(tmp_path_factory) / "tiny-bundle",
-        lambda folder: build_bundle(plan, folder / "tiny", argv=["test"]),
-    )
-    return made / "tiny"
+    @cache
+    def build(form: CacheForm) -> Path:
+        target = open_target(str(tiny_folder("llama")))
+        drafter = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), None)
+        shape: dict[str, Any] = {"capacity": CAPACITY, "precision": "fp32", "cache_form": form}
+        plan = plan_build(target, drafter, tree=TreeShape(depth=4, top_k=3, nodes=8), **shape)
+        made = once(
+            shared_folder(tmp_path_factory) / f"tiny-bundle-{form}",
+            lambda folder: build_bundle(plan, folder / "tiny", argv=["test"]),
+        )
+        return made / "tiny"
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections import abc
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,13 @@ from poss_export.runtime.loop import advance, prefill
 from poss_export.runtime.planning.planner import Plan
 from poss_export.runtime.round import Round
 from poss_export.runtime.sequence import Sequence
-from poss_export.runtime.sessions.base import DraftSession, TargetCall, TargetOutput, TargetSession
+from poss_export.runtime.sessions.base import (
+    DraftCall,
+    DraftSession,
+    TargetCall,
+    TargetOutput,
+    TargetSession,
+)
 from poss_export.runtime.tree import DraftTree
 
 _AT_ONCE = 32  # tokens of each sequence that a call reads
@@ -99,46 +106,94 @@ def _take_turns(
 
 
 _EACH = (1, 2, 4, 8)  # rows of each sequence, of several in one call
+_SHARED = 16  # new rows of a draft call that others share; longer ones are seldom
 
 
 def measure_together(
-    target: TargetSession, alone: Costs, sequences: int, *, vocab: int, chains: bool, repeats: int = 3
+    target: TargetSession,
+    drafter: DraftSession | None,
+    alone: Costs,
+    sequences: int,
+    *,
+    vocab: int,
+    chains: bool,
+    repeats: int = 3,
 ) -> Costs:
-    """Return what rounds of so many sequences cost by the rows of all; the target is emptied.
+    """Return what rounds of so many sequences cost by the rows of all; both sessions are emptied.
 
-    alone: the table of one sequence; draft calls are its own, one after the other. vocab, chains: as in
-    `measure_costs`.
+    The cost of a draft call is each sequence's share of one for all.
+
+    alone: the table of one sequence. vocab, chains: as in `measure_costs`.
     """
     tokens = np.random.default_rng(0).integers(0, vocab, max(_EACH) + 1)
     context = min(QUICK.contexts[0], target.capacity // 2)
     each = [rows for rows in _EACH if context + rows <= target.capacity]
+    rounds = dict[int, list[float]]((rows, []) for rows in each)
+    drafts = dict[int, list[float]]((rows, []) for rows in alone.rows if rows <= _SHARED)
     slots = range(sequences)
-    target.reset()
-    for start in range(0, context, _AT_ONCE):
-        piece = DraftTree.chain(np.resize(tokens, min(_AT_ONCE, context - start)))
-        target.forward_all([TargetCall(piece, np.array([0]), slot) for slot in slots])
-        for slot in slots:
-            target.commit(range(len(piece)), slot)
-    seconds: dict[int, list[float]] = {rows: [] for rows in each}
+    features = _read_together(target, drafter, np.resize(tokens, context), slots)
     for _ in range(repeats + 1):
-        for rows in each:
-            tree = some_tree(tokens[:rows], chains)
-            start_of_round = time.perf_counter()
-            outputs = target.forward_all([TargetCall(tree, np.arange(rows), slot) for slot in slots])
-            for slot, output in enumerate(outputs):
-                target.commit(_accept(tree, output, 0).path, slot)
-            seconds[rows].append(time.perf_counter() - start_of_round)
-            for slot in slots:
-                target.trim(context, slot)
-    target.reset()
+        for rows, taken in rounds.items():
+            taken.append(_round_together(target, some_tree(tokens[:rows], chains), slots))
+        for rows, taken in drafts.items():
+            assert drafter is not None, "a table without a drafter has no rows"
+            taken.append(_drafts_together(drafter, np.resize(features, (rows, features.shape[1])), slots))
+    for session in (target, drafter):
+        if session is not None:
+            session.reset()
     return Costs(
         {**alone.fingerprint, "sequences": sequences},
         contexts=(context,),
         widths=tuple(sequences * rows for rows in each),
-        rounds=(tuple(1000 * statistics.median(taken[1:]) for taken in seconds.values()),),
+        rounds=(tuple(1000 * statistics.median(taken[1:]) for taken in rounds.values()),),
         rows=alone.rows,
-        drafts=alone.drafts,
+        drafts=tuple(
+            1000 * statistics.median(drafts[rows][1:]) / sequences if rows in drafts else one
+            for rows, one in zip(alone.rows, alone.drafts, strict=True)
+        ),
     )
+
+
+def _read_together(
+    target: TargetSession, drafter: DraftSession | None, ids: NDArray[np.int64], slots: range
+) -> NDArray[Any]:
+    """Empty the sessions and read the same ids in every slot; return the features of the last ones."""
+    for session in (target, drafter):
+        if session is not None:
+            session.reset()
+    for start in range(0, len(ids), _AT_ONCE):
+        piece = DraftTree.chain(ids[start : start + _AT_ONCE])
+        calls = [TargetCall(piece, np.array([0]), slot) for slot in slots]
+        for slot, output in zip(slots, target.forward_all(calls), strict=True):
+            target.commit(range(len(piece)), slot)
+            if drafter is not None:
+                drafter.propose(piece.tokens, output.features, slot)
+    return output.features.copy()
+
+
+def _round_together(target: TargetSession, tree: DraftTree, slots: range) -> float:
+    """Return the seconds of a round that verifies a tree in every slot; it leaves nothing there."""
+    before = [target.length(slot) for slot in slots]
+    start = time.perf_counter()
+    outputs = target.forward_all([TargetCall(tree, np.arange(len(tree)), slot) for slot in slots])
+    for slot, output in enumerate(outputs):
+        target.commit(_accept(tree, output, 0).path, slot)
+    taken = time.perf_counter() - start
+    for slot, length in zip(slots, before, strict=True):
+        target.trim(length, slot)
+    return taken
+
+
+def _drafts_together(drafter: DraftSession, features: NDArray[Any], slots: range) -> float:
+    """Return the seconds of drafting in every slot behind rows of these features; it leaves nothing there."""
+    before = [drafter.length(slot) for slot in slots]
+    tokens = np.zeros(len(features), np.int64)
+    start = time.perf_counter()
+    drafter.propose_all([DraftCall(tokens, features, slot) for slot in slots])
+    taken = time.perf_counter() - start
+    for slot, length in zip(slots, before, strict=True):
+        drafter.trim(length, slot)
+    return taken
 
 
 def some_tree(tokens: NDArray[np.int64], chain: bool) -> DraftTree:

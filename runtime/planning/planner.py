@@ -7,8 +7,7 @@ the target's own (docs/lossless-sampling.md).
 from collections import abc
 from dataclasses import dataclass
 from itertools import accumulate
-from operator import itemgetter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,68 +175,101 @@ class Asked:
     room: int
 
 
+def draft_all(sequences: "abc.Sequence[Sequence]", drafter: DraftSession) -> list[DraftTree]:
+    """Return the drafter's tree behind the root of each, drawn together where the engine can."""
+    return drafter.propose_all([sequence.last_unread(drafter) for sequence in sequences])
+
+
 def propose_together(
-    asked: abc.Sequence[Asked], costs: list[float], draft: abc.Callable[[int], float], habit: Habit
+    asked: abc.Sequence[Asked],
+    costs: list[float],
+    draft: abc.Callable[[int], float],
+    habit: Habit,
+    *,
+    fills_up: bool = False,
 ) -> list[DraftTree]:
     """Return a tree for each, together those that emit most tokens in a millisecond of one shared call.
 
-    costs: milliseconds of a round by the rows of all. draft: of a draft call that reads so many rows. habit:
-    what drafting was worth to as many.
+    costs: milliseconds of a round by the rows of all. draft: of drafting for one of them that reads so many
+    rows. habit: what drafting was worth to as many. fills_up: whether each is filled up to the widest.
     """
     for one in asked:
         if one.drafter is None:
             one.sequence.take_unread()  # nobody will
     candidates = [one.planner.looked_up(one.sequence) for one in asked]
-    nodes, plan = _choose(asked, candidates, costs)
+    chosen = _choose(asked, candidates, costs, fills_up=fills_up)
+    plan = Plan(drafted=False, tokens=chosen.tokens, milliseconds=chosen.milliseconds)
     plain = costs[len(asked)] / len(asked)
     otherwise = plan.rate * plain
     usual = habit.drafts(otherwise)
     drafting = [number for number, one in enumerate(asked) if _drafts(one, usual)]
     if drafting:
         rows = [asked[number].sequence.unread_rows for number in drafting]
-        for number in drafting:
-            candidates[number] = _drafted(asked[number])
+        _draft(asked, drafting, candidates)
         # A long catch-up is paid once, and says nothing of the rounds to come.
-        nodes, plan = _choose(asked, candidates, costs, sum(draft(min(count, _CATCH_UP)) for count in rows))
-        habit.drafted(plan.rate * plain, otherwise)
-        milliseconds = costs[sum(map(len, nodes))] + sum(map(draft, rows))
-        plan = Plan(drafted=True, tokens=plan.tokens, milliseconds=milliseconds)
+        usually = sum(draft(min(count, _CATCH_UP)) for count in rows)
+        chosen = _choose(asked, candidates, costs, usually, fills_up=fills_up)
+        habit.drafted(chosen.tokens / (chosen.milliseconds + usually) * plain, otherwise)
+        milliseconds = chosen.milliseconds + sum(map(draft, rows))
+        plan = Plan(drafted=True, tokens=chosen.tokens, milliseconds=milliseconds)
     else:
         habit.skipped()
     for one in asked:
         one.planner.plan = plan
-    return [found.tree(chosen) for found, chosen in zip(candidates, nodes, strict=True)]
+    return [found.tree(nodes) for found, nodes in zip(candidates, chosen.nodes, strict=True)]
 
 
 def _drafts(one: Asked, usual: bool) -> bool:
     return one.drafter is not None and one.planner.can_draft and (usual or not one.planner.planning.skipping)
 
 
-def _drafted(one: Asked) -> Candidates:
-    assert one.drafter is not None
-    return one.planner.drafted(one.sequence.draft(one.drafter))
+def _draft(asked: abc.Sequence[Asked], drafting: abc.Sequence[int], candidates: list[Candidates]) -> None:
+    """Put what is drafted for these numbers in the place of what was looked up."""
+    drafter = asked[drafting[0]].drafter  # which is that of all
+    assert drafter is not None
+    trees = draft_all([asked[number].sequence for number in drafting], drafter)
+    for number, tree in zip(drafting, trees, strict=True):
+        candidates[number] = asked[number].planner.drafted(tree)
+
+
+class _Choice(NamedTuple):
+    """Nodes of each to verify, and what all are expected to give in a round that takes so long."""
+
+    nodes: list[list[int]]
+    tokens: float
+    milliseconds: float  # without draft calls
 
 
 def _choose(
-    asked: abc.Sequence[Asked], candidates: abc.Sequence[Candidates], costs: list[float], draft: float = 0.0
-) -> tuple[list[list[int]], Plan]:
-    """Return the nodes of each to verify, and what all are expected to give behind draft calls of that cost.
+    asked: abc.Sequence[Asked],
+    candidates: abc.Sequence[Candidates],
+    costs: list[float],
+    draft: float = 0.0,
+    *,
+    fills_up: bool,
+) -> _Choice:
+    """Return what emits most in a millisecond behind draft calls of that cost.
 
-    Every width is tried: costs rise in steps, and the best may lie behind one that does not pay.
+    Every width is tried: costs rise in steps, and the best may lie behind one that does not pay. Where all
+    are filled up to the widest, the next nodes of all cost as much as one of them.
     """
     least = len(asked)  # the roots
-    chances = [
-        (found.chances[node], number, node)
+    ranked = [
+        (rank, found.chances[node], number, node)
         for number, (one, found) in enumerate(zip(asked, candidates, strict=True))
-        for node in one.planner.order(found)[1 : one.room]
+        for rank, node in enumerate(one.planner.order(found)[1 : one.room], start=2)
     ]
-    chances.sort(key=itemgetter(0), reverse=True)  # of equal ones parents stay first
-    del chances[max(len(costs) - 1 - least, 0) :]
-    tokens = list(accumulate((chance for chance, *_ in chances), initial=float(least)))
-    rates = [emitted / (cost + draft) for emitted, cost in zip(tokens, costs[least:], strict=False)]
+    ranked.sort(key=lambda entry: entry[0] if fills_up else -entry[1])  # of equal ones parents stay first
+    if fills_up:
+        rows = [least, *(least * rank for rank, *_ in ranked)]
+    else:
+        rows = list(range(least, least + len(ranked) + 1))
+    tokens = list(accumulate((chance for _, chance, *_ in ranked), initial=float(least)))
+    priced = zip(tokens, (costs[count] + draft for count in rows if count < len(costs)), strict=False)
+    rates = [emitted / cost for emitted, cost in priced]
     sizing = all(one.planner.planning.sizing for one in asked)
     more = rates.index(max(rates)) if sizing else len(rates) - 1
     nodes = [[0] for _ in asked]
-    for _, number, node in chances[:more]:
+    for _, _, number, node in ranked[:more]:
         nodes[number].append(node)
-    return nodes, Plan(draft > 0, tokens[more], costs[least + more] + draft)
+    return _Choice(nodes, tokens[more], costs[rows[more]])

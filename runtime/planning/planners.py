@@ -102,7 +102,13 @@ class Planners:
         size = min(1 << (sequences - 1).bit_length(), self._target.slots)
         if size not in self._together:
             measure = partial(
-                measure_together, self._target, self.costs, size, vocab=self._vocab, chains=self.chains
+                measure_together,
+                self._target,
+                self._drafter,
+                self.costs,
+                size,
+                vocab=self._vocab,
+                chains=self.chains,
             )
             self._together[size] = _kept({**self.fingerprint, "sequences": size}, measure)
         return self._together[size]

@@ -5,7 +5,7 @@ both. A call serves one sequence, whose rows lie in one slot of the caches. The 
 keeps the rows of an accepted path, `trim` forgets the last ones, `release` and `reset` empty a slot and all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -53,6 +53,14 @@ class TargetCall(NamedTuple):
     slot: int
 
 
+class DraftCall(NamedTuple):
+    """What the drafter reads for one sequence: new rows behind those in its slot (`DraftSession.propose`)."""
+
+    next_tokens: Ints
+    features: NDArray[Any]
+    slot: int
+
+
 class Session(Protocol):
     """What target and drafter sessions share."""
 
@@ -86,6 +94,7 @@ class TargetSession(Session, Protocol):
     """The target."""
 
     widths: tuple[int, ...]  # of calls that the engine was built for, ascending; empty: any
+    fills_up: bool  # whether trees that share a call are filled up to the widest of them
     turns: Turns  # which answer has it, and the drafter beside it
 
     def forward(self, tree: DraftTree, rows: Ints | None = None, slot: int = 0) -> TargetOutput:
@@ -97,7 +106,10 @@ class TargetSession(Session, Protocol):
         """
 
     def forward_all(self, calls: Sequence[TargetCall]) -> list[TargetOutput]:
-        """Run trees of different slots, in one call where the engine can; the outputs have this order."""
+        """Run trees of different slots, in one call where the engine can; the outputs have this order.
+
+        Trees of which few rows are wanted, pieces of prompts, may have calls of their own.
+        """
 
     def commit(self, path: Sequence[int], slot: int = 0) -> None:
         """Keep the rows of these nodes of the last call, ascending, in this order, and drop its others."""
@@ -112,6 +124,9 @@ class DraftSession(Session, Protocol):
         next_tokens: int64 [rows], the token after each row; the last one is the root. features: [rows,
         feature_size]. The rows are committed at once, since only accepted tokens are ever shown to a drafter.
         """
+
+    def propose_all(self, calls: Sequence[DraftCall]) -> list[DraftTree]:
+        """Do the same for different slots, in one call where the engine can; the trees have this order."""
 
 
 def next_token_input(
@@ -129,6 +144,7 @@ class CachedSession:
     """Counts the rows in its caches and keeps those of accepted paths; a subclass sets `_caches`."""
 
     widths: tuple[int, ...] = ()  # any
+    fills_up = False
     _caches: Rows
 
     def __init__(self, name: str, capacity: int, slots: int = 1) -> None:
@@ -146,6 +162,10 @@ class CachedSession:
     def room(self, slot: int = 0) -> int:
         """Return the rows that a slot can still take."""
         return self.capacity - self.length(slot)
+
+    def have_room(self, slots: Iterable[int], rows: int) -> bool:
+        """Whether each of these slots can take so many rows."""
+        return all(self.room(slot) >= rows for slot in slots)
 
     def trim(self, rows: int, slot: int = 0) -> None:
         """Forget the committed rows behind the first `rows`; later calls write over them."""
@@ -184,3 +204,9 @@ class CachedSession:
                 f"{self.name}: {new_rows} tokens after {length} do not fit the capacity {self.capacity}"
             )
         self._written[slot] = max(self._written[slot], length + new_rows + filling)
+
+    def _write_block(self, block: range, new_rows: Mapping[int, int], width: int) -> None:
+        """Note that a call writes `width` rows in each slot of a block, of which so many are new, by slot."""
+        for slot in block:
+            new = new_rows.get(slot, 0)
+            self._write(slot, new, width - new)

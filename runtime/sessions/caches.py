@@ -6,6 +6,7 @@ in the same slice of it, so that accepting a path only moves its rows together.
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -30,8 +31,8 @@ class Rows(Protocol):
 class Caches(Rows, Protocol):
     """Zeroed memory, one slice for each cache tensor of a graph and slot."""
 
-    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str], slot: int = 0) -> None:
-        """Make slice i of a slot both the input past[i] and the output present[i]."""
+    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str], slots: range) -> None:
+        """Make slice i of these slots, neighbours, both the input past[i] and the output present[i]."""
 
 
 class HostCaches:
@@ -42,14 +43,18 @@ class HostCaches:
         from onnxruntime import OrtValue
 
         self.block: NDArray[Any] = np.zeros(shape, dtype)
-        self._values = [  # by slot and tensor; they share the block's memory
-            [OrtValue.ortvalue_from_numpy(tensor[slot : slot + 1]) for tensor in self.block]
-            for slot in range(shape[1])
-        ]
 
-    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str], slot: int = 0) -> None:
-        """Make slice i of a slot both the input past[i] and the output present[i]."""
-        for value, name_in, name_out in zip(self._values[slot], past, present, strict=True):
+        @cache
+        def values(slots: range) -> list[OrtValue]:
+            """Return tensors that share the block's memory."""
+            parts = self.block[:, slots.start : slots.stop]
+            return [OrtValue.ortvalue_from_numpy(part) for part in parts]
+
+        self._values = values
+
+    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str], slots: range) -> None:
+        """Make slice i of the slots both the input past[i] and the output present[i]."""
+        for value, name_in, name_out in zip(self._values(slots), past, present, strict=True):
             io.bind_ortvalue_input(name_in, value)
             io.bind_ortvalue_output(name_out, value)
 
@@ -127,9 +132,10 @@ class CudaCaches(DeviceRows):
         self._value = OrtValue.ortvalue_from_shape_and_type(shape, self._type, "cuda", 0)
         super().__init__(self._value.data_ptr(), shape, np.dtype(dtype).itemsize)
 
-    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str], slot: int = 0) -> None:
-        """Make slice i of a slot both the input past[i] and the output present[i]."""
-        shape, first = (1, *self._shape[2:]), self._address + slot * (self.size // self._slots)
+    def bind(self, io: "IOBinding", past: Sequence[str], present: Sequence[str], slots: range) -> None:
+        """Make slice i of the slots both the input past[i] and the output present[i]."""
+        shape = (len(slots), *self._shape[2:])
+        first = self._address + slots.start * (self.size // self._slots)
         for i, (name_in, name_out) in enumerate(zip(past, present, strict=True)):
             place = ("cuda", 0, self._type, shape, first + i * self.size)
             io.bind_input(name_in, *place)

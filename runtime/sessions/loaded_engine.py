@@ -1,12 +1,13 @@
 """A TensorRT engine on a device: its tensors bound once, a context for each of its profiles.
 
 A call runs under one of the engine's profiles: a fixed one where its sizes are just those, else the open
-one. Each profile has a context of its own, whose work is captured once where its sizes are fixed. Contexts
-work one at a time, so all of them share the memory that one needs.
+one. Each profile has a context of its own for each slot that its calls begin at, whose work is captured once
+where its sizes are fixed. Contexts work one at a time, so all of them share the memory that one needs.
 """
 
 import mmap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from poss_export.runtime.sessions import bfloat16
 from poss_export.runtime.sessions.caches import DeviceRows
 from poss_export.runtime.sessions.cuda import Device
 
+_LARGEST = 2  # of the three sizes of a profile
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "BOOL": "bool"}
 
 
@@ -33,7 +35,7 @@ def choose_profile(profiles: Sequence[Profile], **sizes: int) -> int:
     """
     fitting = [index for index, profile in enumerate(profiles) if profile.fits(**sizes)]
     if not fitting:
-        largest = {name: most for name, (_, _, most) in profiles[0].sizes.items()}
+        largest = {name: profiles[0].of(name)[_LARGEST] for name in sizes}
         raise InputError(f"a call of {sizes} is too large for the engine, which takes up to {largest}")
     return next((index for index in fitting if profiles[index].fixed), fitting[0])
 
@@ -41,48 +43,77 @@ def choose_profile(profiles: Sequence[Profile], **sizes: int) -> int:
 def plan_buffers(contract: GraphContract, profiles: Sequence[Profile]) -> dict[str, int]:
     """Return the bytes that each tensor but the caches needs at its largest; sizes of caches are known."""
     return {
-        spec.name: max(
-            spec.with_sizes(**{name: most for name, (_, _, most) in profile.sizes.items()}).nbytes
-            for profile in profiles
-        )
+        spec.name: max(spec.with_sizes(**profile.at(_LARGEST)).nbytes for profile in profiles)
         for spec in (*contract.inputs, *contract.outputs)
         if not spec.is_cache
     }
 
 
+@dataclass
+class _Context:
+    """A context of the library, whose shapes are set, and its work as captured, if it is."""
+
+    context: Any
+    run: Callable[[], None] | None = None
+
+
 class LoadedEngine:
-    """An engine on a device: all its tensors bound, its caches allocated, a context for each profile."""
+    """An engine on a device: all its tensors bound, its caches allocated, a context for each profile.
+
+    Profiles for more sequences than there are slots are left alone.
+    """
 
     def __init__(
-        self, library: Any, device: Device, folder: Path, entry: EngineEntry, contract: GraphContract
+        self,
+        library: Any,
+        device: Device,
+        folder: Path,
+        entry: EngineEntry,
+        contract: GraphContract,
+        slots: int = 1,
     ) -> None:
         """Load the engine of `entry` from the bundle in `folder`; raises as `TensorrtSession.__enter__`."""
         self.entry, self.capacity, self.profiles = entry, entry.spec.capacity, entry.spec.profiles
-        self.contract = contract.with_sizes(batch=1, capacity=self.capacity)
-        self._device = device
+        self.contract = contract.with_sizes(capacity=self.capacity)
+        self._device, self._library, self._slots = device, library, slots
         self._engine = self._load(library, folder)
         self.contract.check(*_tensors(library, self._engine), entry.spec.file)
         self._addresses = self._allocate()
         size = self._engine.device_memory_size_v2  # what the largest profile needs
         self._shared = (device.allocate(size), size)
-        self._contexts = [self._context(library, index) for index in range(len(self.profiles))]
-        self._run: list[Callable[[], None] | None] = [None] * len(self.profiles)
+        self._contexts = {
+            (index, 0): self._context(index, 0)
+            for index, profile in enumerate(self.profiles)
+            if profile.sequences <= slots
+        }
+        self._sizes = dict[str, int]()  # of the last call
 
-    def call(self, arrays: Mapping[str, NDArray[Any]], **sizes: int) -> None:
-        """Run a call of these sizes on `arrays`, all inputs but the caches, and wait for it."""
-        index = choose_profile(self.profiles, **sizes)
+    def call(self, arrays: Mapping[str, NDArray[Any]], block: range, **sizes: int) -> None:
+        """Run a call of these sizes on `arrays`, all inputs but the caches, and wait for it.
+
+        block: the slots that it reads and writes, as many as its batch.
+        """
+        self._sizes = {"batch": len(block), **sizes}
+        index = choose_profile(self.profiles, **self._sizes)
+        if (index, block.start) not in self._contexts:
+            self._contexts[index, block.start] = self._context(index, block.start)
+        context = self._contexts[index, block.start]
         for spec in self.contract.inputs:
             if not spec.is_cache:
                 self._device.upload(self._addresses[spec.name], _to_device(spec, arrays[spec.name]))
         if not self.profiles[index].fixed:
-            self._set_shapes(self._contexts[index], sizes)
-        self._launch(index)
+            self._set_shapes(context.context, self._sizes)
+        self._launch(context, self.profiles[index].fixed)
         self._device.synchronize()
 
-    def read(self, name: str, **sizes: int) -> NDArray[Any]:
-        """Return an output of the last call, or its first rows where these sizes are smaller than its own."""
-        spec = next(spec for spec in self.contract.outputs if spec.name == name).with_sizes(**sizes)
-        array = self._device.download(self._addresses[name], spec.sizes, spec.host_dtype)
+    def read(self, name: str, place: int, **sizes: int) -> NDArray[Any]:
+        """Return an output of the last call for the sequence at a place of its batch.
+
+        These are its first rows where `sizes` are smaller than those of the call.
+        """
+        spec = next(spec for spec in self.contract.outputs if spec.name == name).with_sizes(batch=1)
+        address = self._addresses[name] + place * spec.with_sizes(**self._sizes).nbytes
+        (array,) = self._device.download(address, spec.with_sizes(**sizes).sizes, spec.host_dtype)
         return bfloat16.widen(array) if spec.dtype == "bfloat16" else array
 
     def _load(self, library: Any, folder: Path) -> Any:
@@ -110,10 +141,11 @@ class LoadedEngine:
         return engine
 
     def _allocate(self) -> dict[str, int]:
-        """Return the address of every tensor, and set up the caches."""
+        """Return the address of every tensor, those of slot 0, and set up the caches."""
         device, contract = self._device, self.contract
-        addresses = {name: device.allocate(n) for name, n in plan_buffers(contract, self.profiles).items()}
-        caches = [spec for spec in contract.inputs if spec.is_cache]
+        profiles = [profile for profile in self.profiles if profile.sequences <= self._slots]
+        addresses = {name: device.allocate(n) for name, n in plan_buffers(contract, profiles).items()}
+        caches = [spec.with_sizes(batch=self._slots) for spec in contract.inputs if spec.is_cache]
         shape, itemsize = (len(caches), *caches[0].sizes), np.dtype(caches[0].host_dtype).itemsize
         block = device.allocate(prod(shape) * itemsize)
         self.rows = DeviceRows(block, shape, itemsize)
@@ -121,7 +153,9 @@ class LoadedEngine:
             addresses[past] = addresses[present] = block + index * self.rows.size
         return addresses
 
-    def _context(self, library: Any, index: int) -> Any:
+    def _context(self, index: int, first: int) -> _Context:
+        """Return a context for a profile, bound to the slots from `first` on."""
+        library = self._library
         strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
         if self.entry.spec.flavour == "tensorrt-rtx":  # it captures what can be captured itself
             config = self._engine.create_runtime_config()
@@ -133,30 +167,31 @@ class LoadedEngine:
         if context is None or not context.set_optimization_profile_async(index, self._device.stream):
             raise self._failure(f"gives no context for profile {index}; the device may lack memory")
         context.set_device_memory(*self._shared)
+        behind = first * self.rows.size // self._slots
+        caches = {*self.contract.aliases, *self.contract.aliases.values()}
         for name, address in self._addresses.items():
-            context.set_tensor_address(name, address)
-        profile = self.profiles[index]
-        self._set_shapes(context, {name: most for name, (_, _, most) in profile.sizes.items()})
-        return context
+            context.set_tensor_address(name, address + (behind if name in caches else 0))
+        self._set_shapes(context, self.profiles[index].at(_LARGEST))
+        return _Context(context)
 
     def _set_shapes(self, context: Any, sizes: dict[str, int]) -> None:
         for spec in self.contract.inputs:
             context.set_input_shape(spec.name, spec.with_sizes(**sizes).sizes)
 
-    def _launch(self, index: int) -> None:
-        """Queue the work of a profile; a fixed one is captured when it ran once, as TensorRT asks for."""
+    def _launch(self, context: _Context, fixed: bool) -> None:
+        """Queue the work of a context; a fixed one is captured when it ran once, as TensorRT asks for."""
 
         def enqueue() -> None:
-            if not self._contexts[index].execute_async_v3(self._device.stream):
+            if not context.context.execute_async_v3(self._device.stream):
                 raise self._failure("failed while it ran")
 
-        if (run := self._run[index]) is not None:
-            run()
+        if context.run is not None:
+            context.run()
             return
         enqueue()
-        if self.profiles[index].fixed and self.entry.spec.flavour == "tensorrt":
+        if fixed and self.entry.spec.flavour == "tensorrt":
             self._device.synchronize()
-            self._run[index] = self._device.capture(enqueue)
+            context.run = self._device.capture(enqueue)
 
     def _failure(self, what: str) -> BackendError:
         spec = self.entry.spec

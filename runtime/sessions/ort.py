@@ -1,9 +1,9 @@
 """Sessions over ONNX Runtime: CPU (graphs of the `shared` form) and CUDA (the `static` form)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -11,17 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poss_export.contract import GraphContract, TensorSpec
+from poss_export.engine_spec import LADDER, MOST_SLOTS
 from poss_export.errors import BackendError, InputError
 from poss_export.machine import check_threads
 from poss_export.runtime.sessions.base import (
     CachedSession,
+    DraftCall,
     Ints,
     TargetCall,
     TargetOutput,
-    next_token_input,
 )
 from poss_export.runtime.sessions.caches import Caches, CudaCaches, HostCaches
 from poss_export.runtime.sessions.load_graph import check_graph, load_graph
+from poss_export.runtime.sessions.ragged import Block, draft_inputs, drawn, share, target_inputs
 from poss_export.runtime.tree import DraftTree
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 
 Provider = Literal["cpu", "cuda"]
 
-_MOST_SLOTS = 64
 _CALLS_KEPT = 16  # widths bound at a time in a slot: those of the rounds, and some prompt ends
+_MOST_ROWS = 16  # new rows of a draft call that several share: reading more takes longer than drafting
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class OrtOptions:
     def __post_init__(self) -> None:
         """Check the values."""
         check_threads(self.threads)
-        if not 1 <= self.slots <= _MOST_SLOTS:
-            raise InputError(f"slots is {self.slots}; it must be 1 to {_MOST_SLOTS}", options=("slots",))
+        if not 1 <= self.slots <= MOST_SLOTS:
+            raise InputError(f"slots is {self.slots}; it must be 1 to {MOST_SLOTS}", options=("slots",))
 
 
 class _Call:
@@ -61,13 +63,13 @@ class _Call:
         session: "onnxruntime.InferenceSession",
         contract: GraphContract,
         caches: Caches,
-        slot: int,
+        block: Block,
         on_device: bool,
     ) -> None:
-        """Bind everything in `contract`, whose dimensions are all known, and a slot of the caches."""
+        """Bind everything in `contract`, whose dimensions are all known, and the caches of a block."""
         from onnxruntime import OrtValue
 
-        self.slot = slot
+        self.block = block
         self.io = session.io_binding()
         self.arrays: dict[str, NDArray[Any]] = {}
         self.logits: OrtValue | None = None  # where they stay on the device
@@ -84,16 +86,17 @@ class _Call:
                 self.arrays[spec.name] = np.zeros(spec.sizes, spec.dtype)
                 value = OrtValue.ortvalue_from_numpy(self.arrays[spec.name])
             self.io.bind_ortvalue_output(spec.name, value)
-        caches.bind(self.io, _cache_names(contract.inputs), _cache_names(contract.outputs), slot)
+        caches.bind(self.io, _cache_names(contract.inputs), _cache_names(contract.outputs), block)
 
-    def read_logits(self) -> NDArray[Any]:
-        """Return the logits, from the device if they are there."""
+    def read_logits(self, place: tuple[int, slice]) -> NDArray[Any]:
+        """Return the logits of a sequence's rows, from the device if they are there."""
         logits: NDArray[Any] = self.arrays["logits"] if self.logits is None else self.logits.numpy()
-        return logits
+        part: NDArray[Any] = logits[place]
+        return part
 
 
 class OrtSession(CachedSession):
-    """A graph with caches, a slot a call: what target and drafter sessions share."""
+    """A graph with caches, a call for each block of slots: what target and drafter sessions share."""
 
     _caches: Caches
 
@@ -101,7 +104,7 @@ class OrtSession(CachedSession):
         """Keep the arguments; `graph` is read on entering."""
         super().__init__(graph.name, capacity, options.slots)
         self.graph, self.options = graph, options
-        self.contract = contract.with_sizes(batch=1, capacity=capacity)
+        self.contract = contract.with_sizes(capacity=capacity)
 
     def __enter__(self) -> Self:
         """Load the graph and allocate the caches.
@@ -112,9 +115,9 @@ class OrtSession(CachedSession):
         """
         self._session = load_graph(self.graph, self.options)
         check_graph(self._session, self.contract, self.graph.name)
-        caches = [spec for spec in self.contract.inputs if spec.is_cache]
+        caches = [spec.with_sizes(batch=self.slots) for spec in self.contract.inputs if spec.is_cache]
         allocate = CudaCaches if self.options.provider == "cuda" else HostCaches
-        shape = (len(caches), self.slots, *caches[0].sizes[1:])
+        shape = (len(caches), *caches[0].sizes)
         self._caches = allocate(shape, caches[0].dtype)
         self._call = lru_cache(_CALLS_KEPT * self.slots)(self._bind)
         self._last: _Call | None = None
@@ -138,18 +141,19 @@ class OrtSession(CachedSession):
             raise InputError(f"{self.name} has not run yet; there is no feed to return")
         if not isinstance(self._caches, HostCaches):
             raise BackendError(f"the caches of {self.name} are on a device; run it on the CPU to read feeds")
-        names, arrays, slot = _cache_names(self.contract.inputs), self._last.arrays, self._last.slot
+        names, arrays, block = _cache_names(self.contract.inputs), self._last.arrays, self._last.block
         plain = {spec.name: arrays[spec.name] for spec in _plain(self.contract.inputs)}
-        return {**plain, **dict(zip(names, self._caches.block[:, slot : slot + 1], strict=True))}
+        caches = self._caches.block[:, block.start : block.stop]
+        return {**plain, **dict(zip(names, caches, strict=True))}
 
-    def _bind(self, slot: int, **widths: int) -> _Call:
-        contract = self.contract.with_sizes(**widths)
-        return _Call(self._session, contract, self._caches, slot, self.options.provider == "cuda")
+    def _bind(self, block: Block, **widths: int) -> _Call:
+        contract = self.contract.with_sizes(batch=len(block), **widths)
+        return _Call(self._session, contract, self._caches, block, self.options.provider == "cuda")
 
-    def _run(self, call: _Call, new_rows: int, filling: int = 0) -> None:
-        """Run `call`, which writes `new_rows` cache rows after the committed ones, and `filling` more."""
-        self._write(call.slot, new_rows, filling)
-        call.arrays["past_length"][:] = self.length(call.slot)
+    def _run(self, call: _Call, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Run a call on all inputs but its caches; what is written of it was noted before."""
+        for name, values in inputs.items():
+            call.arrays[name][:] = values
         start = time.perf_counter()
         try:
             self._session.run_with_iobinding(call.io)
@@ -163,7 +167,8 @@ class OrtTargetSession(OrtSession):
     """The target in ONNX Runtime.
 
     Calls of fewer than `least_width` tokens are filled up with tokens that nobody sees: below it a row's
-    result depends on how many others there are (docs/quantisation.md).
+    result depends on how many others there are (docs/quantisation.md). With several slots that share calls,
+    trees are filled up to a ladder of widths, so that few are bound, and a single row takes no other kernels.
     """
 
     def __init__(
@@ -173,33 +178,53 @@ class OrtTargetSession(OrtSession):
         capacity: int,
         options: OrtOptions,
         least_width: int = 1,
+        *,
+        shares: bool = False,
     ) -> None:
-        """Keep the arguments; the caches have room for what fills up the last call."""
+        """Keep the arguments; the caches have room for what fills up the last call.
+
+        shares: whether a call of the graph takes several sequences, which its `static` form does.
+        """
         super().__init__(graph, contract, capacity + least_width - 1, options)
         self.capacity, self._least_width = capacity, least_width
+        self.fills_up = shares and options.slots > 1
 
     def forward(self, tree: DraftTree, rows: Ints | None = None, slot: int = 0) -> TargetOutput:
         """Run the nodes of a tree behind the committed rows; see `TargetSession`."""
-        seq, rows = len(tree), np.arange(len(tree)) if rows is None else rows
-        width, wanted = max(seq, self._least_width), len(rows)
-        call = self._call(slot, seq=width, rows=max(wanted, self._least_width))
-        arrays = {name: array[0] for name, array in call.arrays.items() if name != "past_length"}
-        arrays["input_ids"][:seq] = tree.tokens
-        arrays["position_ids"][:] = self.length(slot)
-        arrays["position_ids"][:seq] += tree.depths
-        arrays["tree_mask"][:] = np.eye(width, dtype=bool)
-        arrays["tree_mask"][:seq, :seq] = tree.mask
-        arrays["logits_rows"][:wanted] = rows
-        self._run(call, seq, width - seq)
-        return TargetOutput(
-            arrays["next_tokens"][:wanted],
-            arrays[self.contract.feature_output][:seq],
-            lambda: call.read_logits()[0, :wanted],
-        )
+        rows = np.arange(len(tree)) if rows is None else rows
+        return self._forward(Block(slot, slot + 1), [TargetCall(tree, rows, slot)])[slot]
 
     def forward_all(self, calls: Sequence[TargetCall]) -> list[TargetOutput]:
-        """Run trees of different slots, one after the other; each slot has arrays of its own."""
-        return [self.forward(*call) for call in calls]
+        """Run trees of different slots; each block of slots has arrays of its own."""
+        found = dict[int, TargetOutput]()
+        for block, mine in share(calls, self.slots, self._may_share, self._fit):
+            found |= self._forward(block, mine)
+        return [found[call.slot] for call in calls]
+
+    def _may_share(self, call: TargetCall) -> bool:
+        return self.fills_up and len(call.rows) == len(call.tree)
+
+    def _fit(self, block: Block, calls: Sequence[TargetCall]) -> bool:
+        return self.have_room(block, max(len(call.tree) for call in calls))
+
+    def _forward(self, block: Block, calls: Sequence[TargetCall]) -> dict[int, TargetOutput]:
+        """Run the calls of a block; return what comes, by slot."""
+        width = max(self._least_width, *(len(call.tree) for call in calls))
+        rows = max(self._least_width, *(len(call.rows) for call in calls))
+        if self.fills_up and width == rows:
+            filled = next((filled for filled in LADDER if filled >= width), width)
+            width = rows = filled if self.have_room(block, filled) else width
+        call = self._call(block, seq=width, rows=rows)
+        inputs = target_inputs(calls, block, self._lengths, width, rows)
+        self._write_block(block, {call.slot: len(call.tree) for call in calls}, width)
+        self._run(call, inputs)
+        next_tokens, features = (call.arrays[name] for name in ("next_tokens", self.contract.feature_output))
+        found = {}
+        for tree, wanted, slot in calls:
+            place = (slot - block.start, slice(len(wanted)))
+            read = partial(call.read_logits, place)
+            found[slot] = TargetOutput(next_tokens[place], features[place[0], : len(tree)], read)
+        return found
 
 
 class OrtDraftSession(OrtSession):
@@ -219,17 +244,33 @@ class OrtDraftSession(OrtSession):
 
     def propose(self, next_tokens: Ints, features: NDArray[Any], slot: int = 0) -> DraftTree:
         """Read new rows and draw a tree; see `DraftSession`."""
-        rows = len(next_tokens)
-        call = self._call(slot, rows=rows)
-        arrays = call.arrays
-        name, values = next_token_input(self.contract, self._embeddings, next_tokens)
-        arrays[name][:] = values
-        arrays["features"][:] = features
-        arrays["row_count"][:] = rows
-        self._run(call, rows)
-        self._lengths[slot] += rows
-        tokens, parents, scores = (arrays[f"tree_{name}"][0] for name in ("tokens", "parents", "scores"))
-        return DraftTree.with_root(int(next_tokens[-1]), tokens, parents, scores)
+        return self._propose(Block(slot, slot + 1), [DraftCall(next_tokens, features, slot)])[slot]
+
+    def propose_all(self, calls: Sequence[DraftCall]) -> list[DraftTree]:
+        """Do the same for different slots; those that read few rows share calls."""
+        found = dict[int, DraftTree]()
+        for block, mine in share(calls, self.slots, self._may_share, self._fit):
+            found |= self._propose(block, mine)
+        return [found[call.slot] for call in calls]
+
+    def _may_share(self, call: DraftCall) -> bool:
+        one = isinstance(self._session.get_inputs()[0].shape[0], int)  # a graph of an earlier build
+        return not one and len(call.next_tokens) <= _MOST_ROWS
+
+    def _fit(self, block: Block, calls: Sequence[DraftCall]) -> bool:
+        return self.have_room(block, max(len(call.next_tokens) for call in calls))
+
+    def _propose(self, block: Block, calls: Sequence[DraftCall]) -> dict[int, DraftTree]:
+        """Run the calls of a block; return the trees by slot."""
+        counts = {call.slot: len(call.next_tokens) for call in calls}
+        rows = max(counts.values())
+        call = self._call(block, rows=rows)
+        inputs = draft_inputs(self.contract, self._embeddings, calls, block, self._lengths, rows)
+        self._write_block(block, counts, rows)
+        self._run(call, inputs)
+        for slot, count in counts.items():
+            self._lengths[slot] += count
+        return drawn(calls, block, lambda name, place: call.arrays[name][place])
 
 
 def _plain(specs: Sequence[TensorSpec]) -> list[TensorSpec]:

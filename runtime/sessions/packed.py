@@ -139,7 +139,7 @@ class _Graph:
             if self._bound[slot] != call.slot:
                 self._bound[slot] = call.slot
                 past, present = ([slot_name(n, slot) for n in side] for side in (self._past, self._present))
-                caches.bind(self._io, past, present, call.slot)
+                caches.bind(self._io, past, present, range(call.slot, call.slot + 1))
         try:
             self._session.run_with_iobinding(self._io)
         except Exception as error:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,29 +14,33 @@ from poss_export.contract import GraphContract
 from poss_export.engine_spec import EngineEntry
 from poss_export.runtime.sessions.base import (
     CachedSession,
+    DraftCall,
     Ints,
     TargetCall,
     TargetOutput,
-    next_token_input,
 )
 from poss_export.runtime.sessions.cuda import Device
 from poss_export.runtime.sessions.fit import load_library
 from poss_export.runtime.sessions.loaded_engine import LoadedEngine
+from poss_export.runtime.sessions.ragged import Block, draft_inputs, drawn, share, target_inputs
 from poss_export.runtime.tree import DraftTree
 
 
 class TensorrtSession(CachedSession):
-    """A graph with caches, of one slot: what target and drafter sessions share.
+    """A graph with caches, a call for each block of slots: what target and drafter sessions share.
 
-    Where there are engines of several capacities, an answer begins in the smallest and moves on to the
-    next when its tokens no longer fit: a call costs as much as its cache is long.
+    Where there are engines of several capacities, answers begin in the smallest, and all move on to the next
+    when the tokens of one no longer fit: a call costs as much as its cache is long.
     """
 
-    def __init__(self, folder: Path, entries: Sequence[EngineEntry], contract: GraphContract) -> None:
+    def __init__(
+        self, folder: Path, entries: Sequence[EngineEntry], contract: GraphContract, slots: int = 1
+    ) -> None:
         """Keep the arguments: the engines in the bundle `folder`, by ascending capacity."""
-        super().__init__(entries[-1].spec.file, entries[-1].spec.capacity)
+        super().__init__(entries[-1].spec.file, entries[-1].spec.capacity, slots)
         self.folder, self.entries, self.contract = folder, entries, contract
-        self.widths = _common_widths(entries)
+        self._ladders = {count: _common_widths(entries, count) for count in range(1, slots + 1)}
+        self.widths = self._ladders[1]
 
     def __enter__(self) -> Self:
         """Load the engines, bind all tensors, allocate the caches.
@@ -48,7 +53,8 @@ class TensorrtSession(CachedSession):
         with ExitStack() as stack:
             device = stack.enter_context(Device())
             self.engines = [
-                LoadedEngine(library, device, self.folder, entry, self.contract) for entry in self.entries
+                LoadedEngine(library, device, self.folder, entry, self.contract, self.slots)
+                for entry in self.entries
             ]
             self._use(self.engines[0])
             self._resources = stack.pop_all()
@@ -64,70 +70,93 @@ class TensorrtSession(CachedSession):
         for engine in self.engines:
             engine.rows.clear(slot, min(int(self._written[slot]), engine.capacity))
         self._written[slot] = self._lengths[slot] = 0
-        self._use(self.engines[0])
+        if not self._lengths.any():
+            self._use(self.engines[0])
 
     def _use(self, engine: LoadedEngine) -> None:
         self._engine, self._caches = engine, engine.rows
 
-    def _engine_for(self, slot: int, new_rows: int) -> LoadedEngine:
-        """Return the engine in use, or the next whose caches have room for `new_rows` more rows."""
-        needed = max(self.length(slot) + new_rows, self._engine.capacity)
-        return next(engine for engine in self.engines if engine.capacity >= needed)
-
-    def _filled(self, slot: int, count: int) -> int:
-        """Return the width that a call of `count` rows is filled up to, where the caches have the room."""
-        if count > self.room(slot):
-            return count  # which is refused
-        room = self._engine_for(slot, count).capacity - self.length(slot)
-        return min((width for width in self.widths if count <= width <= room), default=count)
-
-    def _call(
-        self, slot: int, arrays: Mapping[str, NDArray[Any]], new_rows: int, filling: int, **sizes: int
-    ) -> None:
-        """Run a call that writes `new_rows` cache rows, and `filling` more that nobody sees.
-
-        `arrays` are the inputs but the past.
-        """
-        self._write(slot, new_rows, filling)
-        engine = self._engine_for(slot, new_rows)
+    def _make_room(self, new_rows: Mapping[int, int]) -> None:
+        """Move on to an engine whose caches have room for so many more rows of these slots, if one has."""
+        needed = max(self.length(slot) + count for slot, count in new_rows.items())
+        engine = next((e for e in self.engines if e.capacity >= max(needed, self._engine.capacity)), None)
+        if engine is None or engine is self._engine:
+            return
         start = time.perf_counter()
-        if engine is not self._engine:
-            self._engine.rows.copy_to(engine.rows, slot, self.length(slot))
-            self._use(engine)
-        engine.call({**arrays, "past_length": self._lengths}, **sizes)
+        for slot, written in enumerate(self._written.tolist()):
+            self._engine.rows.copy_to(engine.rows, slot, min(written, self._engine.capacity))
+        self._use(engine)
+        self.engine_seconds += time.perf_counter() - start
+
+    def _filled(self, block: Block, count: int) -> int | None:
+        """Return the width that calls of up to `count` rows are filled up to; None where there is none.
+
+        The caches must have the room, and an engine must be made for so many sequences.
+        """
+        room = self._engine.capacity - max(map(self.length, block))
+        return min((w for w in self._ladders[len(block)] if count <= w <= room), default=None)
+
+    def _run(
+        self, block: Block, inputs: Mapping[str, NDArray[Any]], new_rows: Mapping[int, int], **sizes: int
+    ) -> None:
+        """Run a call of these sizes, which writes so many new rows in slots of a block, and fills them up."""
+        self._write_block(block, new_rows, max(sizes.get("seq", 0), sizes["rows"]))
+        start = time.perf_counter()
+        self._engine.call(inputs, block, **sizes)
         self.engine_seconds += time.perf_counter() - start
 
 
 class TensorrtTargetSession(TensorrtSession):
     """The target in TensorRT.
 
-    A tree is filled up to the next width of a fixed profile with tokens that nobody sees. A chunk of a
+    Trees are filled up to the next width of a fixed profile with tokens that nobody sees. A chunk of a
     prompt, which wants few of its rows, runs as it is.
     """
 
+    fills_up = True
+
     def forward(self, tree: DraftTree, rows: Ints | None = None, slot: int = 0) -> TargetOutput:
         """Run the nodes of a tree; see `TargetSession`. Logits stay on the device until they are read."""
-        seq, rows = len(tree), np.arange(len(tree)) if rows is None else rows
-        filling = self._filled(slot, seq) - seq if len(rows) == seq else 0
-        mask = np.eye(seq + filling, dtype=bool)
-        mask[:seq, :seq] = tree.mask
-        arrays = {
-            "input_ids": np.pad(tree.tokens, (0, filling))[None],
-            "position_ids": self.length(slot) + np.pad(tree.depths, (0, filling))[None],
-            "tree_mask": mask[None],
-            "logits_rows": np.pad(rows, (0, filling))[None],
-        }
-        self._call(slot, arrays, seq, filling, seq=seq + filling, rows=len(rows) + filling)
-        read, wanted = self._engine.read, {"seq": seq, "rows": len(rows)}
-        return TargetOutput(
-            read("next_tokens", **wanted)[0],
-            read(self.contract.feature_output, **wanted)[0],
-            lambda: read("logits", **wanted)[0],
-        )
+        return self.forward_all([TargetCall(tree, np.arange(len(tree)) if rows is None else rows, slot)])[0]
 
     def forward_all(self, calls: Sequence[TargetCall]) -> list[TargetOutput]:
-        """Run the tree of the only slot there is."""
-        return [self.forward(*call) for call in calls]
+        """Run trees of different slots; those of a block whose engine is made for so many share a call.
+
+        Logits of the last block stay on the device until they are read.
+        """
+        self._make_room({call.slot: len(call.tree) for call in calls})
+        blocks = list(share(calls, self.slots, self._may_share, self._fit))
+        found = dict[int, TargetOutput]()
+        for number, (block, mine) in enumerate(blocks, start=1):
+            found |= self._forward(block, mine, keep_logits=number < len(blocks))
+        return [found[call.slot] for call in calls]
+
+    def _may_share(self, call: TargetCall) -> bool:
+        return len(call.rows) == len(call.tree) <= max(self.widths, default=0)
+
+    def _fit(self, block: Block, calls: Sequence[TargetCall]) -> bool:
+        return self._filled(block, max(len(call.tree) for call in calls)) is not None
+
+    def _forward(
+        self, block: Block, calls: Sequence[TargetCall], *, keep_logits: bool
+    ) -> dict[int, TargetOutput]:
+        """Run the calls of a block; return what comes, by slot."""
+        width, rows = max(len(call.tree) for call in calls), max(len(call.rows) for call in calls)
+        if width == rows and (filled := self._filled(block, width)) is not None:
+            width = rows = filled
+        inputs = target_inputs(calls, block, self._lengths, width, rows)
+        self._run(block, inputs, {call.slot: len(call.tree) for call in calls}, seq=width, rows=rows)
+        found = {}
+        for tree, wanted, slot in calls:
+            place, sizes = slot - block.start, {"seq": len(tree), "rows": len(wanted)}
+            tokens, features, logits = (
+                partial(self._engine.read, name, place, **sizes)
+                for name in ("next_tokens", self.contract.feature_output, "logits")
+            )
+            if keep_logits:
+                logits = partial(np.asarray, logits())
+            found[slot] = TargetOutput(tokens(), features(), logits)
+        return found
 
 
 class TensorrtDraftSession(TensorrtSession):
@@ -139,31 +168,45 @@ class TensorrtDraftSession(TensorrtSession):
         entries: Sequence[EngineEntry],
         contract: GraphContract,
         embeddings: NDArray[Any],
+        slots: int = 1,
     ) -> None:
         """As the parent; `embeddings` is the target's table [vocab, hidden], bfloat16 as its bits."""
-        super().__init__(folder, entries, contract)
+        super().__init__(folder, entries, contract, slots)
         self._embeddings = embeddings
 
     def propose(self, next_tokens: Ints, features: NDArray[Any], slot: int = 0) -> DraftTree:
         """Read new rows and draw a tree; see `DraftSession`."""
-        count = len(next_tokens)
-        filling = self._filled(slot, count) - count
-        name, values = next_token_input(self.contract, self._embeddings, next_tokens)
-        padding = ((0, filling), (0, 0))
-        arrays = {
-            name: np.pad(values, padding[: values.ndim])[None],
-            "features": np.pad(features, padding)[None],
-            "row_count": np.array([count]),
-        }
-        self._call(slot, arrays, count, filling, rows=count + filling)
-        self._lengths[slot] += count
-        tokens, parents, scores = (
-            self._engine.read(f"tree_{name}")[0] for name in ("tokens", "parents", "scores")
-        )
-        return DraftTree.with_root(int(next_tokens[-1]), tokens, parents, scores)
+        return self.propose_all([DraftCall(next_tokens, features, slot)])[0]
+
+    def propose_all(self, calls: Sequence[DraftCall]) -> list[DraftTree]:
+        """Do the same for different slots; those of a block whose engine is made for so many share a call."""
+        self._make_room({call.slot: len(call.next_tokens) for call in calls})
+        found = dict[int, DraftTree]()
+        for block, mine in share(calls, self.slots, self._may_share, self._fit):
+            found |= self._propose(block, mine)
+        return [found[call.slot] for call in calls]
+
+    def _may_share(self, call: DraftCall) -> bool:
+        return len(call.next_tokens) <= max(self.widths, default=0)
+
+    def _fit(self, block: Block, calls: Sequence[DraftCall]) -> bool:
+        return self._filled(block, max(len(call.next_tokens) for call in calls)) is not None
+
+    def _propose(self, block: Block, calls: Sequence[DraftCall]) -> dict[int, DraftTree]:
+        """Run the calls of a block; return the trees by slot."""
+        counts = {call.slot: len(call.next_tokens) for call in calls}
+        longest = max(counts.values())
+        rows = self._filled(block, longest) or longest
+        inputs = draft_inputs(self.contract, self._embeddings, calls, block, self._lengths, rows)
+        self._run(block, inputs, counts, rows=rows)
+        for slot, count in counts.items():
+            self._lengths[slot] += count
+        return drawn(calls, block, self._engine.read)
 
 
-def _common_widths(entries: Sequence[EngineEntry]) -> tuple[int, ...]:
-    """Return the widths that engines of every capacity have a fixed profile for, ascending."""
-    fixed = ({profile.rows for profile in entry.spec.profiles if profile.fixed} for entry in entries)
+def _common_widths(entries: Sequence[EngineEntry], sequences: int) -> tuple[int, ...]:
+    """Return the widths of so many sequences that engines of every capacity have a fixed profile for."""
+    fixed = (
+        {p.rows for p in entry.spec.profiles if p.fixed and p.sequences == sequences} for entry in entries
+    )
     return tuple(sorted(set.intersection(*fixed)))

@@ -27,6 +27,10 @@ RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # of Te
 # TensorRT-RTX stores nearly all weights a second time for it (docs/engines.md).
 LADDER = (2, 4, 8, 16)
 
+MOST_SLOTS = 64  # sequences whose rows caches hold at a time
+
+MOST_PROFILES = 40  # of an engine, whose name has room for 4096 bytes and tells them all
+
 _MARK = "poss-export engine "  # before the specification that every engine carries as its name
 
 Sizes = tuple[int, int, int]  # smallest, most common, largest
@@ -86,13 +90,24 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Profile:
-    """Sizes of the open dimensions of a call, by name; a fixed profile has one size for each."""
+    """Sizes of the open dimensions of a call, by name; a fixed profile has one size for each.
+
+    One that does not name the batch is for one sequence.
+    """
 
     sizes: Mapping[str, Sizes]
 
+    def of(self, name: str) -> Sizes:
+        """Return the sizes of a dimension."""
+        return self.sizes.get(name, (1, 1, 1))
+
     def fits(self, **wanted: int) -> bool:
         """Whether a call of these sizes can run under this profile."""
-        return all(self.sizes[name][0] <= size <= self.sizes[name][2] for name, size in wanted.items())
+        return all(self.of(name)[0] <= size <= self.of(name)[2] for name, size in wanted.items())
+
+    def at(self, which: int) -> dict[str, int]:
+        """Return the sizes of a call by name: the smallest (0), the most common (1) or the largest (2)."""
+        return {name: self.of(name)[which] for name in ("batch", *self.sizes)}
 
     @property
     def fixed(self) -> bool:
@@ -102,7 +117,12 @@ class Profile:
     @property
     def rows(self) -> int:
         """The largest rows of a call; a fixed profile has no others."""
-        return self.sizes["rows"][2]
+        return self.of("rows")[2]
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences a call has."""
+        return self.of("batch")[2]
 
 
 def ladder_of(tree_width: int | None, asked: Sequence[int] = ()) -> tuple[int, ...]:
@@ -117,19 +137,33 @@ def ladder_of(tree_width: int | None, asked: Sequence[int] = ()) -> tuple[int, .
     return tuple(sorted({*(asked or usual), tree_width}))
 
 
-def target_profiles(chunk: int, widths: Sequence[int] = ()) -> tuple[Profile, ...]:
-    """Return the target's: any call of up to `chunk` tokens, and trees of exactly these `widths`."""
+def target_profiles(chunk: int, widths: Sequence[int] = (), slots: int = 1) -> tuple[Profile, ...]:
+    """Return the target's: any call of up to `chunk` tokens, and trees of exactly these `widths`.
+
+    The first is for one sequence, the others for one, and for 2, 4, ... `slots`.
+    """
     prefill = Profile({"seq": (1, chunk, chunk), "rows": (1, 1, chunk)})
-    return (prefill, *(_fixed(seq=width, rows=width) for width in widths))
+    return (
+        prefill,
+        *(_fixed(batch, seq=width, rows=width) for batch in _batches(slots) for width in widths),
+    )
 
 
-def draft_profiles(chunk: int, width: int) -> tuple[Profile, ...]:
-    """Return the drafter's: any call of up to `chunk` new rows, and the `width` rows of a padded round."""
-    return Profile({"rows": (1, chunk, chunk)}), _fixed(rows=width)
+def draft_profiles(chunk: int, width: int, slots: int = 1) -> tuple[Profile, ...]:
+    """Return the drafter's: any call of up to `chunk` new rows, and the `width` rows of a padded round.
+
+    The first is for one sequence, the others for one, and for 2, 4, ... `slots`.
+    """
+    return Profile({"rows": (1, chunk, chunk)}), *(_fixed(batch, rows=width) for batch in _batches(slots))
 
 
-def _fixed(**sizes: int) -> Profile:
-    return Profile({name: (size, size, size) for name, size in sizes.items()})
+def _batches(slots: int) -> list[int]:
+    return [1 << bit for bit in range(slots.bit_length())]
+
+
+def _fixed(batch: int, **sizes: int) -> Profile:
+    named = sizes if batch == 1 else {"batch": batch, **sizes}
+    return Profile({name: (size, size, size) for name, size in named.items()})
 
 
 @dataclass(frozen=True)
@@ -150,6 +184,11 @@ class EngineSpec:
         """The engine's file in the bundle."""
         devices = (f"sm{name.replace('.', '')}" for name in self.options.compute_capabilities)
         return "-".join((self.graph, self.flavour, *devices, str(self.capacity))) + ".engine"
+
+    @property
+    def slots(self) -> int:
+        """The most sequences of a call."""
+        return max(profile.sequences for profile in self.profiles)
 
     def to_name(self) -> str:
         """Return the name that the engine carries: this specification, for `embedded_spec`."""

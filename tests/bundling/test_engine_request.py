@@ -25,6 +25,12 @@ def test_sizes_come_in_any_order() -> None:
     assert (request.capacities, request.widths) == ((32, 64), (2, 4, 8))
 
 
+@pytest.mark.parametrize("slots", [0, 3, 128])
+def test_slots_are_a_power_of_two(slots: int) -> None:
+    with pytest.raises(InputError, match=f"engine slots is {slots}; it must be a power of two, 1 to 64"):
+        request_engines("tensorrt-rtx", EngineOptions(("8.9",)), slots=slots)
+
+
 @pytest.mark.parametrize(
     ("flavour", "options", "message"),
     [

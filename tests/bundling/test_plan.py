@@ -83,9 +83,9 @@ def test_a_template_is_tried(make_plan: Callable[..., Plan]) -> None:
             planned(template)
 
 
-def engines(capacities: tuple[int, ...] = (), widths: tuple[int, ...] = ()) -> dict[str, Any]:
+def engines(capacities: tuple[int, ...] = (), widths: tuple[int, ...] = (), slots: int = 1) -> dict[str, Any]:
     """Return what a plan with engines differs in."""
-    request = EngineRequest("tensorrt-rtx", "1.7", EngineOptions(("8.9",)), capacities, widths)
+    request = EngineRequest("tensorrt-rtx", "1.7", EngineOptions(("8.9",)), capacities, widths, slots)
     return {"engines": request, "cache_form": "static"}
 
 
@@ -96,6 +96,17 @@ def test_engines_are_made_for_a_ladder_of_widths(make_plan: Callable[..., Plan])
     assert asked.engine_widths == (1, TREE.width, 20)
     alone = make_plan(drafter=False, **engines())
     assert alone.engine_profiles(48) == {"target": target_profiles(48, (2, 4, 8, 16))}
+
+
+def test_engines_are_made_for_calls_of_several_answers(make_plan: Callable[..., Plan]) -> None:
+    plan = make_plan(**engines(widths=(4,), slots=4))
+    assert plan.to_dict()["engines"]["slots"] == 4
+    for graph, width in (("target", TREE.width), ("draft", TREE.depth + 1)):
+        open_one, *fixed = plan.engine_profiles(48)[graph]
+        assert (open_one.sequences, open_one.fixed) == (1, False)
+        ladder = [4, width] if graph == "target" else [width]
+        assert [(p.sequences, p.rows) for p in fixed] == [(n, rows) for n in (1, 2, 4) for rows in ladder]
+    assert make_plan(**engines(slots=1)).engine_profiles(48) == make_plan(**engines()).engine_profiles(48)
 
 
 def test_engines_take_more_the_more_profiles_they_have() -> None:
@@ -122,6 +133,11 @@ def test_a_drafter_of_another_target_is_told(make_plan: Callable[..., Plan]) -> 
         ({"capacity": 129}, "this target was made for 1 to 128", ("capacity",)),
         ({"tree": TreeShape(1, 61, 61)}, "tree top-k is 61, but the drafter knows 60 words", ("top_k",)),
         (engines(widths=(0,)), "engine width is 0 rows; it may be 1 to 48, the longest", ("engine_widths",)),
+        (
+            engines(widths=tuple(range(1, 9)), slots=16),
+            "widths 1, 2, 3, 4, 5, 6, 7, 8 for calls of so many answers make 41 profiles",
+            ("engine_widths", "engine_slots"),
+        ),
         (engines((40,), (4, 41)), "engine width is 41 rows; it may be 1 to 40,", ("engine_widths",)),
         (
             {"quantise": QuantiseRequest({"target": GraphRequest("int8")}), "cache_form": "static"},

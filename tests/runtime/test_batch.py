@@ -19,15 +19,22 @@ WAYS: list[dict[str, Any]] = [{}, {"planning": None}, {"target_only": True}]
 SAMPLINGS = [GREEDY, Sampling(temperature=1.0, seed=3), Sampling(temperature=0.7, top_p=0.9, seed=11)]
 
 
+@pytest.fixture(params=["shared", "static"])
+def folder(request: pytest.FixtureRequest, bundle_of_form: Any, planned: Any) -> Path:
+    """Return a bundle whose rounds are planned, of each cache form."""
+    made: Path = planned(bundle_of_form(request.param))
+    return made
+
+
 @pytest.fixture
-def alone(planned_bundle: Path) -> Iterator[Bundle]:
-    with open_bundle(planned_bundle, threads=1) as opened:
+def alone(folder: Path) -> Iterator[Bundle]:
+    with open_bundle(folder, threads=1) as opened:
         yield opened
 
 
 @pytest.fixture
-def together(planned_bundle: Path) -> Iterator[Bundle]:
-    with open_bundle(planned_bundle, threads=1, slots=SLOTS) as opened:
+def together(folder: Path) -> Iterator[Bundle]:
+    with open_bundle(folder, threads=1, slots=SLOTS) as opened:
         yield opened
 
 

@@ -152,6 +152,13 @@ _ENGINES = (
         show_default="2, 4, 8, 16, up to the drafter's tree",
         help="Rows of a target call to make the engines for, beside the drafter's whole tree; repeatable.",
     ),
+    click.option(
+        "--engine-slots",
+        metavar="N",
+        type=int,
+        default=1,
+        help="Make the engines for calls of 2, 4, ... N answers too, which `serve` makes at once.",
+    ),
     click.option("--optimization-level", type=int, show_default="3", help="TensorRT: 0 to 5."),
     click.option("--version-compatible", is_flag=True, help="TensorRT: later versions load the engines."),
     click.option(
@@ -212,6 +219,7 @@ def build(
     compute_capabilities: tuple[str, ...],
     engine_capacities: tuple[int, ...],
     engine_widths: tuple[int, ...],
+    engine_slots: int,
     optimization_level: int | None,
     version_compatible: bool,
     hardware_compatible: bool,
@@ -262,6 +270,7 @@ def build(
         ),
         engine_capacities=engine_capacities,
         engine_widths=engine_widths,
+        engine_slots=engine_slots,
         timing_cache=timing_cache,
     )
     planned = plan(request)

@@ -28,7 +28,7 @@ _LIMITS = (
     click.option(
         "--slots",
         type=click.IntRange(1),
-        show_default="8 on the CPU, else 1",
+        show_default="8, with engines as many as they are made for",
         help="Answers made at once.",
     ),
     click.option(
@@ -100,10 +100,9 @@ def serve(
     limits = Limits(body, prompt_tokens, new_tokens, choices, seconds)
     settings = Settings(model_name or bundle.resolve().name, read_keys(api_key_file), limits)
     if slots is None:
-        on_cpu = (
-            backend == "onnxruntime" and provider == "cpu" and read_manifest(bundle).cache_form == "shared"
-        )
-        slots = _SLOTS if on_cpu else 1
+        engines = read_manifest(bundle).engines if backend != "onnxruntime" else ()
+        made_for = [entry.spec.slots for entry in engines if entry.spec.flavour == backend]
+        slots = min(made_for, default=_SLOTS)
     opened = open_bundle(
         bundle, threads=threads, provider=provider, backend=backend, lookup=lookup, slots=slots
     )

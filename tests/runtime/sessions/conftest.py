@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from poss_export.bundling.build import build_bundle
+from poss_export.bundling.plan import plan_build
+from poss_export.config import TreeShape
+from poss_export.drafters.checkpoint import DrafterCheckpoint
 from poss_export.engine_spec import Profile
 from poss_export.exporters.widening import widen
 from poss_export.manifest import GRAPHS, read_manifest
@@ -16,9 +20,22 @@ from poss_export.runtime.bundle import Bundle, contracts_of
 from poss_export.runtime.sessions import caches, tensorrt
 from poss_export.runtime.sessions.fit import choose_engines
 from poss_export.runtime.sessions.ort import OrtOptions
+from poss_export.targets.checkpoint import open_target
 from tests.fixtures.fake_tensorrt import FakeDevice, FakeLibrary
 from tests.fixtures.graphs import CAPACITY
 from tests.fixtures.host_driver import HostDriver
+
+
+@pytest.fixture(scope="session")
+def smaller_graphs(tiny_folder: Any, random_drafter: Any, tmp_path_factory: Any) -> dict[int, Path]:
+    """Return a folder with the graphs of `engine_bundle("fp32")` at a smaller capacity."""
+    target = open_target(str(tiny_folder("llama")))
+    drafter = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), None)
+    shape: Any = {"capacity": 40, "precision": "fp32", "cache_form": "static"}
+    plan = plan_build(target, drafter, tree=TreeShape(4, 3, 8), **shape)
+    folder = tmp_path_factory.mktemp("graphs") / "40"
+    build_bundle(plan, folder, argv=[], force=False, report=lambda _: None)
+    return {40: folder}
 
 
 @pytest.fixture
@@ -32,6 +49,7 @@ def run(engine_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp
         change: Any = None,
         smaller: Any = None,
         profiles: Callable[[tuple[Profile, ...]], tuple[Profile, ...]] = tuple,
+        slots: int = 1,
     ) -> Iterator[Any]:
         """With `smaller`, graphs by capacity, the bundle has engines of these capacities too.
 
@@ -57,7 +75,7 @@ def run(engine_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp
                 entries[index] = replace(entry, spec=spec)
                 if flavour != entry.spec.flavour:
                     (folder / entries[index].spec.file).hardlink_to(folder / entry.spec.file)
-        with Bundle(folder, manifest, OrtOptions(), found) as entered:
+        with Bundle(folder, manifest, OrtOptions(slots=slots), found) as entered:
             yield entered, library
 
     return make

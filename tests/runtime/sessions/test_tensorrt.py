@@ -8,10 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from poss_export.bundling.build import build_bundle
-from poss_export.bundling.plan import plan_build
-from poss_export.config import TreeShape
-from poss_export.drafters.checkpoint import DrafterCheckpoint
 from poss_export.engine_spec import target_profiles
 from poss_export.errors import InputError
 from poss_export.evaluation.checks import check_cache_laws
@@ -20,7 +16,6 @@ from poss_export.manifest import read_manifest
 from poss_export.runtime.bundle import contracts_of, open_bundle
 from poss_export.runtime.sessions.tensorrt import TensorrtTargetSession
 from poss_export.runtime.tree import DraftTree
-from poss_export.targets.checkpoint import open_target
 from tests.fixtures.fake_tensorrt import FakeDevice, FakeLibrary, at
 from tests.fixtures.filled_calls import binary_tree, largest_difference
 from tests.fixtures.graphs import CAPACITY
@@ -28,18 +23,6 @@ from tests.fixtures.graphs import CAPACITY
 Make = Callable[..., Path]
 NODES = 9
 OPEN = 0  # the profile of every call that no fixed one is for
-
-
-@pytest.fixture(scope="module")
-def smaller_graphs(tiny_folder: Any, random_drafter: Any, tmp_path_factory: Any) -> dict[int, Path]:
-    """Return a folder with the graphs of `engine_bundle("fp32")` at a smaller capacity."""
-    target = open_target(str(tiny_folder("llama")))
-    drafter = DrafterCheckpoint("random", "0" * 64, random_drafter(target.config, 3), None)
-    shape: Any = {"capacity": 40, "precision": "fp32", "cache_form": "static"}
-    plan = plan_build(target, drafter, tree=TreeShape(4, 3, 8), **shape)
-    folder = tmp_path_factory.mktemp("graphs") / "40"
-    build_bundle(plan, folder, argv=[], force=False, report=lambda _: None)
-    return {40: folder}
 
 
 def executed(library: FakeLibrary, graph: str, capacity: int = CAPACITY) -> list[int]:
@@ -105,8 +88,9 @@ def test_fixed_work_is_captured_once_for_each_width(run: Any) -> None:
     with run(flavour="tensorrt") as (entered, library):
         entered.generate("<5> <9> <77>", raw=True, max_new_tokens=20)
         for session, graph in ((entered.target, "target"), (entered.drafter, "draft")):
-            assert session.engines[0]._run[OPEN] is None  # the sizes of this profile are open
-            assert session.engines[0]._run[-1] is not None
+            contexts = session.engines[0]._contexts
+            assert contexts[OPEN, 0].run is None  # the sizes of this profile are open
+            assert contexts[len(contexts) - 1, 0].run is not None
             assert executed(library, graph)[-1] > 2
         assert FakeDevice.log.count("captured") == 2
         entered.target.reset()
@@ -145,7 +129,7 @@ def test_calls_that_are_not_filled_up(run: Any) -> None:
 def test_rows_that_fill_up_a_call_are_cleared_with_their_slot(run: Any) -> None:
     with run() as (entered, _):
         (engine,) = entered.target.engines
-        caches = [spec for spec in engine.contract.inputs if spec.is_cache]
+        caches = [spec.with_sizes(batch=1) for spec in engine.contract.inputs if spec.is_cache]
         block = at(engine._addresses[caches[0].name], (len(caches), *caches[0].sizes), "float32")
         entered.target.reset()
         entered.target.forward(binary_tree(5))
