@@ -5,7 +5,7 @@ It is written last and in one step, so a folder without a manifest is not a bund
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -154,9 +154,15 @@ class Manifest:
         )
 
 
-def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
-    """Hash the files of a bundle for its manifest."""
-    return {name: FileEntry(_sha256(folder / name), (folder / name).stat().st_size) for name in sorted(names)}
+def describe_files(
+    folder: Path, names: Iterable[str], hashes: Mapping[str, str] | None = None
+) -> dict[str, FileEntry]:
+    """Hash the files of a bundle for its manifest; `hashes` has those that are known."""
+    known = hashes or {}
+    return {
+        name: FileEntry(known.get(name) or _sha256(folder / name), (folder / name).stat().st_size)
+        for name in sorted(names)
+    }
 
 
 def listed_files(folder: Path) -> set[str]:
