@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from poss_export.bundling.comparing import compare_graphs, in_pieces
 from poss_export.bundling.export import Export
 from poss_export.bundling.plan import Plan
 from poss_export.bundling.quantise import quantise_bundle
 from poss_export.drafters.checkpoint import check_tables
 from poss_export.errors import CheckpointError
-from poss_export.evaluation.parity import compare, require_parity
+from poss_export.evaluation.parity import require_parity
 from poss_export.exporters.drafter import export_drafter
 from poss_export.exporters.reference import make_reference, round_beside
 from poss_export.exporters.target import export_target
-from poss_export.exporters.widening import runnable_on_cpu
 from poss_export.machine import versions
 from poss_export.manifest import (
     DRAFT_GRAPH,
@@ -33,8 +33,6 @@ from poss_export.manifest import (
 )
 from poss_export.progress import Progress, Report, silent
 from poss_export.reference import Reference
-from poss_export.runtime.bundle import Bundle
-from poss_export.runtime.sessions.ort import OrtOptions
 
 _DEEP = 24  # levels of a tree whose trace takes longer than people wait without a word
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -94,10 +92,9 @@ def _export(folder: Path, plan: Plan, argv: Sequence[str], report: Report, progr
     (folder / TOKENIZER).write_text(plan.target.text.tokenizer_json, encoding="utf-8")
     manifest = _describe(plan, embedding, argv)
     report("checking parity with PyTorch")
-    with runnable_on_cpu(folder, manifest) as runnable, Bundle(*runnable, OrtOptions()) as bundle:
-        manifest.parity.update(compare(bundle, reference))
+    manifest.parity.update(compare_graphs(folder, manifest, reference, progress))
     require_parity(manifest.parity, plan.precision)
-    return replace(manifest, files=_described(folder, hashes))
+    return replace(manifest, files=_described(folder, hashes), in_pieces=in_pieces(plan.target.config))
 
 
 def _export_graphs(

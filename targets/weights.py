@@ -7,6 +7,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+_TILE = 128  # rows that are transposed together
 _BLOCK = 1 << 24  # values that are read at a time: what a conversion has in memory beside its result
 
 
@@ -47,12 +48,16 @@ class Weight:
 
     def read(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight in a type; no more than a block of it is in memory twice."""
-        whole = torch.empty(self.shape, dtype=dtype)
-        rows, start = whole.T if self.transposed else whole, 0
+        whole, start = torch.empty(self.shape, dtype=dtype), 0
         for part in self.parts:
             for first, last in part.blocks():
-                rows[start + first : start + last] = part.read(first, last)
-            start += part.shape[0]
+                for tile in part.read(first, last).split(_TILE):
+                    end = start + len(tile)
+                    if self.transposed:  # in tiles that a processor's cache holds: several times faster
+                        whole[:, start:end] = tile.to(dtype).T.contiguous()
+                    else:
+                        whole[start:end] = tile
+                    start = end
         return whole
 
     def row_blocks(self) -> Iterator[tuple[int, Tensor]]:

@@ -96,6 +96,7 @@ class Manifest:
 
     A bundle without a drafter can only decode with the target. `versions` maps library to version,
     `parity` maps a check to its figure, `created` is an ISO 8601 time, `argv` the command that built it.
+    `in_pieces`: the target was too large to be loaded for the comparison, and ran piece by piece.
     `engines` are compiled from the graphs; ONNX Runtime reads the graphs themselves. `quantisation` says how
     each graph was quantised, `quality` what that costs, `calibration` what was learned of the drafter from
     real rounds, and which of its precisions was kept (docs/quantisation.md).
@@ -112,6 +113,7 @@ class Manifest:
     versions: dict[str, str]
     parity: dict[str, float]
     files: dict[str, FileEntry]
+    in_pieces: bool = False
     engines: tuple[EngineEntry, ...] = ()
     quantisation: dict[GraphName, dict[str, Any]] = field(default_factory=dict)
     quality: dict[str, Any] | None = None

@@ -1,14 +1,16 @@
-"""An ONNX file and its weights: written one after the other, hashed on the way."""
+"""An ONNX file and its weights: written one after the other and hashed on the way, mapped one by one."""
 
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from poss_export.progress import Progress
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 
@@ -70,3 +72,13 @@ class _Sink:
         self.digest.update(flat)
         self.size += len(flat)
         return len(flat)
+
+
+def map_weight(tensor: "onnx.TensorProto", folder: Path) -> NDArray[Any]:
+    """Map a weight that lies in a file beside its graph, in `folder`; of bfloat16 its bits."""
+    import onnx
+
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    bits = np.dtype(np.uint16) if dtype.name == "bfloat16" else dtype
+    return np.memmap(folder / place["location"], bits, "r", int(place.get("offset", 0)), tuple(tensor.dims))
