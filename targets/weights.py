@@ -28,7 +28,7 @@ class Stored:
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Yield the first row of each block, and the one behind its last."""
         rows = self.shape[0]
-        step = max(1, _BLOCK // prod(self.shape[1:]))
+        step = max(1, _BLOCK // max(1, prod(self.shape[1:])))
         for first in range(0, rows, step):
             yield first, min(first + step, rows)
 
