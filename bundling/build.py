@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from poss_export.bundling.engines import build_engines, missing_engines
+from poss_export.bundling.estimate import check_room
 from poss_export.bundling.graphs import make_graphs
 from poss_export.bundling.identity import difference, plan_facts
 from poss_export.bundling.plan import Plan
@@ -29,7 +30,8 @@ def build_bundle(
     `force` builds everything anew.
 
     Raises:
-        InputError: `folder` cannot be written, or is another bundle that `force` may replace, or none.
+        InputError: `folder` cannot be written, or is another bundle that `force` may replace, or none; the
+            disk or the memory is too small.
         CheckpointError: the drafter's copy of a table is not the target's.
         ParityError: a graph does not compute what PyTorch does.
         PossExportError: as `Target.load_decoder`, `make_graphs` and `build_engines` raise it.
@@ -40,6 +42,7 @@ def build_bundle(
     if present is not None and not missing_engines(plan, present):
         report(f"{folder} is unchanged: nothing to build")
         return present
+    check_room(plan, folder, report)
     with unfinished(folder) as made:
         present = _kept(plan, folder, force)  # another build may have ended meanwhile
         if present is None:

@@ -1,7 +1,7 @@
 """The graphs of a bundle: exported, compared with PyTorch, quantised; rounds of them, to learn from."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from poss_export.bundling.comparing import compare_graphs, in_pieces
 from poss_export.bundling.export import Export
 from poss_export.bundling.plan import Plan
 from poss_export.bundling.quantise import quantise_bundle
 from poss_export.drafters.checkpoint import check_tables
 from poss_export.errors import CheckpointError
-from poss_export.evaluation.parity import compare, require_parity
+from poss_export.evaluation.parity import require_parity
 from poss_export.exporters.drafter import export_drafter
 from poss_export.exporters.reference import make_reference, round_beside
 from poss_export.exporters.target import export_target
-from poss_export.exporters.widening import runnable_on_cpu
 from poss_export.machine import versions
 from poss_export.manifest import (
     DRAFT_GRAPH,
@@ -33,8 +33,6 @@ from poss_export.manifest import (
 )
 from poss_export.progress import Progress, Report, silent
 from poss_export.reference import Reference
-from poss_export.runtime.bundle import Bundle
-from poss_export.runtime.sessions.ort import OrtOptions
 
 _DEEP = 24  # levels of a tree whose trace takes longer than people wait without a word
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -51,16 +49,16 @@ def make_graphs(
         QualityError: a quantised graph loses more than is allowed.
     """
     if plan.quantise is None:
-        return _export(folder, plan, argv, report)
+        return _export(folder, plan, argv, report, progress)
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        source = _source(Path(name) / "source", plan, argv, report)
+        source = _source(Path(name) / "source", plan, argv, report, progress)
         reference = source
         if plan.cache_form != "shared" or plan.precision == "bf16":
             report("exporting again, as the CPU runs it")
             common = replace(plan, cache_form="shared", precision="fp32")
-            reference = _source(Path(name) / "reference", common, argv, silent)
+            reference = _source(Path(name) / "reference", common, argv, silent, progress)
         manifest = quantise_bundle(source, reference, folder, plan.quantise, report=report, progress=progress)
-    return replace(manifest, files=_described(folder))
+    return replace(manifest, files=_described(folder, {}))
 
 
 @contextmanager
@@ -83,32 +81,34 @@ def library_versions(*further: str) -> dict[str, str]:
     return versions(*_LIBRARIES, *further)
 
 
-def _source(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Export:
+def _source(folder: Path, plan: Plan, argv: Sequence[str], report: Report, progress: Progress) -> Export:
     folder.mkdir()
-    return Export(folder, _export(folder, plan, argv, report))
+    return Export(folder, _export(folder, plan, argv, report, progress))
 
 
-def _export(folder: Path, plan: Plan, argv: Sequence[str], report: Report) -> Manifest:
+def _export(folder: Path, plan: Plan, argv: Sequence[str], report: Report, progress: Progress) -> Manifest:
     """Export the graphs in floating point and check them."""
-    embedding, reference = _export_graphs(folder, plan, report)
+    embedding, reference, hashes = _export_graphs(folder, plan, report, progress)
     (folder / TOKENIZER).write_text(plan.target.text.tokenizer_json, encoding="utf-8")
     manifest = _describe(plan, embedding, argv)
     report("checking parity with PyTorch")
-    with runnable_on_cpu(folder, manifest) as runnable, Bundle(*runnable, OrtOptions()) as bundle:
-        manifest.parity.update(compare(bundle, reference))
+    manifest.parity.update(compare_graphs(folder, manifest, reference, progress))
     require_parity(manifest.parity, plan.precision)
-    return replace(manifest, files=_described(folder))
+    return replace(manifest, files=_described(folder, hashes), in_pieces=in_pieces(plan.target.config))
 
 
-def _export_graphs(folder: Path, plan: Plan, report: Report) -> tuple[EmbeddingTable, Reference]:
-    """Write the graphs, keep no weights; return where the embedding table lies, and PyTorch's results."""
+def _export_graphs(
+    folder: Path, plan: Plan, report: Report, progress: Progress
+) -> tuple[EmbeddingTable, Reference, dict[str, str]]:
+    """Write the graphs; return where the embedding table lies, PyTorch's results, and hashes of weights."""
     shape: Any = {
         "cache_form": plan.cache_form,
         "precision": plan.precision,
         "capacity": plan.capacity,
+        "progress": progress,
     }
-    report(f"loading {plan.target.name}")
-    decoder, draft_round = plan.target.load_decoder(), None
+    report(f"running {plan.target.name} in PyTorch")
+    decoder, draft_round = plan.target.stream_decoder(), None
     if plan.drafter is not None:
         check_tables(decoder, plan.drafter)
         draft_round = round_beside(decoder, plan.drafter.drafter, plan.tree)
@@ -116,14 +116,14 @@ def _export_graphs(folder: Path, plan: Plan, report: Report) -> tuple[EmbeddingT
     _require_numbers(plan, reference)
     report(f"exporting {TARGET_GRAPH}")
     taps = () if draft_round is None else draft_round.config.taps
-    embedding = export_target(decoder, folder / TARGET_GRAPH, taps=taps, **shape)
-    del decoder  # from here on the rows in the round are enough
+    exported = export_target(decoder, folder / TARGET_GRAPH, taps=taps, **shape)
+    hashes = {f"{TARGET_GRAPH}.data": exported.sha256}
     if draft_round is not None:
         levels = plan.tree.depth
         slow = f": {levels} levels are traced one by one, which takes minutes" if levels > _DEEP else ""
         report(f"exporting {DRAFT_GRAPH}{slow}")
-        export_drafter(draft_round, folder / DRAFT_GRAPH, **shape)
-    return embedding, reference
+        hashes[f"{DRAFT_GRAPH}.data"] = export_drafter(draft_round, folder / DRAFT_GRAPH, **shape)
+    return exported.embedding, reference, hashes
 
 
 def _require_numbers(plan: Plan, reference: Reference) -> None:
@@ -161,5 +161,5 @@ def _describe(plan: Plan, embedding: EmbeddingTable, argv: Sequence[str]) -> Man
     )
 
 
-def _described(folder: Path) -> dict[str, Any]:
-    return describe_files(folder, [path.name for path in folder.iterdir()])
+def _described(folder: Path, hashes: Mapping[str, str]) -> dict[str, Any]:
+    return describe_files(folder, [path.name for path in folder.iterdir()], hashes)

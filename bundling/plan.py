@@ -221,7 +221,7 @@ def _settle(target: Target, drafter: DrafterCheckpoint) -> None:
     import torch
 
     ids = target.text.encode(HELD_OUT.read_text(encoding="utf-8"))
-    settle_feedback(target.load_decoder(), drafter.drafter, torch.tensor(ids[:TOKENS]))
+    settle_feedback(target.stream_decoder(), drafter.drafter, torch.tensor(ids[:TOKENS]))
 
 
 def _check_engines(request: EngineRequest, capacity: int, cache_form: CacheForm) -> None:

@@ -61,7 +61,7 @@ def paired(bundle: Bundle, target: Target, drafter: DrafterCheckpoint, tree: Tre
     """
     manifest, capacity = bundle.manifest, bundle.manifest.capacity
     plan_pair(target, drafter, tree, capacity)  # refuses what does not fit
-    decoder = target.load_decoder()
+    decoder = target.stream_decoder()
     draft_round = round_beside(decoder, drafter.drafter, tree)
     reference, config = make_reference(decoder, draft_round), drafter.drafter.config
     options, plain = OrtOptions(threads=cores()), bundle.target
@@ -72,7 +72,6 @@ def paired(bundle: Bundle, target: Target, drafter: DrafterCheckpoint, tree: Tre
             contract = target_contract(target.config, manifest.precision, config.taps)
             tapped = OrtTargetSession(folder / TARGET_GRAPH, contract, capacity, options)
             bundle.target = stack.enter_context(tapped)
-        del decoder  # the round has the rows that it needs
         try:
             export_drafter(draft_round, folder / DRAFT_GRAPH, capacity=capacity, **_FORM)
             contract = draft_contract(config, tree, manifest.precision)

@@ -140,7 +140,7 @@ def _run_pytorch(
         checkpoint, reason = _find_drafter(manifest.drafter, drafter)
     checks.append(_check_tables(folder, manifest, opened, checkpoint))
     report("running PyTorch")
-    decoder = opened.load_decoder()
+    decoder = opened.stream_decoder()
     if checkpoint is None or manifest.drafter is None:
         return make_reference(decoder, None), [*checks, Check(check_name(SCORES), None, reason)]
     checkpoint.drafter.settle(manifest.drafter.config)  # not all checkpoints tell all of it

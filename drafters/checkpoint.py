@@ -6,7 +6,7 @@ tools can read what we write; `d2t` maps draft ids to target ids as EAGLE-3 does
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
@@ -161,12 +161,12 @@ def check_tables(decoder: Decoder, drafter: DrafterCheckpoint) -> None:
 
     They are compared in the copy's type: releases round the target's tables to their own.
     """
-    tables = {EMBEDDINGS: decoder.embed_tokens, HEAD: decoder.lm_head}
+    tables = {EMBEDDINGS: decoder.embed, HEAD: decoder.head_rows}
     for name, copy in drafter.copies.items():
         differ = [
             start + row
             for start in range(0, len(copy), _BLOCK)
-            for row in _unequal(copy[start : start + _BLOCK], tables[name][start : start + _BLOCK])
+            for row in _unequal(copy[start : start + _BLOCK], tables[name], start)
         ]
         if differ:
             raise CheckpointError(
@@ -176,9 +176,10 @@ def check_tables(decoder: Decoder, drafter: DrafterCheckpoint) -> None:
             )
 
 
-def _unequal(copy: Tensor, table: Tensor) -> list[int]:
-    """Return the rows in which a copy differs from `table`, rounded to its type."""
-    rows: list[int] = (copy != table.to(copy.dtype)).any(dim=1).nonzero()[:, 0].tolist()
+def _unequal(copy: Tensor, table: Callable[[Tensor], Tensor], start: int) -> list[int]:
+    """Return the rows in which a copy differs from rows of `table` from `start` on, rounded to its type."""
+    theirs = table(torch.arange(start, start + len(copy))).to(copy.dtype)
+    rows: list[int] = (copy != theirs).any(dim=1).nonzero()[:, 0].tolist()
     return rows
 
 
@@ -234,9 +235,9 @@ def _open(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], tuple[Path, 
     files = weight_files(folder)
     opened = open_weights(files)
     tensors = dict[str, Tensor]()
-    for wrapped, read in opened.items():
+    for wrapped, stored in opened.items():
         if (name := _WRAPPERS.sub("", wrapped)) in tensors:
             raise CheckpointError(f"{folder}: tensor {name!r} is there twice, also as {wrapped!r}")
         if not name.endswith(DERIVED):
-            tensors[name] = read()
+            tensors[name] = stored.whole()
     return values, tensors, files

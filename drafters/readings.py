@@ -25,14 +25,14 @@ def settle_feedback(decoder: Decoder, drafter: Drafter, ids: Tensor) -> float:
     Returns:
         By how many nats a token the chosen reading is better.
     """
-    attend = causal_attend(decoder.config, len(ids), decoder.embed_tokens.dtype)
+    embeddings = decoder.embed(ids) if drafter.embeddings is None else F.embedding(ids, drafter.embeddings)
+    attend = causal_attend(decoder.config, len(ids), embeddings.dtype)
     _, taps = decoder.hidden_and_read(ids[None], attend, drafter.config.taps)
-    table = decoder.embed_tokens if drafter.embeddings is None else drafter.embeddings
-    head = decoder.lm_head[drafter.draft_ids] if drafter.head is None else drafter.head
+    head = decoder.head_rows(drafter.draft_ids) if drafter.head is None else drafter.head
     scores = dict[bool, float]()
     for normed in (False, True):
         drafter.settle(replace(drafter.config, feed_back_normed=normed))
-        scores[normed] = _chains(drafter, F.embedding(ids, table), taps[0], ids, head)
+        scores[normed] = _chains(drafter, embeddings, taps[0], ids, head)
     best = max(scores, key=lambda normed: scores[normed])
     drafter.settle(replace(drafter.config, feed_back_normed=best))
     return scores[best] - scores[not best]

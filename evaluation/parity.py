@@ -4,8 +4,9 @@ The graphs read the tokens of the reference the way the loop does: in chunks, as
 a commit moved.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,20 +21,22 @@ from poss_export.evaluation.differences import (
     largest,
     tree_difference,
 )
-from poss_export.evaluation.laws import append
+from poss_export.evaluation.pieces import Step
 from poss_export.reference import BRANCH, DRAFTED, PREFIX, Reference
 from poss_export.runtime.bundle import Bundle
-from poss_export.runtime.sessions.base import DraftSession, TargetSession
+from poss_export.runtime.sessions.base import DraftSession, Ints, TargetSession
 from poss_export.runtime.tree import DraftTree
+
+Array = NDArray[Any]
 
 FEATURES, LOGITS, SCORES = FIGURES = ("target_features", "target_logits", "draft_scores")
 
 
 def compare(bundle: Bundle, reference: Reference) -> dict[str, float]:
     """Return the difference of each result of the graphs, by its name in `FIGURES`; `bundle` is entered."""
-    figures = _compare_target(bundle.target, reference)
+    figures = differences(_run(bundle.target, steps_of(reference)), reference)
     if bundle.drafter is not None and reference.trees:
-        figures[SCORES] = _compare_trees(bundle.drafter, reference)
+        figures[SCORES] = compare_trees(bundle.drafter, reference)
     return figures
 
 
@@ -71,28 +74,55 @@ def _allowed(figure: str, precision: Precision) -> float:
     return (SCORE_TOLERANCE if figure == SCORES else TOLERANCE)[precision]
 
 
-def _compare_target(session: TargetSession, reference: Reference) -> dict[str, float]:
+def steps_of(reference: Reference) -> list[Step]:
+    """Return the calls that give the target's results: two chunks, a tree, what follows a branch of it."""
     left, right = reference.ids
     half, last = PREFIX // 2, PREFIX - 1
-    features, logits = np.zeros_like(reference.features), np.zeros_like(reference.logits)
+    chunks = [
+        Step(DraftTree.chain(tokens), tuple(range(len(tokens))))
+        for tokens in (left[:half], left[half:last], right[-1:])
+    ]
+    # Committing a branch moves rows, which the last token must not notice.
+    branches = Step(_two_branches(left[last:], right[last:]), tuple(_paths()[1, :-1].tolist()))
+    return [*chunks[:2], branches, chunks[2]]
+
+
+def differences(outputs: Sequence[tuple[Array, Array]], reference: Reference) -> dict[str, float]:
+    """Return the differences of the features and logits that the steps gave."""
+    found = {}
+    for name, parts, expected in zip(
+        (FEATURES, LOGITS),
+        zip(*outputs, strict=True),
+        (reference.features, reference.logits),
+        strict=True,
+    ):
+        first, second, branches, last = parts
+        values = np.zeros_like(expected)
+        values[:, : PREFIX - 1] = np.concatenate((first, second))
+        values[:, PREFIX - 1 :] = branches[_paths()]
+        values[1, -1] = last[0]
+        found[name] = difference(values, expected)
+    return found
+
+
+def _run(session: TargetSession, steps: Sequence[Step]) -> list[tuple[Array, Array]]:
+    """Return features and logits of every step."""
     session.reset()
-    for rows in (slice(0, half), slice(half, last)):
-        output = append(session, left[rows])
-        features[:, rows], logits[:, rows] = output.features, output.logits
-    output = session.forward(_two_branches(left[last:], right[last:]))
-    paths = np.arange(1, 2 * BRANCH + 1).reshape(BRANCH, 2).T  # nodes of each branch
-    paths = np.concatenate(([[0], [0]], paths), axis=1)
-    features[:, last:], logits[:, last:] = output.features[paths], output.logits[paths]
-    session.commit(paths[1, :-1].tolist())  # moves rows, which the last token must not notice
-    output = append(session, right[-1:])
-    features[1, -1], logits[1, -1] = output.features[0], output.logits[0]
-    return {
-        FEATURES: difference(features, reference.features),
-        LOGITS: difference(logits, reference.logits),
-    }
+    outputs = list[tuple[Array, Array]]()
+    for step in steps:
+        output = session.forward(step.tree)
+        outputs.append((output.features.copy(), output.logits.copy()))  # the next call overwrites its own
+        session.commit(step.path)
+    return outputs
 
 
-def _compare_trees(session: DraftSession, reference: Reference) -> float:
+def _paths() -> Ints:
+    """Return the nodes of the two branches, the root first."""
+    paths = np.arange(1, 2 * BRANCH + 1).reshape(BRANCH, 2).T
+    return np.concatenate(([[0], [0]], paths), axis=1)
+
+
+def compare_trees(session: DraftSession, reference: Reference) -> float:
     """Return the largest difference of the drafter's scores: behind a prompt, then behind accepted rows."""
     errors = []
     session.reset()

@@ -1,21 +1,26 @@
 """From a drafter's round to the ONNX file of the draft graph."""
 
-import copy
 from pathlib import Path
 
-import torch
-
 from poss_export.config import CacheForm, Precision
-from poss_export.contract import FLOAT, draft_contract
+from poss_export.contract import draft_contract
 from poss_export.drafters.graph import DraftGraph
 from poss_export.drafters.round import DraftRound
 from poss_export.exporters.tracing import export_graph
+from poss_export.progress import Progress, silent
+from poss_export.targets.weights import weights_of
 
 
 def export_drafter(
-    draft_round: DraftRound, path: Path, *, cache_form: CacheForm, precision: Precision, capacity: int
-) -> None:
-    """Write the draft graph to `path` and its weights to `path` + ".data".
+    draft_round: DraftRound,
+    path: Path,
+    *,
+    cache_form: CacheForm,
+    precision: Precision,
+    capacity: int,
+    progress: Progress = silent,
+) -> str:
+    """Write the draft graph to `path` and its weights to `path` + ".data"; return the hash of that file.
 
     Args:
         draft_round: the round, with float32 weights; they are read, not changed.
@@ -23,10 +28,11 @@ def export_drafter(
         cache_form: "shared" (ONNX Runtime CPU) or "static" (standard operators).
         precision: type of weights, caches and embeddings; scores are float32 always.
         capacity: rows a cache can hold; static dimension of the "static" form.
+        progress: told of the bytes that are written.
     """
-    config, tree = draft_round.config, draft_round.tree
-    if precision != "fp32":
-        draft_round = copy.deepcopy(draft_round).to(getattr(torch, FLOAT[precision]))
     graph = DraftGraph(draft_round, cache_form, capacity)
+    contract = draft_contract(draft_round.config, draft_round.tree, precision)
     static = {"capacity": capacity} if cache_form == "static" else {}
-    export_graph(graph, draft_contract(config, tree, precision), path, static)
+    return export_graph(
+        graph, contract, path, static, precision=precision, weights=weights_of(graph), progress=progress
+    )

@@ -15,8 +15,8 @@ from poss_export.targets.decoder import Decoder, causal_attend
 def round_beside(decoder: Decoder, drafter: Drafter, tree: TreeShape) -> DraftRound:
     """Return the drafter's round, with the rows of the target's tables that it needs and no more of them."""
     rows = drafter.draft_ids
-    embed_rows = decoder.embed_tokens[rows]
-    head_rows = embed_rows if decoder.config.tied_embeddings else decoder.lm_head[rows]
+    embed_rows = decoder.embed(rows)
+    head_rows = embed_rows if decoder.config.tied_embeddings else decoder.head_rows(rows)
     return make_round(drafter, tree, embed_rows, head_rows).eval().requires_grad_(False)
 
 
@@ -33,7 +33,7 @@ def make_reference(decoder: Decoder, draft_round: DraftRound | None) -> Referenc
     trees: tuple[tuple[Nodes, Nodes, Nodes], ...] = ()
     if draft_round is not None:
         own = draft_round.config.own_embeddings
-        trees = _draw_trees(draft_round, ids[:1] if own else decoder.embed_tokens[ids[:1]], features[:1])
+        trees = _draw_trees(draft_round, ids[:1] if own else decoder.embed(ids[:1]), features[:1])
     return Reference(ids.numpy(), features.numpy(), logits.numpy(), trees)
 
 

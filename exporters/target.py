@@ -1,21 +1,23 @@
 """The target graph: a decoder with caches and head, as the contract states it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from poss_export.config import CacheForm, Precision, TargetConfig
-from poss_export.contract import FLOAT, WIDEST, target_contract
+from poss_export.contract import WIDEST, target_contract
 from poss_export.errors import InputError
 from poss_export.exporters.attention import CACHE_FORMS
 from poss_export.exporters.embedding import find_embedding
 from poss_export.exporters.tracing import export_graph
 from poss_export.manifest import EmbeddingTable
+from poss_export.progress import Progress, silent
 from poss_export.targets.decoder import Decoder
 from poss_export.targets.ops import likeliest, multiply_by_table
 from poss_export.targets.rope import rope_tables
-from poss_export.targets.weights import assign
+from poss_export.targets.streaming import hollow
+from poss_export.targets.weights import weights_of
 
 
 class TargetGraph(nn.Module):
@@ -68,6 +70,14 @@ def check_target(config: TargetConfig, cache_form: CacheForm, capacity: int, pre
         )
 
 
+@dataclass(frozen=True)
+class ExportedTarget:
+    """Where in the weights' file of a target graph the embedding table lies, and that file's hash."""
+
+    embedding: EmbeddingTable
+    sha256: str
+
+
 def export_target(
     decoder: Decoder,
     path: Path,
@@ -76,35 +86,33 @@ def export_target(
     precision: Precision,
     capacity: int,
     taps: tuple[int, ...] = (),
-) -> EmbeddingTable:
+    progress: Progress = silent,
+) -> ExportedTarget:
     """Write the target graph to `path` and its weights to `path` + ".data".
 
     Args:
-        decoder: float32 weights; they are read, not changed.
+        decoder: its weights are read one at a time.
         path: the .onnx file to write.
         cache_form: "shared" (ONNX Runtime CPU) or "static" (standard operators).
         precision: type of weights, caches, features and logits.
         capacity: tokens a cache can hold; static dimension of the "static" form.
         taps: layers whose incoming residual streams the graph gives in place of features.
-
-    Returns:
-        Where in the weights' file the embedding table lies.
+        progress: told of the bytes that are written.
 
     Raises:
         InputError: as `check_target`.
+        CheckpointError: a weight cannot be read.
     """
     config = decoder.config
     check_target(config, cache_form, capacity, precision)
-    contract = target_contract(config, precision, taps)
-    graph = TargetGraph(_in_precision(decoder, precision), cache_form, capacity, taps)
-    export_graph(graph, contract, path, {"capacity": capacity} if cache_form == "static" else {})
-    return find_embedding(path)
-
-
-def _in_precision(decoder: Decoder, precision: Precision) -> Decoder:
-    """Return a decoder of that precision; in fp32 it is `decoder` itself."""
-    if precision == "fp32":
-        return decoder
-    weights = dict(decoder.named_parameters())  # a tied table once
-    dtype = getattr(torch, FLOAT[precision])
-    return assign(decoder.config, {name: weight.to(dtype) for name, weight in weights.items()})
+    graph = TargetGraph(hollow(config), cache_form, capacity, taps)
+    sha256 = export_graph(
+        graph,
+        target_contract(config, precision, taps),
+        path,
+        {"capacity": capacity} if cache_form == "static" else {},
+        precision=precision,
+        weights={**weights_of(graph), **{f"decoder.{name}": one for name, one in decoder.weights().items()}},
+        progress=progress,
+    )
+    return ExportedTarget(find_embedding(path), sha256)

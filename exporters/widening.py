@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from poss_export.exporters.embedding import find_embedding
@@ -36,9 +38,15 @@ def runnable_on_cpu(folder: Path, manifest: Manifest) -> Iterator[tuple[Path, Ma
 def widen(path: Path, to: Path) -> None:
     """Write the graph at `path` to `to` with float32 in place of bfloat16, its weights beside it."""
     model = onnx.load(path)
+    widen_loaded(model)
+    onnx.save_model(model, to, save_as_external_data=True, location=f"{to.name}.data")
+
+
+def widen_loaded(model: onnx.ModelProto) -> None:
+    """Let everything that is bfloat16 be float32, but for weights that are not loaded."""
     graph = model.graph
     for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.BFLOAT16:
+        if tensor.data_type == TensorProto.BFLOAT16 and not tensor.external_data:
             values = numpy_helper.to_array(tensor).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     for info in (*graph.input, *graph.output, *graph.value_info):
@@ -48,4 +56,10 @@ def widen(path: Path, to: Path) -> None:
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.BFLOAT16:
                 attribute.i = TensorProto.FLOAT
-    onnx.save_model(model, to, save_as_external_data=True, location=f"{to.name}.data")
+
+
+def widened(bits: NDArray[Any]) -> NDArray[np.float32]:
+    """Return bfloat16 numbers, of which numpy knows the bits, as float32."""
+    wide = bits.astype(np.uint32)
+    wide <<= 16  # in place: a table is large
+    return wide.view(np.float32)

@@ -1,7 +1,7 @@
 """Targets by name: the embedded SmolLM2, a Hugging Face folder, or a GGUF file."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -12,6 +12,8 @@ from poss_export.errors import CheckpointError, InputError, translated
 from poss_export.manifest import MANIFEST
 from poss_export.targets import gguf, gguf_text, hf, hf_config, hf_text
 from poss_export.targets.decoder import Decoder
+from poss_export.targets.streaming import StreamedDecoder, load_decoder
+from poss_export.targets.weights import Weight
 from poss_export.text import Text
 
 EMBEDDED_TARGET = "smollm2-135m"
@@ -25,7 +27,7 @@ class Target:
     config: TargetConfig
     text: Text
     weight_files: tuple[Path, ...]
-    load_decoder: Callable[[], Decoder]  # float32, on the CPU, in eval mode, without gradients
+    weights: Callable[[], Mapping[str, Weight]]  # of the decoder, by their names in its state dict
     text_libraries: tuple[str, ...] = ()  # whose versions may decide what its text is
     doubts: tuple[str, ...] = ()  # what its files leave open
 
@@ -33,6 +35,18 @@ class Target:
     def parameters(self) -> int:
         """Number of weights; a tied table counts once."""
         return self.config.parameters
+
+    def load_decoder(self) -> Decoder:
+        """Return the decoder in memory: float32, on the CPU, in eval mode, without gradients.
+
+        Raises:
+            CheckpointError: a tensor is missing, unexpected, quantised, or of a shape that does not fit.
+        """
+        return load_decoder(self.config, self.weights())
+
+    def stream_decoder(self) -> StreamedDecoder:
+        """Return the same decoder, which reads a layer when it comes to it; raises as `load_decoder`."""
+        return StreamedDecoder(self.config, self.weights())
 
     @cached_property
     def sha256(self) -> str:
@@ -104,7 +118,7 @@ def _open_gguf(path: Path, name: str | None = None) -> Target:
         config,
         text,
         file.files,
-        lambda: gguf.read_decoder(tensors, config),
+        lambda: gguf.read_weights(tensors, config),
         gguf_text.libraries(file),
         gguf_text.doubts(file),
     )
@@ -120,7 +134,7 @@ def _open_folder(folder: Path) -> Target:
         config,
         hf_text.read_text(folder).tried(),
         files,
-        lambda: hf.read_decoder(config, tensors),
+        lambda: hf.read_weights(config, tensors),
         ("transformers",),
         hf_config.doubts(folder),
     )

@@ -5,7 +5,7 @@ The decoder knows nothing of caches. Each layer hands its projected query, key a
 (`exporters`), a plain causal pass or an in-place cache (`training`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from poss_export.config import TargetConfig
 from poss_export.drafter_config import DrafterConfig
 from poss_export.targets.rope import rope_tables, rotate
+from poss_export.targets.weights import Weight, weights_of
 
 # attend(layer, query, key, value) -> mixed values, before the output projection.
 #   query: [batch, seq, heads * head_dim]; key, value: [batch, seq, kv_heads * head_dim]; not rotated yet
@@ -109,6 +110,24 @@ class Decoder(nn.Module):
         if not config.tied_embeddings:
             self.lm_head = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
 
+    def weights(self) -> Mapping[str, Weight]:
+        """Return the weights by their names in the state dict."""
+        return weights_of(self)
+
+    def layer(self, index: int) -> Layer:
+        """Return layer `index`."""
+        layer = self.layers[index]
+        assert isinstance(layer, Layer)
+        return layer
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return embeddings `[..., hidden]` of `ids` `[...]`."""
+        return F.embedding(ids, self.embed_tokens)
+
+    def head_rows(self, ids: Tensor) -> Tensor:
+        """Return the rows `[..., hidden]` of the head's table that score `ids` `[...]`."""
+        return F.embedding(ids, self.lm_head)
+
     def hidden(self, input_ids: Tensor, attend: Attend) -> Tensor:
         """Return features `[batch, seq, hidden]`, the last hidden state after the final norm."""
         return self.hidden_and_read(input_ids, attend)[0]
@@ -121,11 +140,11 @@ class Decoder(nn.Module):
         With `taps`, ascending, these are the residual streams that enter those layers, joined: `[batch, seq,
         taps * hidden]`; without, the features.
         """
-        x, tapped = F.embedding(input_ids, self.embed_tokens), list[Tensor]()
-        for index, layer in enumerate(self.layers):
+        x, tapped = self.embed(input_ids), list[Tensor]()
+        for index in range(self.config.num_layers):
             if index in taps:
                 tapped.append(x)
-            x = layer(x, index, attend)
+            x = self.layer(index)(x, index, attend)
         normed: Tensor = self.norm(x)
         return normed, torch.cat(tapped, dim=-1) if tapped else normed
 

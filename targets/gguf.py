@@ -13,9 +13,9 @@ from torch import Tensor
 from poss_export.config import RopeConfig, TargetConfig
 from poss_export.errors import CheckpointError
 from poss_export.targets.architectures import check_architecture
-from poss_export.targets.decoder import Decoder
+from poss_export.targets.packing import pack
 from poss_export.targets.rope import inverse_frequencies
-from poss_export.targets.weights import build_decoder
+from poss_export.targets.weights import Stored, Weight
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's GGUF files call themselves llama
 _HUGGING_FACE_NAMES = {
@@ -49,13 +49,43 @@ _PLAIN = {
 
 
 @dataclass(frozen=True)
+class GgufTensor:
+    """Where a tensor lies: `data` of type and shape `[rows, ...]`, quantised as `kind`, from `offset` on."""
+
+    name: str
+    file: Path
+    offset: int  # bytes
+    data_type: np.dtype[Any]
+    data_shape: tuple[int, ...]
+    kind: Any
+    shape: tuple[int, ...]  # dequantised
+
+    @classmethod
+    def of(cls, file: Path, tensor: Any) -> "GgufTensor":
+        """Take over what the `gguf` package says of a tensor of a file."""
+        data, shape = tensor.data, tuple(int(size) for size in reversed(tensor.shape))
+        return cls(
+            tensor.name, file, int(tensor.data_offset), data.dtype, data.shape, tensor.tensor_type, shape
+        )
+
+    def read(self, first: int, last: int) -> Tensor:
+        """Return rows in float32."""
+        import gguf
+
+        # Mapped anew each time: what is mapped and was read counts as memory until it is mapped no more.
+        data = np.memmap(self.file, self.data_type, "r", self.offset, self.data_shape)
+        rows = gguf.dequantize(np.asarray(data[first:last]), self.kind)
+        return torch.from_numpy(np.require(rows, np.float32, ["W", "O"]))
+
+
+@dataclass(frozen=True)
 class GgufFile:
-    """An opened model, in one file or several: `fields` is the header, `tensors` are mapped but not read."""
+    """An opened model, in one file or several: `fields` is the header, `tensors` are not read."""
 
     name: str
     files: tuple[Path, ...]
     fields: Mapping[str, Any]
-    tensors: tuple[Any, ...]
+    tensors: tuple[GgufTensor, ...]
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a value of the header, or the default where there is none."""
@@ -89,10 +119,12 @@ def open_gguf(path: Path) -> GgufFile:
     reader = _reader(path)
     split = reader.fields.get("split.count")
     if split is None or (count := split.contents()) < 2:
-        return GgufFile(path.stem, (path,), reader.fields, tuple(reader.tensors))
+        return GgufFile(path.stem, (path,), reader.fields, _tensors(path, reader))
     name, files = _parts(path, count)
     readers = [_reader(file) for file in files]
-    tensors = tuple(tensor for one in readers for tensor in one.tensors)
+    tensors = tuple(
+        tensor for file, one in zip(files, readers, strict=True) for tensor in _tensors(file, one)
+    )
     opened = GgufFile(name, files, readers[0].fields, tensors)
     if len(tensors) != (stated := opened.get("split.tensors.count", len(tensors))):
         raise CheckpointError(
@@ -111,6 +143,10 @@ def _reader(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: not a readable GGUF file ({error}); it is damaged or incomplete: fetch it again"
         ) from error
+
+
+def _tensors(file: Path, reader: Any) -> tuple[GgufTensor, ...]:
+    return tuple(GgufTensor.of(file, tensor) for tensor in reader.tensors)
 
 
 def _parts(path: Path, count: int) -> tuple[str, tuple[Path, ...]]:
@@ -179,7 +215,7 @@ def _read_rope(file: GgufFile, architecture: str, head_dim: int) -> RopeConfig:
     theta = file.get(f"{rope}.freq_base", RopeConfig.theta)
     kind = file.get(f"{rope}.scaling.type", "none")
     factor = file.get(f"{rope}.scaling.factor") or file.get(f"{rope}.scale_linear") or 1.0
-    factors = [_dequantised(tensor) for tensor in file.tensors if tensor.name == _ROPE_FACTORS]
+    factors = [tensor.read(0, tensor.shape[0]) for tensor in file.tensors if tensor.name == _ROPE_FACTORS]
     if kind not in ("none", "linear") or (factors and factor != 1):
         raise CheckpointError(
             f"{file.files[0]}: rope scaling {kind!r} by {factor} is not supported in GGUF files; this "
@@ -198,27 +234,30 @@ def _read_rope(file: GgufFile, architecture: str, head_dim: int) -> RopeConfig:
     )
 
 
-def read_decoder(tensors: tuple[Any, ...], config: TargetConfig) -> Decoder:
-    """Return the decoder with float32 weights, dequantising a file's `tensors` one at a time."""
-    by_name = {_hugging_face_name(tensor.name): tensor for tensor in tensors if tensor.name != _ROPE_FACTORS}
+def read_weights(tensors: tuple[GgufTensor, ...], config: TargetConfig) -> dict[str, Weight]:
+    """Return the weights of a decoder, which are dequantised when they are used.
 
-    def read(name: str) -> Tensor:
-        tensor = _dequantised(by_name[name])
-        # llama.cpp interleaves the rotary halves of llama's q and k rows; we rotate halves.
-        interleaved = config.architecture == "llama" and (".q_proj." in name or ".k_proj." in name)
-        if interleaved and tensor.shape[0] % config.head_dim == 0:  # else its shape is refused
-            halves = (-1, config.head_dim // 2, 2, *tensor.shape[1:])
-            return tensor.reshape(halves).transpose(1, 2).reshape(tensor.shape)
-        return tensor
-
-    return build_decoder(config, by_name, read)
+    Raises:
+        CheckpointError: as `pack`.
+    """
+    found = {_hugging_face_name(t.name): Stored(t.shape, t.read) for t in tensors if t.name != _ROPE_FACTORS}
+    if config.architecture == "llama":
+        for name in (name for name in found if ".q_proj." in name or ".k_proj." in name):
+            found[name] = _in_halves(found[name], config.head_dim)
+    return pack(config, found)
 
 
-def _dequantised(tensor: Any) -> Tensor:
-    """Return a tensor of a file as float32."""
-    import gguf
+def _in_halves(tensor: Stored, head_dim: int) -> Stored:
+    """Return rows of a q or k projection in our order: llama.cpp interleaves llama's rotary halves."""
+    halves = (-1, head_dim // 2, 2, *tensor.shape[1:])
 
-    return torch.from_numpy(np.require(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32, "W"))
+    def read(first: int, last: int) -> Tensor:
+        # Rows of one head come from all over it.
+        start, end = first - first % head_dim, last + -last % head_dim
+        rows = tensor.read(start, end).reshape(halves).transpose(1, 2).reshape(-1, *tensor.shape[1:])
+        return rows[first - start : last - start]
+
+    return Stored(tensor.shape, read)
 
 
 def _hugging_face_name(name: str) -> str:

@@ -3,7 +3,7 @@
 No remote code, no pickled objects: `.bin` files are read with `weights_only=True`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from poss_export.config import TargetConfig
 from poss_export.errors import CheckpointError
-from poss_export.targets.decoder import Decoder
 from poss_export.targets.json_file import read_json
-from poss_export.targets.weights import build_decoder
+from poss_export.targets.packing import pack
+from poss_export.targets.weights import Stored, Weight
 
-Tensors = dict[str, Callable[[], Tensor]]  # by name, read when called
+Tensors = dict[str, Stored]  # by name
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference, each perhaps with an index
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -63,42 +63,74 @@ def open_weights(files: tuple[Path, ...]) -> Tensors:
 
 
 def _open_safetensors(path: Path) -> Tensors:
+    with _safetensors(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+    def read(name: str, first: int, last: int) -> Tensor:
+        # Opened anew each time: what is mapped and was read counts as memory until the file is closed.
+        with _damage_translated(path), _safetensors(path) as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor[first:last] if tensor.dim() else tensor
+
+    return {name: Stored(shape, partial(read, name)) for name, shape in shapes.items()}
+
+
+def _safetensors(path: Path) -> Any:
     from safetensors import safe_open
 
-    file: Any = safe_open(path, framework="pt")
-    names = file.keys()
-    return {name: partial(file.get_tensor, name) for name in names}
+    return safe_open(path, framework="pt")
 
 
 def _open_bin(path: Path) -> Tensors:
-    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError("it holds other things than tensors by name")
-    return {name: partial(tensors.__getitem__, name) for name in tensors}
+    def load() -> dict[str, Tensor]:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise ValueError("it holds other things than tensors by name")
+        return tensors
+
+    def read(name: str, first: int, last: int) -> Tensor:
+        with _damage_translated(path):
+            tensor = load()[name]
+            return tensor[first:last] if tensor.dim() else tensor
+
+    return {name: Stored(tuple(tensor.shape), partial(read, name)) for name, tensor in load().items()}
 
 
 def has_own_head(tensors: Tensors) -> bool:
     """Whether another head than the table is stored: transformers then unties them, whatever is stated."""
     table, head = (tensors.get(name) for name in ("model.embed_tokens.weight", "lm_head.weight"))
-    return table is not None and head is not None and not torch.equal(table(), head())
+    if table is None or head is None:
+        return False
+    return table.shape != head.shape or not all(
+        torch.equal(table.read(*rows), head.read(*rows)) for rows in table.blocks()
+    )
 
 
-def read_decoder(config: TargetConfig, tensors: Tensors) -> Decoder:
-    """Return the decoder with float32 weights, converted one tensor at a time."""
+def read_weights(config: TargetConfig, tensors: Tensors) -> Mapping[str, Weight]:
+    """Return the weights of a decoder, which are read when they are used.
 
-    def read(name: str) -> Tensor:
-        tensor = tensors[name]()
-        if tensor.dtype not in FLOATS:
-            raise CheckpointError(
-                f"tensor {name!r} is {tensor.dtype}: quantised weights are not supported; "
-                "use the original checkpoint"
-            )
-        return tensor.float()
-
+    Raises:
+        CheckpointError: as `pack`; where one is read, also that it is quantised.
+    """
     derived = {name for name in tensors if name.endswith(DERIVED)}
     if config.tied_embeddings:
         derived.add("lm_head.weight")
-    return build_decoder(config, tensors.keys() - derived, read)
+    return pack(config, {name: _in_floats(name, tensors[name]) for name in tensors if name not in derived})
+
+
+def _in_floats(name: str, tensor: Stored) -> Stored:
+    """Return a stored tensor that refuses to be read where it is quantised."""
+
+    def read(first: int, last: int) -> Tensor:
+        rows = tensor.read(first, last)
+        if rows.dtype not in FLOATS:
+            raise CheckpointError(
+                f"tensor {name!r} is {rows.dtype}: quantised weights are not supported; "
+                "use the original checkpoint"
+            )
+        return rows
+
+    return Stored(tensor.shape, read)
 
 
 @contextmanager

@@ -1,106 +1,88 @@
-"""A decoder from named tensors: where checkpoint formats meet.
+"""Weights that are still where they are stored: read when they are used, a block of rows at a time."""
 
-Formats offer their tensors under Hugging Face's names and in PyTorch's layout (`[out, in]`).
-"""
-
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from poss_export.config import TargetConfig
-from poss_export.errors import CheckpointError
-from poss_export.targets.decoder import Decoder
+_TILE = 128  # rows that are transposed together
+_BLOCK = 1 << 24  # values that are read at a time: what a conversion has in memory beside its result
 
 
-def build_decoder(config: TargetConfig, names: Collection[str], read: Callable[[str], Tensor]) -> Decoder:
-    """Return the decoder on the CPU, in eval mode, its float32 weights without gradients.
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a checkpoint, or one in memory: its shape is known, its rows are read when asked for.
 
-    Args:
-        config: what the checkpoint says about itself.
-        names: every tensor that the checkpoint has.
-        read: returns one of them as float32; each is read once and packed at once, so that no
-            weight is in memory twice for longer than its layer takes.
-
-    Raises:
-        CheckpointError: a tensor is missing, unexpected or of another shape than `config` says.
+    read: returns the rows from the first number up to the second, in the type that they are stored in.
     """
-    unread = set(names)
 
-    def take(name: str, *shape: int) -> Tensor:
-        if name not in unread:
-            raise CheckpointError(
-                f"tensor {name!r} is missing: the checkpoint is incomplete or is not what its "
-                "configuration says; fetch it again"
-            )
-        unread.remove(name)
-        tensor = read(name)
-        if tensor.shape != shape:
-            raise CheckpointError(
-                f"tensor {name!r} has shape {list(tensor.shape)}, but its configuration says {list(shape)}: "
-                "weights and configuration are of different models"
-            )
-        return tensor
+    shape: tuple[int, ...]
+    read: Callable[[int, int], Tensor]
 
-    hidden, head_dim, inner = config.hidden_size, config.head_dim, config.intermediate_size
-    rows = {"q": config.num_heads * head_dim, "k": config.num_kv_heads * head_dim}
-    rows["v"] = rows["k"]
-    halves = {"gate": inner, "up": inner}
+    def whole(self) -> Tensor:
+        """Return all of it."""
+        return self.read(0, self.shape[0]) if self.shape else self.read(0, 1)
 
-    def packed(prefix: str, name: str, rows: dict[str, int]) -> Tensor:
-        if config.architecture == "phi3":  # has them packed as we do
-            return take(f"{prefix}.{name}_proj.weight", sum(rows.values()), hidden).T.contiguous()
-        parts = [take(f"{prefix}.{part}_proj.weight", count, hidden) for part, count in rows.items()]
-        return torch.cat(parts).T.contiguous()
-
-    def biases(prefix: str, rows: dict[str, int]) -> Tensor:
-        return torch.cat([take(f"{prefix}.{part}_proj.bias", count) for part, count in rows.items()])
-
-    weights = {
-        "embed_tokens": take("model.embed_tokens.weight", config.vocab_size, hidden),
-        "norm.weight": take("model.norm.weight", hidden),
-    }
-    if not config.tied_embeddings:
-        weights["lm_head"] = take("lm_head.weight", config.vocab_size, hidden)
-    for index in range(config.num_layers):
-        theirs, ours = f"model.layers.{index}", f"layers.{index}"
-        attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
-        weights[f"{ours}.qkv.weight"] = packed(attention, "qkv", rows)
-        if config.qkv_bias:
-            weights[f"{ours}.qkv.bias"] = biases(attention, rows)
-        if config.qk_norm:
-            for norm in ("q_norm", "k_norm"):
-                weights[f"{ours}.{norm}.weight"] = take(f"{attention}.{norm}.weight", head_dim)
-        output = take(f"{attention}.o_proj.weight", hidden, rows["q"])
-        weights[f"{ours}.output.weight"] = output.T.contiguous()
-        if config.output_bias:
-            weights[f"{ours}.output.bias"] = biases(attention, {"o": hidden})
-        weights[f"{ours}.mlp.gate_up.weight"] = packed(mlp, "gate_up", halves)
-        down = take(f"{mlp}.down_proj.weight", hidden, inner)
-        weights[f"{ours}.mlp.down.weight"] = down.T.contiguous()
-        if config.mlp_bias:
-            weights[f"{ours}.mlp.gate_up.bias"] = biases(mlp, halves)
-            weights[f"{ours}.mlp.down.bias"] = biases(mlp, {"down": hidden})
-        weights[f"{ours}.input_norm.weight"] = take(f"{theirs}.input_layernorm.weight", hidden)
-        weights[f"{ours}.post_norm.weight"] = take(f"{theirs}.post_attention_layernorm.weight", hidden)
-    if unread:
-        raise CheckpointError(
-            f"unexpected tensors {', '.join(sorted(unread)[:5])} ({len(unread)} in all): the checkpoint has "
-            "parts that this decoder does not compute; use a plain checkpoint of a supported architecture"
-        )
-    return assign(config, weights)
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Yield the first row of each block, and the one behind its last."""
+        rows = self.shape[0]
+        step = max(1, _BLOCK // max(1, prod(self.shape[1:])))
+        for first in range(0, rows, step):
+            yield first, min(first + step, rows)
 
 
-def assign(config: TargetConfig, weights: dict[str, Tensor]) -> Decoder:
-    """Return a decoder in eval mode that holds `weights` (names of its state dict) without a copy.
+@dataclass(frozen=True)
+class Weight:
+    """One weight of a module: stored tensors joined along their rows, transposed where it is `[in, out]`."""
 
-    With tied embeddings the head is the table, whatever "lm_head" says.
-    """
-    with torch.device("meta"):
-        decoder = Decoder(config)
-    if config.tied_embeddings:
-        weights["lm_head"] = weights["embed_tokens"]
-    decoder.load_state_dict(weights, assign=True)
-    if config.tied_embeddings:
-        decoder.lm_head = decoder.embed_tokens
-    return decoder.eval().requires_grad_(False)
+    parts: tuple[Stored, ...]
+    transposed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        shape = (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+        return shape[::-1] if self.transposed else shape
+
+    def read(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the weight in a type; no more than a block of it is in memory twice."""
+        whole, start = torch.empty(self.shape, dtype=dtype), 0
+        for part in self.parts:
+            for first, last in part.blocks():
+                for tile in part.read(first, last).split(_TILE):
+                    end = start + len(tile)
+                    if self.transposed:  # in tiles that a processor's cache holds: several times faster
+                        whole[:, start:end] = tile.to(dtype).T.contiguous()
+                    else:
+                        whole[start:end] = tile
+                    start = end
+        return whole
+
+    def row_blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the rows of a table in float32, in blocks: the number of a block's first, and the block."""
+        (table,) = self.parts
+        for first, last in table.blocks():
+            yield first, table.read(first, last).float()
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return rows `ids` `[...]` of a table `[rows, columns]` in float32, `[..., columns]`."""
+        (table,), wanted = self.parts, ids.flatten()
+        found = torch.empty(len(wanted), *self.shape[1:])
+        for first, last in table.blocks():
+            here = (wanted >= first) & (wanted < last)
+            if here.any():
+                found[here] = table.read(first, last)[wanted[here] - first].float()
+        return found.view(*ids.shape, *self.shape[1:])
+
+
+def in_memory(tensor: Tensor) -> Weight:
+    """Return a tensor as a weight that is stored in memory."""
+    return Weight((Stored(tuple(tensor.shape), lambda first, last: tensor[first:last]),))
+
+
+def weights_of(module: nn.Module) -> dict[str, Weight]:
+    """Return the weights of a module that are in memory, by their names in its state dict."""
+    state = module.state_dict()
+    return {name: in_memory(tensor) for name, tensor in state.items() if not tensor.is_meta}

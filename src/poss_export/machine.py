@@ -51,6 +51,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory() -> tuple[int, int] | None:
+    """Return the bytes of memory and swap that this process may use, in all and free; None if unknown."""
+    information = Path("/proc/meminfo")
+    if not information.exists():
+        return None
+    sizes = dict[str, int]()
+    for line in information.read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        sizes[name] = 1024 * int(rest.split()[0])
+    total, free = (
+        sizes[name] + sizes[swap] for name, swap in (("MemTotal", "SwapTotal"), ("MemAvailable", "SwapFree"))
+    )
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    if limit.exists() and (most := limit.read_text(encoding="ascii").strip()).isdecimal():
+        total, free = min(total, int(most)), min(free, int(most))
+    return total, free
+
+
 def peak_memory() -> int | None:
     """Return the most bytes of memory that this process had, or None where the system does not say."""
     status = Path("/proc/self/status")  # getrusage counts what the parent had before it became this one

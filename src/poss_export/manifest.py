@@ -5,7 +5,7 @@ It is written last and in one step, so a folder without a manifest is not a bund
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -96,6 +96,7 @@ class Manifest:
 
     A bundle without a drafter can only decode with the target. `versions` maps library to version,
     `parity` maps a check to its figure, `created` is an ISO 8601 time, `argv` the command that built it.
+    `in_pieces`: the target was too large to be loaded for the comparison, and ran piece by piece.
     `engines` are compiled from the graphs; ONNX Runtime reads the graphs themselves. `quantisation` says how
     each graph was quantised, `quality` what that costs, `calibration` what was learned of the drafter from
     real rounds, and which of its precisions was kept (docs/quantisation.md).
@@ -112,6 +113,7 @@ class Manifest:
     versions: dict[str, str]
     parity: dict[str, float]
     files: dict[str, FileEntry]
+    in_pieces: bool = False
     engines: tuple[EngineEntry, ...] = ()
     quantisation: dict[GraphName, dict[str, Any]] = field(default_factory=dict)
     quality: dict[str, Any] | None = None
@@ -154,9 +156,15 @@ class Manifest:
         )
 
 
-def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
-    """Hash the files of a bundle for its manifest."""
-    return {name: FileEntry(_sha256(folder / name), (folder / name).stat().st_size) for name in sorted(names)}
+def describe_files(
+    folder: Path, names: Iterable[str], hashes: Mapping[str, str] | None = None
+) -> dict[str, FileEntry]:
+    """Hash the files of a bundle for its manifest; `hashes` has those that are known."""
+    known = hashes or {}
+    return {
+        name: FileEntry(known.get(name) or _sha256(folder / name), (folder / name).stat().st_size)
+        for name in sorted(names)
+    }
 
 
 def listed_files(folder: Path) -> set[str]:

@@ -26,6 +26,8 @@ from poss_export.manifest import Manifest, read_manifest
 from poss_export.progress import Report, silent
 from poss_export.runtime.bundle import open_bundle
 from poss_export.targets.checkpoint import open_target
+from poss_export.targets.decoder import Decoder
+from poss_export.targets.streaming import load_decoder
 
 CAPACITY = 48
 
@@ -98,6 +100,8 @@ def test_a_wrong_graph_is_no_bundle(
     export = getattr(graphs, name)
 
     def wrong(model: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+        if isinstance(model, Decoder):
+            model = load_decoder(model.config, model.weights())
         weights = list(model.parameters()) if graph == "draft" else [model.get_parameter("norm.weight")]
         for weight in weights:
             weight.mul_(1.01)
@@ -177,7 +181,7 @@ def test_weights_that_overflow_are_not_called_a_wrong_export(
     if whose == "target":
         decoder = plan.target.load_decoder()
         decoder.norm.weight.fill_(3e38)
-        plan = replace(plan, target=replace(plan.target, load_decoder=lambda: decoder))
+        plan = replace(plan, target=replace(plan.target, weights=decoder.weights))
     else:
         assert plan.drafter is not None
         for weight in plan.drafter.drafter.parameters():

@@ -210,7 +210,8 @@ def test_embedding_table_is_where_the_export_says(
     tiny_folder: Callable[[str], Path], tmp_path: Path, name: str, precision: Precision
 ) -> None:
     decoder = open_target(str(tiny_folder(name))).load_decoder()
-    table = export_target(decoder, tmp_path / "t.onnx", cache_form="shared", precision=precision, capacity=48)
+    shape: Any = {"cache_form": "shared", "precision": precision, "capacity": 48}
+    table = export_target(decoder, tmp_path / "t.onnx", **shape).embedding
     assert table.file == "t.onnx.data"
     np.testing.assert_array_equal(table.open(tmp_path), decoder.embed_tokens.numpy().astype(table.dtype))
     assert {weight.dtype for weight in decoder.parameters()} == {

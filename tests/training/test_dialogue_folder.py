@@ -33,14 +33,15 @@ def talkative() -> Target:
     embedded = open_target("smollm2-135m")
     config = TargetConfig("llama", 49152, 32, 48, 1, 2, 1, 16, 1e-5, 512, tied_embeddings=True)
 
-    def load() -> Decoder:
-        torch.manual_seed(0)
-        decoder = Talkative(config)
-        for weight in decoder.parameters():
-            torch.nn.init.normal_(weight, std=0.2)
-        return decoder.requires_grad_(False)
+    class OfTalkative(Target):
+        def load_decoder(self) -> Decoder:
+            torch.manual_seed(0)
+            decoder = Talkative(config)
+            for weight in decoder.parameters():
+                torch.nn.init.normal_(weight, std=0.2)
+            return decoder.requires_grad_(False)
 
-    return Target(name="talkative", config=config, text=embedded.text, load_decoder=load, weight_files=())
+    return OfTalkative(name="talkative", config=config, text=embedded.text, weights=dict, weight_files=())
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """`poss-export build`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
@@ -175,7 +176,11 @@ _ENGINES = (
 )
 _OUTPUT = (
     click.option("-o", "--output", "bundle", metavar="BUNDLE", type=options.FILE, required=True),
-    click.option("--dry-run", is_flag=True, help="Print the plan with its sizes, write nothing."),
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Print the plan and what its export will take, write nothing.",
+    ),
     click.option("--force", is_flag=True, help="Replace the bundle that is there."),
 )
 
@@ -236,6 +241,7 @@ def build(
     already is not built again where nothing changed; with another --backend it gets more engines.
     """
     from poss_export.bundling.build import build_bundle
+    from poss_export.bundling.estimate import estimate_export
     from poss_export.bundling.staging import check_output
 
     check_output(bundle)
@@ -277,7 +283,7 @@ def build(
     for warning in planned.warnings:
         log(f"warning: {warning}")
     if dry_run:
-        print_facts(planned.to_dict())
+        print_facts({**planned.to_dict(), "export": asdict(estimate_export(planned))})
         return
     with show_progress() as progress:
         manifest = build_bundle(

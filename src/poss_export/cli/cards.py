@@ -146,7 +146,10 @@ def quality_rows(quality: Mapping[str, Any]) -> Rows:
 def _quality_rows(manifest: "Manifest") -> Rows:
     if manifest.quality is not None:
         return quality_rows(manifest.quality)
-    return {"parity": f"within {max(manifest.parity.values()):.1e} of PyTorch"} if manifest.parity else {}
+    if not manifest.parity:
+        return {}
+    how = ", the target run piece by piece" if manifest.in_pieces else ""
+    return {"parity": f"within {max(manifest.parity.values()):.1e} of PyTorch{how}"}
 
 
 def _target_line(facts: "BundleFacts") -> str:

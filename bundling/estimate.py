@@ -1,0 +1,103 @@
+"""What the export of a plan's graphs takes: memory and disk by sizes, time by how fast weights are read here.
+
+The constants are those of the exports in docs/targets.md.
+"""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from poss_export.bundling.comparing import in_pieces
+from poss_export.bundling.plan import Plan
+from poss_export.bundling.sizes import draft_parameters
+from poss_export.errors import InputError
+from poss_export.evaluation.pieces import MOST_BYTES
+from poss_export.machine import memory
+from poss_export.progress import Report
+
+_PROCESS = 0.75e9  # bytes: libraries, tokenizer, and what an allocator does not give back
+_BEGIN, _LAYER, _DRAFT = 12.0, 1.0, 25.0  # seconds: libraries and text; to trace a layer; to trace a drafter
+_PASSES = 4.0  # of reading the target, what exporting and comparing take in all
+_PROBED = 1.0  # seconds of reading that tell how fast it is
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an export will take, without quantising and engines; `seconds` in the state this machine is in."""
+
+    seconds: int
+    peak_memory: int  # bytes, of the host
+    disk: int  # bytes, while it is at work
+
+
+def estimate_export(plan: Plan) -> Estimate:
+    """Return what the export of a plan will take; some of the target's weights are read for it."""
+    layers = plan.target.config.num_layers
+    seconds = _BEGIN + layers * _LAYER + (plan.drafter is not None) * _DRAFT
+    seconds += _PASSES * plan.target.parameters * _seconds_per_weight(plan)
+    return Estimate(round(seconds), _peak_memory(plan), disk_bytes(plan))
+
+
+def check_room(plan: Plan, folder: Path, report: Report) -> None:
+    """Raise InputError where what a plan takes is not there; `report` what is there, and in use.
+
+    Args:
+        plan: what is to be built.
+        folder: where the bundle will be.
+        report: told that memory is scarce.
+    """
+    need, place = disk_bytes(plan), next(parent for parent in folder.parents if parent.exists())
+    if need > (free := shutil.disk_usage(place).free):
+        raise InputError(
+            f"the build writes {need / 1e9:.1f} GB, but {str(place)!r} has {free / 1e9:.1f} GB free: make "
+            "room, or choose another output folder"
+        )
+    if (found := memory()) is None:
+        return
+    total, available = found
+    if (need := _peak_memory(plan)) > total:
+        raise InputError(
+            f"the export takes {need / 1e9:.1f} GB of memory, and this machine has {total / 1e9:.1f} GB: "
+            "build on a larger one"
+        )
+    if need > available:
+        report(
+            f"warning: the export takes {need / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are free"
+        )
+
+
+def disk_bytes(plan: Plan) -> int:
+    """Return what a build writes: its files, and the float graphs that quantised ones are made of."""
+    written = sum(plan.to_dict()["files"].values())
+    if plan.quantise is not None:
+        item = 2 if plan.precision != "fp32" else 4
+        written += item * plan.target.parameters
+        written += 4 * plan.target.parameters * (plan.cache_form != "shared")
+    return int(written)
+
+
+def _peak_memory(plan: Plan) -> int:
+    """Return the peak: with one layer in PyTorch, with a weight to be written, or with a piece that runs."""
+    config, item = plan.target.config, 4 if plan.precision == "fp32" else 2
+    table = config.vocab_size * config.hidden_size
+    tables = (1 if config.tied_embeddings else 2) * table
+    layer = (plan.target.parameters - tables) // config.num_layers
+    # The CPU computes in float32: weights of other types are there twice.
+    both = 4 if item == 4 else item + 4
+    compared = max(table, MOST_BYTES // item) * both
+    if not in_pieces(config):
+        compared = plan.target.parameters * (both + 4)  # and packed for the kernels
+    drafter = 0 if plan.drafter is None else draft_parameters(plan.target, plan.drafter, plan.tree)
+    compared += drafter * (both + 4)
+    return int(_PROCESS + 4 * drafter + max(4 * layer, item * max(table, layer // 2), compared))
+
+
+def _seconds_per_weight(plan: Plan) -> float:
+    """Return how long it takes to read a weight, and to turn it into a float of the decoder."""
+    read, begin = 0, time.perf_counter()
+    for weight in plan.target.weights().values():
+        read += weight.read().numel()
+        if (passed := time.perf_counter() - begin) > _PROBED:
+            break
+    return passed / read

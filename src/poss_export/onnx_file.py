@@ -1,0 +1,84 @@
+"""An ONNX file and its weights: written one after the other and hashed on the way, mapped one by one."""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poss_export.progress import Progress
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+
+def save_model(model: "ir.Model", path: Path, *, least: int, page: int, progress: Progress) -> str:
+    """Write `path`, and the weights of `model`, each made when its turn comes, to `path` + ".data".
+
+    Equal models give equal files. In the end the weights of `model` are those of the file.
+
+    Args:
+        model: the model.
+        path: the .onnx file to write.
+        least: bytes of a weight that stays in the graph's own file, at most.
+        page: of so many bytes; every weight begins on one.
+        progress: told of the megabytes that are written.
+
+    Returns:
+        The hash of the weights' file.
+    """
+    import onnx_ir as ir
+
+    data = path.with_name(f"{path.name}.data")
+    weights = [value for value in model.graph.initializers.values() if value.const_value is not None]
+    weights = [value for value in weights if _tensor(value).nbytes > least]
+    total = sum(_tensor(value).nbytes for value in weights)
+    with data.open("wb") as file:
+        sink = _Sink(file)
+        for value in weights:
+            tensor = _tensor(value)
+            sink.write(bytes(-sink.size % page))
+            place = ir.ExternalTensor(
+                data.name,
+                sink.size,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape),
+                name=str(value.name),
+                base_dir=path.parent,
+            )
+            tensor.tofile(sink)
+            value.const_value = place
+            progress(f"writing {data.name}", sink.size // 10**6, total // 10**6, "MB")
+    ir.save(model, path)
+    return sink.digest.hexdigest()
+
+
+def _tensor(value: "ir.Value") -> Any:  # the protocol of tensors does not promise to write them
+    return value.const_value
+
+
+class _Sink:
+    """A file that is hashed as it grows."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        flat = np.frombuffer(data, np.uint8).data  # hashlib takes one dimension
+        self.file.write(flat)
+        self.digest.update(flat)
+        self.size += len(flat)
+        return len(flat)
+
+
+def map_weight(tensor: "onnx.TensorProto", folder: Path) -> NDArray[Any]:
+    """Map a weight that lies in a file beside its graph, in `folder`; of bfloat16 its bits."""
+    import onnx
+
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    bits = np.dtype(np.uint16) if dtype.name == "bfloat16" else dtype
+    return np.memmap(folder / place["location"], bits, "r", int(place.get("offset", 0)), tuple(tensor.dims))

@@ -1,0 +1,73 @@
+"""What an export takes, told before it begins, and refused where it is not there."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from poss_export.bundling import estimate
+from poss_export.bundling.build import build_bundle
+from poss_export.bundling.plan import Plan, plan_build
+from poss_export.config import Precision, TargetConfig, TreeShape
+from poss_export.errors import InputError
+from poss_export.manifest import describe_files
+from poss_export.targets.checkpoint import open_target
+
+GB = 1e9
+LLAMA3_8B = TargetConfig("llama", 128256, 4096, 14336, 32, 32, 8, 128, 1e-5, 8192)
+LLAMA3_1B = TargetConfig("llama", 128256, 2048, 8192, 16, 32, 8, 64, 1e-5, 131072, tied_embeddings=True)
+
+
+@pytest.fixture
+def make_plan(tiny_folder: Callable[[str], Path]) -> Callable[..., Plan]:
+    def make(precision: Precision = "fp32", config: TargetConfig | None = None) -> Plan:
+        target = open_target(str(tiny_folder("llama")))
+        shape: Any = {"capacity": 48, "precision": precision, "cache_form": "shared"}
+        plan = plan_build(target, None, tree=TreeShape(2, 2, 4), **shape)
+        return plan if config is None else replace(plan, target=replace(target, config=config))
+
+    return make
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("config", [LLAMA3_1B, LLAMA3_8B])
+def test_memory_does_not_grow_with_the_target(
+    make_plan: Callable[..., Plan], precision: Precision, config: TargetConfig
+) -> None:
+    """At most 3 GB, and 1.1 times the largest weight of the graph."""
+    largest = config.vocab_size * config.hidden_size * (4 if precision == "fp32" else 2)
+    assert estimate._peak_memory(make_plan(precision, config)) <= 3 * GB + 1.1 * largest
+
+
+def test_the_disk_holds_what_was_estimated(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = make_plan()
+    build_bundle(plan, tmp_path / "out")
+    written = sum(
+        entry.size
+        for entry in describe_files(tmp_path / "out", ["target.onnx.data", "tokenizer.json"]).values()
+    )
+    assert estimate.estimate_export(plan).disk == pytest.approx(written, rel=0.25)
+
+
+def test_a_build_that_cannot_fit_does_not_begin(
+    make_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[str]()
+    free: dict[str, Any] = {"memory": (10**12, 10**12), "disk": 10**12}
+    monkeypatch.setattr(estimate, "memory", lambda: free["memory"])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free["disk"]))
+    plan = make_plan("fp16", LLAMA3_8B)
+    free["disk"] = 10 * 10**9
+    with pytest.raises(InputError, match=r"the build writes 16\.1 GB, but '.*' has 10\.0 GB free: make room"):
+        build_bundle(plan, tmp_path / "new/out", report=told.append)
+    free["disk"], free["memory"] = 10**12, (2 * 10**9, 10**9)
+    with pytest.raises(InputError, match=r"takes 3\.9 GB of memory, and this machine has 2\.0 GB"):
+        build_bundle(plan, tmp_path / "new/out", report=told.append)
+    assert not told
+    assert not list(tmp_path.iterdir())
+    free["memory"] = (10**10, 10**9)
+    estimate.check_room(plan, tmp_path / "out", told.append)
+    assert [line.partition(",")[0] for line in told] == ["warning: the export takes 3.9 GB of memory"]
