@@ -89,6 +89,8 @@ def write_graphs(folder: Path, shape: str) -> None:
     from poss_export.exporters.drafter import export_drafter
     from poss_export.exporters.target import TargetGraph
     from poss_export.exporters.tracing import export_graph
+    from poss_export.progress import silent
+    from poss_export.targets.weights import weights_of
 
     if folder.exists():
         raise InputError(f"{str(folder)!r} exists; give a new folder")
@@ -98,7 +100,15 @@ def write_graphs(folder: Path, shape: str) -> None:
     # Not by `export_target`, which takes no layers that share weights.
     graph = TargetGraph(decoder, "static", CAPACITY)
     contract = target_contract(config, "fp16")
-    export_graph(graph, contract, folder / "target.onnx", {"capacity": CAPACITY})
+    export_graph(
+        graph,
+        contract,
+        folder / "target.onnx",
+        {"capacity": CAPACITY},
+        precision="fp16",
+        weights=weights_of(graph),
+        progress=silent,
+    )
     drafter = random_drafter(drafter_config(config, DRAFT_VOCAB[shape]))
     rows = drafter.draft_ids
     drawn = make_round(drafter, TREE, decoder.embed_tokens[rows], decoder.lm_head[rows])

@@ -35,9 +35,8 @@ class BatchDecoder:
         # Keys lie column by column, so that scores and mixed values are each one product that copies nothing:
         # a fused attention is three times slower on CPUs where every slot has one query row.
         heads = (config.num_layers, slots, config.num_kv_heads)
-        options = {"dtype": weight.dtype, "device": weight.device}
-        self.keys = torch.zeros(*heads, config.head_dim, columns, **options)
-        self.values = torch.zeros(*heads, columns, config.head_dim, **options)
+        self.keys = torch.zeros(*heads, config.head_dim, columns, dtype=weight.dtype, device=weight.device)
+        self.values = torch.zeros(*heads, columns, config.head_dim, dtype=weight.dtype, device=weight.device)
         self.lengths = torch.zeros(slots, dtype=torch.int64, device=self.device)
         tables = rope_tables(config.rope, config.head_dim, columns)
         self.cos, self.sin = (table.to(self.device, weight.dtype) for table in tables)

@@ -314,4 +314,4 @@ def passage_task(random: np.random.Generator, passage: str) -> str:
 
 def pick(random: np.random.Generator, words: Sequence[str]) -> str:
     """Return one of some words."""
-    return words[random.integers(len(words))]
+    return words[int(random.integers(len(words)))]

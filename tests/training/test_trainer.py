@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from poss_export.drafters.checkpoint import load_drafter
 from poss_export.errors import InputError
@@ -14,6 +15,7 @@ from poss_export.targets.checkpoint import Target, open_target
 from poss_export.training import run
 from poss_export.training.decoding import BatchDecoder
 from poss_export.training.dialogues import Dialogues
+from poss_export.training.features import TargetView
 from poss_export.training.options import TrainOptions
 from poss_export.training.presets import Stage
 from poss_export.training.run import train
@@ -61,10 +63,15 @@ def test_features_that_stay_on_the_device_train_the_same_drafter(
     short = options(dialogues, budget=2000)
     train(target, short, tmp_path / "kept", silent)
     view = run._view
-    monkeypatch.setattr(run, "_view", lambda *arguments: view(*arguments[:4], None, arguments[5]))
+
+    def passed_on(*arguments: Any) -> TargetView:
+        target, decoder, part, taps, _, report = arguments
+        return view(target, decoder, part, taps, None, report)
+
+    monkeypatch.setattr(run, "_view", passed_on)
     train(target, short, tmp_path / "passed-on", silent)
-    kept, passed_on = (tmp_path / name / "model.safetensors" for name in ("kept", "passed-on"))
-    assert passed_on.read_bytes() == kept.read_bytes()
+    kept, other = (tmp_path / name / "model.safetensors" for name in ("kept", "passed-on"))
+    assert other.read_bytes() == kept.read_bytes()
 
 
 def test_a_run_learns_and_writes_what_the_exporter_needs(
@@ -127,7 +134,7 @@ def test_held_out_dialogues_are_never_trained_on(
     seen: set[int] = set()
     step = Trainer._step
 
-    def watch(self: Trainer, stage: Stage, indices: np.ndarray) -> dict[str, float]:
+    def watch(self: Trainer, stage: Stage, indices: np.ndarray) -> dict[str, Tensor]:
         seen.update(indices.tolist())
         return step(self, stage, indices)
 
