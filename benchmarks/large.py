@@ -1,0 +1,141 @@
+"""What the export of a target of a published size takes: peak memory, time and disk, beside the estimate.
+
+    python -m benchmarks.large llama-3-8b --precision fp16 --cache-form static
+
+Its weights are random numbers in bfloat16, written to a folder that is removed, as is the bundle. `--layers`
+leaves layers out: the peak does not depend on how many there are.
+"""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-3.2-1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+    },
+    "llama-3-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": False,
+    },
+}
+COMMON = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def tensors(facts: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield every tensor of a checkpoint, and its shape."""
+    hidden, inner = facts["hidden_size"], facts["intermediate_size"]
+    rows = {"q": facts["num_attention_heads"], "k": facts["num_key_value_heads"]}
+    rows["v"] = rows["k"]
+    yield "model.embed_tokens.weight", (facts["vocab_size"], hidden)
+    for index in range(facts["num_hidden_layers"]):
+        layer = f"model.layers.{index}"
+        for part, heads in rows.items():
+            yield f"{layer}.self_attn.{part}_proj.weight", (heads * facts["head_dim"], hidden)
+        yield f"{layer}.self_attn.o_proj.weight", (hidden, rows["q"] * facts["head_dim"])
+        for part in ("gate", "up"):
+            yield f"{layer}.mlp.{part}_proj.weight", (inner, hidden)
+        yield f"{layer}.mlp.down_proj.weight", (hidden, inner)
+        for norm in ("input", "post_attention"):
+            yield f"{layer}.{norm}_layernorm.weight", (hidden,)
+    yield "model.norm.weight", (hidden,)
+    if not facts["tie_word_embeddings"]:
+        yield "lm_head.weight", (facts["vocab_size"], hidden)
+
+
+def write_checkpoint(facts: dict[str, Any], folder: Path) -> None:
+    """Write a checkpoint in one file: norms are ones, other weights random, of a spread of 0.02."""
+    from poss_export.targets.checkpoint import EMBEDDED_TARGET, open_target
+
+    (folder / "config.json").write_text(json.dumps({**COMMON, **facts}))
+    (folder / "tokenizer.json").write_text(open_target(EMBEDDED_TARGET).text.tokenizer_json)
+    header, end = dict[str, Any](), 0
+    for name, shape in tensors({**COMMON, **facts}):
+        start, end = end, end + 2 * prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps(header).encode()
+    numbers = np.random.default_rng(0).normal(0, 0.02, 4_000_037).astype(np.float32)
+    block = (numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes()  # bfloat16 is the upper half
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for entry in header.values():
+            left = 2 * prod(entry["shape"])
+            if len(entry["shape"]) == 1:
+                file.write(np.full(left // 2, 0x3F80, np.uint16).tobytes())  # ones
+                continue
+            while left:
+                left -= file.write(block[:left])
+
+
+def build(folder: Path, bundle: Path, options: list[str]) -> tuple[float, int]:
+    """Build in a process of its own; return its seconds and its peak of resident memory in bytes."""
+    command = [sys.executable, "-c", "from poss_export.cli.main import main; main()", "build"]
+    begin = time.perf_counter()
+    process = subprocess.Popen([*command, str(folder), "-o", str(bundle), *options])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"the build failed with status {status}")
+    return time.perf_counter() - begin, usage.ru_maxrss * 1024
+
+
+@click.command()
+@click.argument("shape", type=click.Choice(list(SHAPES)))
+@click.option("--precision", default="fp16")
+@click.option("--cache-form", default="static")
+@click.option("--layers", type=int, help="Of the target; all, if left out.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where there is room for it.")
+def main(shape: str, precision: str, cache_form: str, layers: int | None, folder: Path | None) -> None:
+    """Write a checkpoint of SHAPE, build it and say what that took."""
+    from poss_export.bundling.estimate import estimate_export
+    from poss_export.bundling.request import BuildRequest, plan
+
+    facts = SHAPES[shape] | ({} if layers is None else {"num_hidden_layers": layers})
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        checkpoint, bundle = Path(name) / shape, Path(name) / "bundle"
+        checkpoint.mkdir()
+        write_checkpoint(facts, checkpoint)
+        request: Any = {"precision": precision, "cache_form": cache_form}
+        planned = plan(BuildRequest(str(checkpoint), **request))
+        expected = estimate_export(planned)
+        seconds, peak = build(checkpoint, bundle, ["--precision", precision, "--cache-form", cache_form])
+        disk = sum(file.stat().st_size for file in bundle.iterdir())
+        size = f"{facts['num_hidden_layers']} layers, {precision} {cache_form}"
+        print(f"{shape}, {size}, load {os.getloadavg()[0]:.1f}")
+        print(f"peak memory {peak / 1e9:.2f} GB, estimated {expected.peak_memory / 1e9:.2f}")
+        print(f"{seconds:.0f} s, estimated {expected.seconds}")
+        print(f"disk {disk / 1e9:.2f} GB, estimated {expected.disk / 1e9:.2f}")
+
+
+if __name__ == "__main__":
+    main()
