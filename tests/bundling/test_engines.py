@@ -23,6 +23,8 @@ from poss_export.engine_spec import EngineEntry, EngineOptions, target_profiles
 from poss_export.errors import InputError
 from poss_export.exporters.engine_build import build_engine
 from poss_export.manifest import Manifest, read_manifest
+from poss_export.runtime.bundle import contracts_of
+from poss_export.runtime.sessions.fit import check_engine
 from poss_export.targets.checkpoint import open_target
 from tests.cli.command import done
 
@@ -45,6 +47,7 @@ def make_plan(tiny_folder: Any, random_drafter: Any) -> Callable[..., Plan]:
         precision: Any = "fp16",
         capacities: tuple[int, ...] = (),
         widths: tuple[int, ...] = (),
+        slots: int = 1,
         drafter_choices: Any = None,
     ) -> Plan:
         target = open_target(str(tiny_folder("llama")))
@@ -54,7 +57,9 @@ def make_plan(tiny_folder: Any, random_drafter: Any) -> Callable[..., Plan]:
                 weight.mul_(0.3)
         drafter = DrafterCheckpoint("random", "0" * 64, made, None)
         shape: Any = {"capacity": CAPACITY, "precision": precision, "cache_form": "static"}
-        request = request_engines("tensorrt-rtx", EngineOptions(devices), capacities, widths=widths)
+        request = request_engines(
+            "tensorrt-rtx", EngineOptions(devices), capacities, widths=widths, slots=slots
+        )
         return plan_build(target, drafter, tree=TreeShape(4, 3, 8), engines=request, **shape)
 
     return make
@@ -158,6 +163,21 @@ def test_other_widths_replace_the_targets_engine(
     assert manifest.engines[0].spec == replace(target.spec, profiles=target_profiles(CAPACITY, (4, 9)))
     assert manifest.engines[1] == draft
     assert read_manifest(out, full=True) == manifest
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_engines_for_calls_of_several_answers(
+    precision: str, engine_bundle: Callable[..., Path], make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    """Their attention is as that of one, and they share memory with their caches."""
+    out = Path(shutil.copytree(engine_bundle(precision), tmp_path / "out"))
+    before = read_manifest(out).engines
+    manifest = run_build(make_plan(*SEVERAL, precision=precision, slots=4), out)
+    for was, entry in zip(before, manifest.engines, strict=True):
+        assert entry.spec.slots == 4
+        assert entry.spec.profiles[: len(was.spec.profiles)] == was.spec.profiles
+        assert (entry.attention, entry.aliases) == (was.attention, was.aliases)
+        check_engine(out, manifest, contracts_of(manifest)[entry.spec.graph], entry)
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,9 @@ def test_engines_are_made_for_a_ladder_of_widths(make_plan: Callable[..., Plan])
 def test_engines_are_made_for_calls_of_several_answers(make_plan: Callable[..., Plan]) -> None:
     plan = make_plan(**engines(widths=(4,), slots=4))
     assert plan.to_dict()["engines"]["slots"] == 4
-    profiles = plan.engine_profiles(48)
-    for graph, width in (("target", TREE.width), ("draft", TREE.depth + 1)):
-        open_one, *fixed = profiles["target" if graph == "target" else "draft"]
+    for graph, profiles in plan.engine_profiles(48).items():
+        open_one, *fixed = profiles
+        width = TREE.width if graph == "target" else TREE.depth + 1
         assert (open_one.sequences, open_one.fixed) == (1, False)
         ladder = [4, width] if graph == "target" else [width]
         assert [(p.sequences, p.rows) for p in fixed] == [(n, rows) for n in (1, 2, 4) for rows in ladder]

@@ -34,4 +34,4 @@ def test_a_report_of_layers(tiny_bundle: Path) -> None:
         times = [node["milliseconds"] for node in call["heaviest"]]
         assert len(times) == 10
         assert times == sorted(times, reverse=True)
-    assert any(node["weight_bytes"] > 0 and node["bytes_per_second"] > 0 for node in step["heaviest"])
+        assert all((node["weight_bytes"] > 0) == (node["bytes_per_second"] > 0) for node in call["heaviest"])

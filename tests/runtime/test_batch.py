@@ -43,7 +43,7 @@ class Asked:
 
     def __init__(self, random: np.random.Generator) -> None:
         self.ids = random.integers(3, 90, random.integers(1, 30)).tolist()
-        self.tokens, self.way = int(random.integers(1, 20)), random.integers(3)
+        self.tokens, self.way = int(random.integers(1, 20)), int(random.integers(3))
         self.sampling = SAMPLINGS[random.integers(3)]
         self.after = int(random.integers(12))  # pieces of all answers before it is asked for
         self.cancelled = random.random() < 0.15
@@ -132,6 +132,25 @@ def test_answers_are_made_at_once(together: Bundle, monkeypatch: pytest.MonkeyPa
         run(scheduler, asked)
     assert max(seen) == 3
     assert len(seen) < 40
+
+
+@pytest.mark.parametrize("way", WAYS[:2], ids=["planned", "whole trees"])
+def test_trees_are_drawn_together(way: Any, together: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert together.drafter is not None
+    seen, propose_all = list[int](), together.drafter.propose_all
+
+    def propose(calls: Any) -> Any:
+        seen.append(len(calls))
+        return propose_all(calls)
+
+    random = np.random.default_rng(6)
+    asked = [Asked(random) for _ in range(3)]
+    for one in asked:
+        one.cancelled, one.after, one.tokens, one.ids, one.way = False, 0, 12, one.ids[:4], WAYS.index(way)
+    with Scheduler(together) as scheduler:
+        monkeypatch.setattr(together.drafter, "propose_all", propose)
+        run(scheduler, asked)
+    assert max(seen) == 3
 
 
 def test_prompts_are_read_in_pieces_beside_answers(

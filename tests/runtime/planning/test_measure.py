@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from poss_export.costs import Costs, cached_costs, keep
 from poss_export.runtime.bundle import open_bundle
 from poss_export.runtime.planning import planners
-from poss_export.runtime.planning.measure import CAREFUL, Effort
+from poss_export.runtime.planning.measure import CAREFUL, Effort, measure_together
 from tests.fixtures.graphs import CAPACITY
 
 
@@ -27,6 +28,20 @@ def test_what_fits_a_small_capacity_is_measured(tiny_bundle: Path, effort: Effor
     assert all(ms > 0 for ms in costs.drafts)
     assert costs.rows[0] == 2
     assert costs.fingerprint["threads"] == 1
+
+
+@pytest.mark.parametrize("form", ["shared", "static"])
+def test_a_table_of_several_has_each_ones_share_of_a_draft_call(form: str, bundle_of_form: Any) -> None:
+    with open_bundle(bundle_of_form(form), threads=1, slots=3) as bundle:
+        assert bundle.drafter is not None
+        alone = Costs(bundle.planners.fingerprint, (8,), (1, 2), ((1.0, 2.0),), (2, 16, 40), (7.0, 8.0, 99.0))
+        costs = measure_together(bundle.target, bundle.drafter, alone, 3, vocab=96, chains=False)
+        assert [bundle.drafter.length(slot) for slot in range(3)] == [0, 0, 0]
+    assert costs.widths == (3, 6, 12, 24)
+    assert costs.rows == (2, 16, 40)
+    assert costs.drafts[2] == 99.0  # as alone: so many rows share no call
+    assert 0 < costs.drafts[0] != 7.0
+    assert costs.fingerprint["sequences"] == 3
 
 
 def test_answers_are_as_before_a_measurement(planned_bundle: Path) -> None:

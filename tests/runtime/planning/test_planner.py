@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from itertools import chain
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,9 +12,17 @@ import pytest
 from poss_export.acceptance import AcceptanceCurves
 from poss_export.costs import Costs
 from poss_export.runtime.loop import speculate
+from poss_export.runtime.planning.candidates import Candidates
 from poss_export.runtime.planning.chances import Calibration, DraftChances
 from poss_export.runtime.planning.lookup import Lookup
-from poss_export.runtime.planning.planner import ADAPTIVE, AdaptivePlanner, Plan, Planning
+from poss_export.runtime.planning.planner import (
+    ADAPTIVE,
+    AdaptivePlanner,
+    Asked,
+    Plan,
+    Planning,
+    _choose,
+)
 from poss_export.runtime.round import Round
 from poss_export.runtime.sampling import GREEDY, Sampling
 from poss_export.runtime.sequence import Sequence
@@ -135,6 +144,23 @@ def test_a_plan_says_what_it_costs(
         assert plan is not None
         assert plan.milliseconds == FLAT.by_width(0)[len(done.tree)] + 2.0 * plan.drafted
         assert 1.0 <= plan.tokens <= len(done.tree)
+
+
+@pytest.mark.parametrize(("fills_up", "nodes"), [(False, [[0, 1, 2], [0]]), (True, [[0, 1], [0, 1]])])
+def test_where_all_are_filled_up_to_the_widest_each_takes_as_many(
+    fills_up: bool, nodes: list[list[int]]
+) -> None:
+    planner: Any = SimpleNamespace(order=lambda found: range(len(found)), planning=ADAPTIVE)
+    found = []
+    for chances in ([0.9, 0.8], [0.5, 0.1]):
+        found.append(Candidates(3))
+        found[-1].graft(0, [1, 2], [1.0, 1.0])
+        found[-1].chances[1:] = chances
+    asked = [Asked(cast(Sequence, None), planner, None, 9)] * 2
+    chosen = _choose(asked, found, [0, 0, 10, 13, 16, 19, 22], fills_up=fills_up)
+    assert chosen.nodes == nodes
+    assert chosen.milliseconds == 16
+    assert chosen.tokens == pytest.approx(3.7 if not fills_up else 3.4)
 
 
 @pytest.mark.parametrize("claimed", [0.3, 0.9])
