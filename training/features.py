@@ -14,7 +14,8 @@ from poss_export.progress import Progress, silent
 from poss_export.targets.decoder import Decoder, causal_attend
 from poss_export.training.dialogues import Dialogues
 
-ROWS = 256  # of logits at a time
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536}  # padding included, by device
+ROWS = {"cpu": 256, "cuda": 4096}  # of logits at a time
 TOP_TARGETS = 64  # of the target's next-token distribution; they keep about 98 % of the mass
 
 
@@ -73,7 +74,6 @@ def view_dialogues(
     dialogues: Dialogues,
     taps: tuple[int, ...] = (),
     *,
-    batch_tokens: int = 4096,
     progress: Progress = silent,
 ) -> TargetView:
     """Run the target over all dialogues; return what it says of each token, and what enters layers `taps`."""
@@ -87,15 +87,14 @@ def view_dialogues(
     ).to(device)
     ids, answers = torch.from_numpy(dialogues.ids), torch.from_numpy(dialogues.answer_mask)
     done = 0
-    for batch in batches_by_length(dialogues, np.arange(len(dialogues)), batch_tokens):
+    for batch in batches_by_length(dialogues, np.arange(len(dialogues)), BATCH_TOKENS[device.type]):
         indices, valid = padded(dialogues, batch)
         attend = causal_attend(config, indices.shape[1], dtype, device)
         hidden, read = decoder.hidden_and_read(ids[indices].to(device), attend, taps)
         flat, answered = indices[valid].to(device), (valid & answers[indices]).to(device)
         view.features[flat] = read[valid.to(device)].bfloat16()
-        for rows, part in zip(
-            indices.to(device)[answered].split(ROWS), hidden[answered].split(ROWS), strict=True
-        ):
+        split = (x[answered].split(ROWS[device.type]) for x in (indices.to(device), hidden))
+        for rows, part in zip(*split, strict=True):
             probabilities, top_ids = decoder.head(part[None])[0].float().softmax(-1).topk(top)
             view.top_ids[rows] = top_ids.int()
             view.top_probabilities[rows] = probabilities.bfloat16()

@@ -68,7 +68,9 @@ def train(
         device = training_device()
         decoder = target.load_decoder().to(device, matmul_dtype(device))
         dialogues = sum(parts[1:], start=parts[0])
-        views = [_view(target, decoder, part, config.taps, cache or work, report) for part in parts]
+        # A GPU computes the view again sooner than a disk, which may be smaller than it, would give it back.
+        kept = work if cache is None and device.type == "cpu" else cache
+        views = [_view(target, decoder, part, config.taps, kept, report) for part in parts]
         view = sum(views[1:], start=views[0])
         # The first layer norms embeddings where taps are read: they stay as they are.
         spread = 1.0 if config.reads_taps else float(decoder.embed_tokens.float().std())
@@ -76,6 +78,7 @@ def train(
         corpus = _corpus(decoder, dialogues, view, drafter.draft_ids.clone(), spread)
         trainer = Trainer(drafter, corpus, options, work)
         _run(trainer, out / LOG, report, lambda: _save_so_far(work, drafter, target, spread))
+        _save_so_far(work, drafter, target, spread)  # the figures take time, in which a run may be ended
         held_out = judge(trainer, report)
         drafter.scale_embeddings(1 / spread)
         record = _record(target, options, trainer, held_out)
@@ -90,7 +93,11 @@ def _save_so_far(work: Path, drafter: Drafter, target: Target, spread: float) ->
     """Write the drafter as it is, to be had where a run is cut off for good."""
     copy = deepcopy(drafter).cpu()
     copy.scale_embeddings(1 / spread)
-    save_drafter(work / "drafter", copy, target.sha256, torch.bfloat16)
+    # The folder holds a whole drafter at any time: others read it, and a run may be ended at any time.
+    folder, partial = work / "drafter", work / "drafter.partial"
+    save_drafter(partial, copy, target.sha256, torch.bfloat16)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def _corpus(
@@ -188,11 +195,13 @@ def _view(
     decoder: Decoder,
     dialogues: Dialogues,
     taps: tuple[int, ...],
-    cache: Path,
+    cache: Path | None,
     report: Progress,
 ) -> TargetView:
     from safetensors.torch import load_file, save_file
 
+    if cache is None:
+        return view_dialogues(decoder, dialogues, taps, progress=report)
     digest = hashlib.sha256(target.sha256.encode() + dialogues.ids.tobytes()).hexdigest()[:16]
     read = "".join(f"-{layer}" for layer in taps)
     path = cache / f"view-{digest}{read}.safetensors"

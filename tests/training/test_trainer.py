@@ -11,6 +11,7 @@ import torch
 from poss_export.drafters.checkpoint import load_drafter
 from poss_export.errors import InputError
 from poss_export.targets.checkpoint import Target, open_target
+from poss_export.training import run
 from poss_export.training.decoding import BatchDecoder
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.options import TrainOptions
@@ -51,6 +52,19 @@ def options(dialogues: Path, **changes: Any) -> TrainOptions:
 def silent(activity: str, done: int, total: int, note: str) -> None:
     assert done >= 0
     assert total > 0
+
+
+def test_features_that_stay_on_the_device_train_the_same_drafter(
+    target: Target, dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does: the features go from the target to the trainer without a file."""
+    short = options(dialogues, budget=2000)
+    train(target, short, tmp_path / "kept", silent)
+    view = run._view
+    monkeypatch.setattr(run, "_view", lambda *arguments: view(*arguments[:4], None, arguments[5]))
+    train(target, short, tmp_path / "passed-on", silent)
+    kept, passed_on = (tmp_path / name / "model.safetensors" for name in ("kept", "passed-on"))
+    assert passed_on.read_bytes() == kept.read_bytes()
 
 
 def test_a_run_learns_and_writes_what_the_exporter_needs(
