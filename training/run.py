@@ -78,6 +78,7 @@ def train(
         corpus = _corpus(decoder, dialogues, view, drafter.draft_ids.clone(), spread)
         trainer = Trainer(drafter, corpus, options, work)
         _run(trainer, out / LOG, report, lambda: _save_so_far(work, drafter, target, spread))
+        _save_so_far(work, drafter, target, spread)  # the figures take time, in which a run may be ended
         held_out = judge(trainer, report)
         drafter.scale_embeddings(1 / spread)
         record = _record(target, options, trainer, held_out)
