@@ -28,7 +28,7 @@ def pictures(found: Verification) -> dict[str, str]:
             drawn["depths"] = _depths(check.figures["rounds_by_depth"], check.figures["tau"])
         elif "chances" in check.figures:
             drawn["chances"] = _chances(check.figures["chances"], check.figures["allowed"])
-    if any(parted.values()):
+    if parted := {name: cases for name, cases in parted.items() if cases}:
         drawn["gaps"] = _gaps(parted)
     if found.costs is not None:
         drawn["costs"] = _costs(found.costs)

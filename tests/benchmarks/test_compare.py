@@ -1,6 +1,8 @@
 """The figures of a comparison, from answers made by hand, and a whole run with a tiny bundle."""
 
 import json
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,27 @@ def test_every_turn_of_every_kind_is_asked_and_reported(chat_bundle: Path, tmp_p
     lines = [line.split() for line in result.stdout.splitlines()]
     assert lines.count(["engine", "quality", "story", "dialogue"]) == 4
     assert ["speculative", "fp32", "1/1", "2/2"] in lines
+
+
+@pytest.mark.slow
+def test_peers_that_are_installed_give_our_tokens(
+    chat_bundle: Path, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    prompts, report = tmp_path / "q.jsonl", tmp_path / "report.json"
+    prompts.write_text('{"prompt": "<5> <6> <5> <6>"}\n')
+    ours = [BASELINE, "speculative", "fixed tree"]
+    # llama.cpp wants a GGUF file; onnxruntime-genai's conversion of so small a model gives other tokens.
+    peers = ["transformers", "dejavuu fp32"]
+    speculating = [name for name, kind in ENGINES.items() if kind.plain in peers]
+    names = [n for n in (*ours, *peers, *speculating) if find_spec(ENGINES[n].module)]
+    arguments = [chat_bundle, "--target", tiny_folder("llama"), "--prompts", prompts, "--json", report]
+    arguments += ["--cache", tmp_path / "peers", "--max-new-tokens", 24, "--repeats", 1, "--threads", 1]
+    only = [option for name in names for option in ("--only", name)]
+    result = CliRunner().invoke(compare.main, [*map(str, arguments), *only])
+    assert result.exit_code == 0, f"{result.output} {result.exception!r}"
+    figures = json.loads(report.read_text())["precisions"]["fp32"]
+    assert {row["engine"]: row["equal_answers"] for row in figures} == dict.fromkeys(names, 1)
+    assert {row["equal_to_plain"] for row in figures} == {None, 1}
 
 
 def test_an_engine_that_is_not_installed_has_a_row(
