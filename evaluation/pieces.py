@@ -69,7 +69,7 @@ def run_in_pieces(
         caches = {
             name: np.zeros(empty[name].sizes, empty[name].dtype) for name in piece.inputs if name in empty
         }
-        session = load_graph(_proto(model, piece, arrays).SerializeToString(), OrtOptions(), ragged=True)
+        session = load_graph(_proto(model, piece, arrays).SerializeToString(), OrtOptions(), frugal=True)
         for step, length, values in zip(steps, lengths, known, strict=False):
             feed = {name: values[name] if name in values else caches[name] for name in piece.inputs}
             results = session.run(list(piece.outputs), {**feed, **arrays})
