@@ -71,9 +71,12 @@ def engine_bytes(
     its libraries.
     """
     share, growth, kernels = {"target": (1.0, 0.02, 3_500_000), "draft": (1.3, 0.0, 9_000_000)}[graph]
-    copies = 3 if precision == "fp32" else 4
+    # Of small weights everything that is made of them is there at once, of large ones less and less.
+    copies, fewer, rest = (3.0, 2.0, 330_000_000) if precision == "fp32" else (4.0, 2.5, 220_000_000)
     single = any(profile.fixed and profile.rows == 1 for profile in profiles)
     return {
         "engine": int((share + growth * len(profiles) + single) * weights) + len(profiles) * kernels,
-        "peak_memory": 310_000_000 + (copies + 2 * single) * weights,
+        "peak_memory": int(
+            310_000_000 + min(copies * weights, rest + fewer * weights) + 1.5 * single * weights
+        ),
     }

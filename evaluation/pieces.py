@@ -69,15 +69,17 @@ def run_in_pieces(
         caches = {
             name: np.zeros(empty[name].sizes, empty[name].dtype) for name in piece.inputs if name in empty
         }
-        session = load_graph(_proto(model, piece, arrays).SerializeToString(), OrtOptions(), ragged=True)
+        session = load_graph(_proto(model, piece, arrays).SerializeToString(), OrtOptions(), frugal=True)
         for step, length, values in zip(steps, lengths, known, strict=False):
             feed = {name: values[name] if name in values else caches[name] for name in piece.inputs}
             results = session.run(list(piece.outputs), {**feed, **arrays})
-            for name, value in zip(piece.outputs, results, strict=True):
+            for name, result in zip(piece.outputs, results, strict=True):
+                value = result.copy()  # a result keeps all the memory alive that its session computed in
                 if name in past_of:
                     caches[past_of[name]] = _committed(value, length, step.path)
                 else:
                     values[name] = value
+        del session, results, result
         done += sum(_size(large[name]) for name in piece.weights)
         progress("comparing the target with PyTorch", done // 10**6, total // 10**6, "MB")
     return [(values[contract.feature_output][0], values["logits"][0]) for values in known]

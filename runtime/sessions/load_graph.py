@@ -38,6 +38,7 @@ def load_graph(
     save_to: Path | None = None,
     *,
     ragged: bool = False,
+    frugal: bool = False,
 ) -> "onnxruntime.InferenceSession":
     """Return a loaded graph: a file, or a serialised model whose weights lie in the folder `weights`.
 
@@ -45,6 +46,7 @@ def load_graph(
     read them; who loads that shares them with all who do.
 
     ragged: shapes hardly ever come again, so that remembering the memory of each would only fill memory.
+    frugal: keep no memory for the next call.
 
     Raises:
         BackendError: ONNX Runtime or the provider is missing, or it refuses the graph.
@@ -62,7 +64,8 @@ def load_graph(
         providers.insert(0, ("CUDAExecutionProvider", _CUDA))
     try:
         settings = _settings(options, weights, save_to)
-        settings.enable_mem_pattern = not ragged
+        settings.enable_mem_pattern = not (ragged or frugal)
+        settings.enable_cpu_mem_arena = not frugal
         session = ort.InferenceSession(graph, settings, providers=providers)
     except Exception as error:
         what = "the graph" if isinstance(graph, bytes) else repr(str(graph))

@@ -1,6 +1,8 @@
 """Targets that are too large to be loaded are compared piece by piece, as well as others."""
 
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from poss_export.drafters.checkpoint import DrafterCheckpoint
 from poss_export.errors import ParityError
 from poss_export.evaluation import pieces
 from poss_export.manifest import read_manifest
+from poss_export.runtime.sessions.load_graph import load_graph
 from poss_export.targets.checkpoint import open_target
 from poss_export.targets.streaming import StreamedDecoder
 from poss_export.targets.weights import in_memory
@@ -81,3 +84,24 @@ def test_a_wrong_weight_is_seen_in_pieces(
     with pytest.raises(ParityError, match=r"target_\w+ of the graph differ from PyTorch's by"):
         build_bundle(plan, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_of_a_piece_is_kept(
+    make_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An array that ONNX Runtime returns keeps the memory of its whole session."""
+    alive = list[weakref.ref[Any]]()
+
+    class Watched:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            assert all(result() is None for result in alive)
+            self.session = load_graph(*arguments, **options)
+
+        def run(self, names: Any, feed: Any) -> Any:
+            results = self.session.run(names, feed)
+            alive.extend(map(weakref.ref, results))
+            return results
+
+    monkeypatch.setattr(pieces, "load_graph", Watched)
+    build_bundle(replace(make_plan("shared", "fp32"), drafter=None), tmp_path / "out")
+    assert alive
