@@ -96,6 +96,15 @@ class Dialogues:
             dialogues._check()
         return dialogues
 
+    def check_split(self) -> None:
+        """Raise InputError where none is held out, or all are."""
+        if self.validation.all() or not self.validation.any():
+            raise InputError(
+                f"{int(self.validation.sum())} of {len(self)} dialogues are held out; some must be, to judge the "
+                "drafter by, and some not: give more dialogues",
+                options=("dialogues",),
+            )
+
     def _check(self) -> None:
         """Raise ValueError where the arrays do not belong together."""
         bounds = self.offsets.tolist()

@@ -68,6 +68,7 @@ def train(
         device = training_device()
         decoder = target.load_decoder().to(device, matmul_dtype(device))
         dialogues = sum(parts[1:], start=parts[0])
+        dialogues.check_split()
         # A GPU computes the view again sooner than a disk, which may be smaller than it, would give it back.
         kept = work if cache is None and device.type == "cpu" else cache
         views = [_view(target, decoder, part, config.taps, kept, report) for part in parts]

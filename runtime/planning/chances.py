@@ -2,7 +2,10 @@
 
 from math import exp, log
 
+import numpy as np
+
 from poss_export.acceptance import AcceptanceCurves
+from poss_export.errors import BackendError
 from poss_export.runtime.tree import DraftTree
 
 _STEPS = 256  # of a probability, in the table that is looked up while drafting
@@ -35,7 +38,16 @@ class DraftChances:
         self._raw: list[float] = []  # calibrated chances of the tree that was asked for last
 
     def of(self, tree: DraftTree) -> list[float]:
-        """Return the chance of each node's whole path, at most its parent's."""
+        """Return the chance of each node's whole path, at most its parent's.
+
+        Raises:
+            BackendError: a score is no number.
+        """
+        if np.isnan(tree.scores).any():
+            raise BackendError(
+                "the drafter's scores are no numbers: it overflows in its precision; build the bundle in fp32, "
+                "or in bf16"
+            )
         corrections = [right / expected for right, expected in zip(self._right, self._expected, strict=True)]
         table, last = self._table, len(self._table) - 1
         depths, raw, chances = [0], [1.0], [1.0]

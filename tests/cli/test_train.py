@@ -158,6 +158,17 @@ def test_dialogues_that_are_spoilt_or_cannot_be_written_leave_nothing(
     assert "has no chat template to write dialogues with: give dialogues (--dialogues)" in result.stderr
 
 
+def test_dialogues_of_which_none_is_held_out_are_refused_before_the_work(
+    train: Callable[..., Result], tmp_path: Path
+) -> None:
+    path = tmp_path / "few.npz"
+    Dialogues.from_answers([([5, 6], [7] * 20), ([8, 9], [10] * 20)], holdout=0.01).save(path)
+    (tmp_path / "dialogues.npz").write_bytes(path.read_bytes())
+    result = train("--preset", "eagle", "-o", str(tmp_path / "drafter"))
+    assert result.exit_code == 2
+    assert "0 of 2 dialogues are held out" in result.stderr
+
+
 def test_a_folder_of_something_else_is_left_alone(train: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "manifest.json").write_text("{}")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from poss_export.acceptance import AcceptanceCurves
+from poss_export.errors import BackendError
 from poss_export.runtime.planning.chances import Calibration, DraftChances
 from poss_export.runtime.tree import DraftTree
 
@@ -64,3 +65,9 @@ def test_levels_without_end_are_counted_with_the_last(chances: DraftChances) -> 
     chances.learn(deep, list(range(1, 100)))
     assert len(found) == 100
     assert all(math.isfinite(chance) for chance in chances.of(deep))
+
+
+def test_scores_that_are_no_numbers_are_told(chances: DraftChances) -> None:
+    """A drafter overflows in half precision, say; planning by its scores would end in a traceback."""
+    with pytest.raises(BackendError, match="scores are no numbers: it overflows in its precision"):
+        chances.of(DraftTree.with_root(1, [2, 3], [0, 0], [-0.1, math.nan]))
