@@ -100,8 +100,8 @@ class Dialogues:
         """Raise InputError where none is held out, or all are."""
         if self.validation.all() or not self.validation.any():
             raise InputError(
-                f"{int(self.validation.sum())} of {len(self)} dialogues are held out; some must be, to judge the "
-                "drafter by, and some not: give more dialogues",
+                f"{int(self.validation.sum())} of {len(self)} dialogues are held out; some must be, to "
+                "judge the drafter by, and some not: give more dialogues",
                 options=("dialogues",),
             )
 
