@@ -126,7 +126,7 @@ def _record(
     dialogues, drafter = trainer.corpus.dialogues, trainer.drafter
     return {
         "target": target.name,
-        "options": options.to_dict(),
+        "options": {**options.to_dict(), "start": options.start and Path(options.start).name},
         "stages": [asdict(stage) for stage in options.stages],
         "dialogues": len(dialogues),
         "answer_tokens": int(dialogues.answer_mask.sum()),

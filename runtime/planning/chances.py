@@ -45,8 +45,7 @@ class DraftChances:
         """
         if np.isnan(tree.scores).any():
             raise BackendError(
-                "the drafter's scores are no numbers: it overflows in its precision; build it in fp32 "
-                "or bf16"
+                "the drafter's scores are no numbers: it overflows in its precision; build it in fp32 or bf16"
             )
         corrections = [right / expected for right, expected in zip(self._right, self._expected, strict=True)]
         table, last = self._table, len(self._table) - 1
