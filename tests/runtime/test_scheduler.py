@@ -98,14 +98,14 @@ def test_a_cancelled_answer_ends_within_a_round(bundle: Bundle, gate: Gate) -> N
 
 def test_an_engine_that_fails_ends_one_answer(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Listener(), Listener()
-    forward, broken = bundle.target.forward, [True]
+    forward, broken = bundle.target.forward_all, [True]
 
     def fails_once(*args: Any, **kwargs: Any) -> Any:
         if broken.pop() if broken else False:
             raise RuntimeError("out of order")
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(bundle.target, "forward", fails_once)
+    monkeypatch.setattr(bundle.target, "forward_all", fails_once)
     with Scheduler(bundle) as scheduler:
         scheduler.submit(IDS, max_new_tokens=4, on_event=first)
         scheduler.submit(IDS, max_new_tokens=4, on_event=second)

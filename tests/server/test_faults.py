@@ -175,7 +175,8 @@ def test_time_ends_a_request(serve: Serve, gate: Callable[..., Gate], stream: bo
         with connect(server, stream=stream) as connection:
             text = b""
             while b"the answer took longer than 0.2 s" not in text:
-                text += connection.recv(4096)
+                assert (more := connection.recv(4096))
+                text += more
             assert (b" 200 OK" in text) == stream
             assert stream or b" 504 Gateway Timeout" in text
         standing.open.set()
@@ -188,7 +189,7 @@ def test_an_engine_that_fails(server: Served, monkeypatch: pytest.MonkeyPatch, c
         raise RuntimeError("out of order")
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.bundle.target, "forward", fails)
+        patch.setattr(server.bundle.target, "forward_all", fails)
         status, said = error_of(server, json.dumps(ASKED))
         assert (status, said) == (500, "the server failed on this request; its log says why")
     assert "out of order" in caplog.text
