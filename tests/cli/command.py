@@ -10,7 +10,12 @@ from poss_export.cli.main import main
 from poss_export.drafters.checkpoint import save_drafter
 from poss_export.targets.checkpoint import open_target
 
-PROGRESS = ("loading ", "inventing ", "recording ", "running ")  # what lines begin with that tell what is done
+PROGRESS = (
+    "loading ",
+    "inventing ",
+    "recording ",
+    "running ",
+)  # what lines begin with that tell what is done
 CAPACITY = 96  # tokens, of quantised bundles: widths are measured behind 17
 
 

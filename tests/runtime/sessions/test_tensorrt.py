@@ -73,7 +73,7 @@ def test_cache_laws_hold_under_every_profile(precision: str, run: Any) -> None:
     with run(precision) as (entered, _):
         checks = check_cache_laws(entered)
     assert [check.name for check in checks if not check.passed] == []
-    assert len(checks) == 4
+    assert len(checks) == 5
 
 
 def test_bfloat16_results_are_values_not_bits(run: Any) -> None:

@@ -59,7 +59,7 @@ def test_laws_hold(precision: str, profiles: Any, run: Any) -> None:
     with run(precision, profiles=profiles, slots=SLOTS) as (entered, _):
         checks = check_cache_laws(entered)
     assert [check.name for check in checks if not check.passed] == []
-    assert len(checks) == 6
+    assert len(checks) == 7
 
 
 @pytest.mark.parametrize("flavour", ["tensorrt-rtx", "tensorrt"])
