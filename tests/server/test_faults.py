@@ -175,7 +175,8 @@ def test_time_ends_a_request(serve: Serve, gate: Callable[..., Gate], stream: bo
         with connect(server, stream=stream) as connection:
             text = b""
             while b"the answer took longer than 0.2 s" not in text:
-                assert (more := connection.recv(4096))
+                more = connection.recv(4096)
+                assert more
                 text += more
             assert (b" 200 OK" in text) == stream
             assert stream or b" 504 Gateway Timeout" in text
