@@ -46,12 +46,12 @@ def _bars(console: "Console") -> Iterator[Progress]:
 
 
 def _lines() -> Progress:
-    last = 0.0
+    last, told = 0.0, ""
 
     def report(activity: str, done: int, total: int, note: str) -> None:
-        nonlocal last
-        if time.monotonic() - last > _PAUSE or done >= total:
-            last = time.monotonic()
+        nonlocal last, told
+        if activity != told or time.monotonic() - last > _PAUSE or done >= total:
+            last, told = time.monotonic(), activity
             log(f"{activity} {done}/{total} {note}")
 
     return report
