@@ -28,7 +28,8 @@ def training_of(spec: str) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         options, stages = record["options"], record.get("stages")  # early records have no stages
-        row_steps, start = options["budget"], options.get("start")
+        # A run of so many minutes has a budget too, which it does not go by; early records have that alone.
+        row_steps, start = record.get("row_steps", options["budget"]), options.get("start")
         rows = stages and round(sum(stage["share"] * row_steps / stage["steps"] for stage in stages))
         return {
             "seconds": record["training_seconds"],

@@ -22,6 +22,7 @@ from poss_export.drafter_config import DrafterConfig
 from poss_export.errors import InputError
 from poss_export.evaluation.latency import round_times, target_times
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, OrtTargetSession, Provider
+from poss_export.training.presets import DrafterChoices, preset
 
 if TYPE_CHECKING:
     from poss_export.drafters.model import Drafter
@@ -57,18 +58,9 @@ def random_decoder(config: TargetConfig) -> "Decoder":
     return decoder
 
 
-def drafter_config(config: TargetConfig, draft_vocab: int) -> DrafterConfig:
-    """Return EAGLE for a target."""
-    return DrafterConfig(
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        rms_norm_eps=config.rms_norm_eps,
-        vocab_size=config.vocab_size,
-        draft_vocab_size=draft_vocab,
-    )
+def drafter_config(shape: str) -> DrafterConfig:
+    """Return EAGLE for a target of this shape."""
+    return preset("eagle").drafter_config(SHAPES[shape], DRAFT_VOCAB[shape], DrafterChoices())
 
 
 def random_drafter(config: DrafterConfig) -> "Drafter":
@@ -109,7 +101,7 @@ def write_graphs(folder: Path, shape: str) -> None:
         weights=weights_of(graph),
         progress=silent,
     )
-    drafter = random_drafter(drafter_config(config, DRAFT_VOCAB[shape]))
+    drafter = random_drafter(drafter_config(shape))
     rows = drafter.draft_ids
     drawn = make_round(drafter, TREE, decoder.embed_tokens[rows], decoder.lm_head[rows])
     export_drafter(drawn, folder / "draft.onnx", cache_form="static", precision="fp16", capacity=CAPACITY)
@@ -121,7 +113,7 @@ def measure_graphs(folder: Path, options: OrtOptions, repeats: int) -> dict[str,
     """Return median ms of target calls by width, of draft calls by new rows, and of a whole round."""
     shape = (folder / DONE).read_text(encoding="utf-8")
     config = SHAPES[shape]
-    drafted = drafter_config(config, DRAFT_VOCAB[shape])
+    drafted = drafter_config(shape)
     table = np.load(folder / "embeddings.npy", mmap_mode="r")
     of_target = target_contract(config, "fp16"), CAPACITY, options
     of_draft = draft_contract(drafted, TREE, "fp16"), CAPACITY, options, table

@@ -10,7 +10,6 @@ import json
 import os
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ from typing import Any
 
 import click
 import numpy as np
+
+from offline.processes import COMMAND
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.2-1b": {
@@ -100,7 +101,7 @@ def write_checkpoint(facts: dict[str, Any], folder: Path) -> None:
 
 def build(folder: Path, bundle: Path, options: list[str]) -> tuple[float, int]:
     """Build in a process of its own; return its seconds and its peak of resident memory in bytes."""
-    command = [sys.executable, "-c", "from poss_export.cli.main import main; main()", "build"]
+    command = [*COMMAND, "build"]
     begin = time.perf_counter()
     process = subprocess.Popen([*command, str(folder), "-o", str(bundle), *options])
     _, status, usage = os.wait4(process.pid, 0)

@@ -117,7 +117,7 @@ def draft_beside_others_equals_alone(target: TargetSession, drafter: DraftSessio
             rows = slice(prefix, prefix + more)
             calls.append(DraftCall(tokens[prefix + 1 :][:more], features[rows], slot))
         found.append(drafter.propose_all(calls) if together else [drafter.propose(*call) for call in calls])
-    return max(map(tree_difference, *found))
+    return largest(map(tree_difference, *found))
 
 
 def draft_parts_equal_one_call(target: TargetSession, drafter: DraftSession, tokens: Ints) -> float:

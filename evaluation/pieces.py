@@ -15,10 +15,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from poss_export.contract import GraphContract, TensorSpec
+from poss_export.contract import GraphContract
 from poss_export.progress import Progress
+from poss_export.runtime.sessions.base import TargetCall
 from poss_export.runtime.sessions.load_graph import load_graph
 from poss_export.runtime.sessions.ort import OrtOptions
+from poss_export.runtime.sessions.ragged import target_inputs
 from poss_export.runtime.tree import DraftTree
 
 Array = NDArray[Any]
@@ -85,19 +87,10 @@ def run_in_pieces(
     return [(values[contract.feature_output][0], values["logits"][0]) for values in known]
 
 
-def _zeros(spec: TensorSpec) -> Array:
-    return np.zeros(spec.sizes, spec.dtype)
-
-
 def _feed(tree: DraftTree, length: int) -> dict[str, Array]:
     """Return the inputs of a call, without the caches."""
-    return {
-        "input_ids": tree.tokens[None],
-        "position_ids": (length + tree.depths)[None],
-        "tree_mask": tree.mask[None],
-        "past_length": np.array([length]),
-        "logits_rows": np.arange(len(tree))[None],
-    }
+    call = TargetCall(tree, np.arange(len(tree)), slot=0)
+    return target_inputs([call], range(1), np.array([length]), len(tree), len(tree))
 
 
 def _committed(cache: Array, length: int, path: Sequence[int]) -> Array:

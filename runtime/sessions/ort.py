@@ -23,7 +23,7 @@ from poss_export.runtime.sessions.base import (
 )
 from poss_export.runtime.sessions.caches import Caches, CudaCaches, HostCaches
 from poss_export.runtime.sessions.load_graph import check_graph, load_graph
-from poss_export.runtime.sessions.ragged import Block, draft_inputs, drawn, share, target_inputs
+from poss_export.runtime.sessions.ragged import Block, draft_inputs, drawn, in_blocks, target_inputs
 from poss_export.runtime.tree import DraftTree
 
 if TYPE_CHECKING:
@@ -196,10 +196,7 @@ class OrtTargetSession(OrtSession):
 
     def forward_all(self, calls: Sequence[TargetCall]) -> list[TargetOutput]:
         """Run trees of different slots; each block of slots has arrays of its own."""
-        found = dict[int, TargetOutput]()
-        for block, mine in share(calls, self.slots, self._may_share, self._fit):
-            found |= self._forward(block, mine)
-        return [found[call.slot] for call in calls]
+        return in_blocks(calls, self.slots, self._may_share, self._fit, self._forward)
 
     def _may_share(self, call: TargetCall) -> bool:
         return self.fills_up and len(call.rows) == len(call.tree)
@@ -248,10 +245,7 @@ class OrtDraftSession(OrtSession):
 
     def propose_all(self, calls: Sequence[DraftCall]) -> list[DraftTree]:
         """Do the same for different slots; those that read few rows share calls."""
-        found = dict[int, DraftTree]()
-        for block, mine in share(calls, self.slots, self._may_share, self._fit):
-            found |= self._propose(block, mine)
-        return [found[call.slot] for call in calls]
+        return in_blocks(calls, self.slots, self._may_share, self._fit, self._propose)
 
     def _may_share(self, call: DraftCall) -> bool:
         one = isinstance(self._session.get_inputs()[0].shape[0], int)  # a graph of an earlier build

@@ -17,6 +17,7 @@ from poss_export.runtime.tree import DraftTree
 
 Block = range  # of slots
 Call = TypeVar("Call", TargetCall, DraftCall)
+Result = TypeVar("Result")
 
 
 def share(
@@ -49,6 +50,20 @@ def share(
     for call in calls:
         if not may(call):
             yield Block(call.slot, call.slot + 1), [call]
+
+
+def in_blocks(
+    calls: Sequence[Call],
+    slots: int,
+    may: Callable[[Call], bool],
+    fits: Callable[[Block, list[Call]], bool],
+    run: Callable[[Block, list[Call]], dict[int, Result]],
+) -> list[Result]:
+    """Run calls in the blocks that `share` makes; return what `run` gave by slot, in their order."""
+    found = dict[int, Result]()
+    for block, mine in share(calls, slots, may, fits):
+        found |= run(block, mine)
+    return [found[call.slot] for call in calls]
 
 
 def target_inputs(

@@ -22,7 +22,14 @@ from poss_export.runtime.sessions.base import (
 from poss_export.runtime.sessions.cuda import Device
 from poss_export.runtime.sessions.fit import load_library
 from poss_export.runtime.sessions.loaded_engine import LoadedEngine
-from poss_export.runtime.sessions.ragged import Block, draft_inputs, drawn, share, target_inputs
+from poss_export.runtime.sessions.ragged import (
+    Block,
+    draft_inputs,
+    drawn,
+    in_blocks,
+    share,
+    target_inputs,
+)
 from poss_export.runtime.tree import DraftTree
 
 
@@ -181,10 +188,7 @@ class TensorrtDraftSession(TensorrtSession):
     def propose_all(self, calls: Sequence[DraftCall]) -> list[DraftTree]:
         """Do the same for different slots; those of a block whose engine is made for so many share a call."""
         self._make_room({call.slot: len(call.next_tokens) for call in calls})
-        found = dict[int, DraftTree]()
-        for block, mine in share(calls, self.slots, self._may_share, self._fit):
-            found |= self._propose(block, mine)
-        return [found[call.slot] for call in calls]
+        return in_blocks(calls, self.slots, self._may_share, self._fit, self._propose)
 
     def _may_share(self, call: DraftCall) -> bool:
         return len(call.next_tokens) <= max(self.widths, default=0)

@@ -31,3 +31,10 @@ def test_a_folder_without_a_record_and_one_with_a_damaged_one(tmp_path: Path) ->
     (tmp_path / "training.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"training\.json: not a training record"):
         training_of(str(tmp_path))
+
+
+def test_what_a_run_of_minutes_did_is_not_its_budget(tmp_path: Path) -> None:
+    write_record(tmp_path, stages=[{"share": 1.0, "steps": 6}], row_steps=600)
+    found = training_of(str(tmp_path))
+    assert found is not None
+    assert (found["row_steps"], found["rows"]) == (600, 100)

@@ -46,12 +46,14 @@ def _bars(console: "Console") -> Iterator[Progress]:
 
 
 def _lines() -> Progress:
-    last, told = 0.0, ""
+    last, told, said = 0.0, "", ""
 
     def report(activity: str, done: int, total: int, note: str) -> None:
-        nonlocal last, told
+        nonlocal last, told, said
         if activity != told or time.monotonic() - last > _PAUSE or done >= total:
-            last, told = time.monotonic(), activity
-            log(f"{activity} {done}/{total} {note}")
+            last, told, line = time.monotonic(), activity, f"{activity} {done}/{total} {note}"
+            if line != said:  # what ends may be told of more than once
+                log(line)
+            said = line
 
     return report
