@@ -67,18 +67,22 @@ def synthesise(target: Target, folder: Path, options: SynthesisOptions, report: 
     check_writes(target)
     keep_memory()
     make_writable(folder, "choose another folder")
-    _check_origin(
-        folder, {"target": target.sha256, "seed": options.seed, "prompts": _digest(options.prompts)}
-    )
+    with _alone(folder):
+        _check_origin(
+            folder, {"target": target.sha256, "seed": options.seed, "prompts": _digest(options.prompts)}
+        )
     end = float("inf") if options.minutes is None else time.monotonic() + 60 * options.minutes
     write, parts = _writer(target, options, lambda: time.monotonic() > end)
     apart = HeldApart(options.held_apart)
     for number in parts:
+        path = folder / f"part-{number:04d}.npz"
+        if path.exists():
+            continue
         have = _answer_tokens(folder)
         if have >= options.answer_tokens or time.monotonic() > end:
             break
         report("dialogues", have, options.answer_tokens, "answer tokens")
-        with _claimed(folder / f"part-{number:04d}.npz") as part:
+        with _claimed(path) as part:
             if part is None:
                 continue
             dialogues = write(number)
@@ -92,7 +96,8 @@ def synthesise(target: Target, folder: Path, options: SynthesisOptions, report: 
             "that it answers at length, or more time",
             options=("prompts", "minutes"),
         )
-    return _write_card(target, folder, options)
+    with _alone(folder):
+        return _write_card(target, folder, options)
 
 
 def check_writes(target: Target) -> None:
@@ -117,9 +122,22 @@ def _writer(
         writer = Writer(decoder, target.text, slots, (options.seed, number), over)
         if options.prompts:
             return writer.answer(options.prompts[number * size : (number + 1) * size])
-        return writer.write(size, sampled=number % SAMPLED_EVERY == SAMPLED_EVERY - 1)
+        return writer.write(size, sampled=_is_sampled(number))
 
     return write, range(-(-len(options.prompts) // size)) if options.prompts else count()
+
+
+def _is_sampled(number: int) -> bool:
+    """Return whether the invented part of this number has sampled answers."""
+    return number % SAMPLED_EVERY == SAMPLED_EVERY - 1
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process says whose a folder is, or what it holds."""
+    with opened(folder) as descriptor:
+        lock(descriptor, wait=True)
+        yield
 
 
 @contextmanager
@@ -135,7 +153,7 @@ def _check_origin(folder: Path, origin: dict[str, Any]) -> None:
     """Write whose dialogues a folder holds; raise InputError where they are not those of `origin`."""
     path = folder / ORIGIN
     if not path.exists():
-        if any(folder.iterdir()):
+        if any(not entry.name.startswith(ORIGIN) for entry in folder.iterdir()):  # or half of it
             raise InputError(f"{str(folder)!r} holds other files; give a new folder")
         write_whole(path, json.dumps(origin))
     if path.read_bytes() != json.dumps(origin).encode():
@@ -147,6 +165,11 @@ def _check_origin(folder: Path, origin: dict[str, Any]) -> None:
 
 def _digest(prompts: tuple[str, ...]) -> str:
     return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16] if prompts else ""
+
+
+def _numbers(folder: Path) -> list[int]:
+    """Return the numbers of the parts of a folder."""
+    return [int(part.stem.removeprefix("part-")) for part in part_files(folder)]
 
 
 def _answer_tokens(folder: Path) -> int:
@@ -162,7 +185,7 @@ def _write_card(target: Target, folder: Path, options: SynthesisOptions) -> dict
         "target_sha256": target.sha256,
         "seed": options.seed,
         "parts": len(part_files(folder)),
-        "sampled_parts": f"every {SAMPLED_EVERY}th, at temperature 1" if not options.prompts else "none",
+        "sampled_parts": 0 if options.prompts else sum(map(_is_sampled, _numbers(folder))),
         "sha256": hashlib.sha256(dialogues.ids.tobytes()).hexdigest(),
         "dialogues": len(dialogues),
         "answer_tokens": int(answers.sum()),

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +119,32 @@ def test_a_killed_folder_goes_on_and_ends_as_one_that_was_not(
     for name in parts:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     assert json.loads((tmp_path / "killed" / "card.json").read_text()) == card
+
+
+def test_processes_begin_a_folder_together(talkative: Target, tmp_path: Path) -> None:
+    """Of two that start at once, one says whose the folder is; half a file of a killed one is nobody's."""
+    (tmp_path / "origin.json.partial").write_text("{")
+    options, cards = SynthesisOptions(answer_tokens=300), list[dict[str, Any]]()
+    with opened(tmp_path) as descriptor:
+        assert lock(descriptor)
+        other = Thread(
+            target=lambda: cards.append(synthesise(talkative, tmp_path, options, silent)), daemon=True
+        )
+        other.start()
+        other.join(0.5)
+        assert not (tmp_path / "origin.json").exists()  # it waits
+    cards.append(synthesise(talkative, tmp_path, options, silent))
+    other.join(60)
+    assert len(cards) == 2
+    assert max(card["answer_tokens"] for card in cards) == Dialogues.load(tmp_path).answer_mask.sum() >= 300
+
+
+def test_the_card_says_how_many_parts_were_sampled(
+    talkative: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poss_export.training.dialogue_folder.SAMPLED_EVERY", 2)
+    card = synthesise(talkative, tmp_path, SynthesisOptions(answer_tokens=600), silent)
+    assert card["sampled_parts"] == card["parts"] // 2 >= 1
 
 
 def test_the_card_counts_what_training_reads(talkative: Target, tmp_path: Path) -> None:
