@@ -29,6 +29,7 @@ from poss_export.plots import check_library
 from poss_export.progress import Progress
 from poss_export.targets.checkpoint import Target
 from poss_export.targets.decoder import Decoder
+from poss_export.training.corpus import Corpus
 from poss_export.training.dialogue_folder import SynthesisOptions, check_writes, synthesise
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.features import TargetView, view_dialogues
@@ -39,7 +40,7 @@ from poss_export.training.log import append_log, read_log
 from poss_export.training.options import TrainOptions
 from poss_export.training.plot import plot_training
 from poss_export.training.presets import preset
-from poss_export.training.trainer import Corpus, RunState, Trainer
+from poss_export.training.trainer import RunState, Trainer
 from poss_export.training.vocabulary import check_size, choose_vocabulary, coverage
 
 DRAFT_VOCAB_SIZE = 8192
@@ -76,7 +77,7 @@ def train(
         # The first layer norms embeddings where taps are read: they stay as they are.
         spread = 1.0 if config.reads_taps else float(decoder.embed_tokens.float().std())
         drafter = _new_drafter(config, trained, decoder, dialogues, view, options.seed, spread)
-        corpus = _corpus(decoder, dialogues, view, drafter.draft_ids.clone(), spread)
+        corpus = Corpus.of(decoder, dialogues, view, drafter.draft_ids.clone(), spread)
         trainer = Trainer(drafter, corpus, options, work)
         _run(trainer, out / LOG, report, lambda: _save_so_far(work, drafter, target, spread))
         _save_so_far(work, drafter, target, spread)  # the figures take time, in which a run may be ended
@@ -99,24 +100,6 @@ def _save_so_far(work: Path, drafter: Drafter, target: Target, spread: float) ->
     save_drafter(partial, copy, target.sha256, torch.bfloat16)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-
-
-def _corpus(
-    decoder: Decoder, dialogues: Dialogues, view: TargetView, draft_ids: Tensor, spread: float
-) -> Corpus:
-    """Return what training reads; embeddings are divided by their `spread`."""
-    device, vocab_size = decoder.embed_tokens.device, decoder.config.vocab_size
-    draft_index = torch.full((vocab_size,), -1)
-    draft_index[draft_ids] = torch.arange(len(draft_ids))
-    return Corpus(
-        dialogues=dialogues,
-        view=view.to(device),
-        embeddings=decoder.embed_tokens.float() / spread,
-        head=decoder.lm_head[draft_ids.to(device)],
-        draft_index=draft_index.to(device),
-        device=device,
-        dtype=matmul_dtype(device),
-    )
 
 
 def _record(

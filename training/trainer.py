@@ -9,65 +9,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from poss_export.drafters.model import Drafter
 from poss_export.files import whole
-from poss_export.training.chain_acceptance import AcceptanceCounter, ChainAcceptance
-from poss_export.training.dialogues import Dialogues
-from poss_export.training.features import TargetView, batches_by_length, padded
+from poss_export.training.chain_acceptance import ChainAcceptance, count_chains
+from poss_export.training.corpus import BATCH_TOKENS, Corpus
+from poss_export.training.features import batches_by_length
 from poss_export.training.initialise import copy_first_specialist
 from poss_export.training.losses import feature_loss, token_loss
 from poss_export.training.options import TrainOptions
 from poss_export.training.presets import Stage
-from poss_export.training.unroll import Batch, unroll
+from poss_export.training.unroll import unroll
 
-# By device. A GPU takes as long for few rows as for many, so its batches are large, and bear a higher rate.
-BATCH_TOKENS = {"cpu": 768, "cuda": 8192}  # padding included
-RATE = {"cpu": 1.0, "cuda": 2.0}  # times that of the stage
+RATE = {"cpu": 1.0, "cuda": 2.0}  # times that of the stage: a GPU's large batches bear a higher one
 FEATURE_NOISE = 0.1  # uniform half-width added to the target's features; their spread is near 2
 WARMUP, FINAL_RATE = 0.02, 0.05  # share of a stage; share of its learning rate at the end
 CLIP_NORM = 1.0
 TOP = 10  # likeliest tokens of the target that the restricted token loss looks at (HASS)
 SAVE_EVERY_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Everything that training reads: dialogues, the target's view of them, and the target's tables.
-
-    embeddings: `[vocab, hidden]`, scaled; head: `[draft_vocab, hidden]`, for a drafter that has none of its
-    own; draft_index: int64 `[vocab]`, a token's draft id, or -1 where the drafter cannot propose it. All of
-    them are on `device`.
-    """
-
-    dialogues: Dialogues
-    view: TargetView
-    embeddings: Tensor
-    head: Tensor
-    draft_index: Tensor
-    device: torch.device
-    dtype: torch.dtype  # of matmuls: bfloat16 where the hardware multiplies it fast
-
-    def load(self, batch: np.ndarray) -> tuple[Batch, Tensor]:
-        """Return a batch and the flat indices of tokens c + 1 for its scored rows c."""
-        indices, valid = padded(self.dialogues, batch)
-        answers = torch.from_numpy(self.dialogues.answer_mask)[indices] & valid
-        following = F.pad(indices, (0, 1))[:, 1:]
-        rows = F.pad(answers, (0, 2))[:, 2:]
-        tokens = torch.from_numpy(self.dialogues.ids)[following]
-        loaded = Batch(
-            embeddings=F.embedding(tokens.to(self.device), self.embeddings),
-            features=self.view.features[indices.to(self.device)].float(),
-            rows=rows.to(self.device),
-        )
-        return loaded, following[rows].to(self.device)
-
-    def targets(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return draft ids and probabilities of the target's likeliest next tokens after tokens `outputs`."""
-        draft_ids = self.draft_index[self.view.top_ids[outputs].long()]
-        probabilities = self.view.top_probabilities[outputs] * (draft_ids >= 0)
-        return draft_ids.clamp(min=0), probabilities
 
 
 @dataclass
@@ -99,14 +58,6 @@ class Trainer:
             self.state = RunState(**saved["state"])
             drafter.load_state_dict(saved["drafter"])
             self.optimizer.load_state_dict(saved["optimizer"])
-
-    @property
-    def _head(self) -> Tensor:
-        return self.corpus.head if self.drafter.head is None else self.drafter.head
-
-    @property
-    def _batch_tokens(self) -> int:
-        return BATCH_TOKENS[self.corpus.device.type]
 
     @property
     def _state_file(self) -> Path:
@@ -162,12 +113,11 @@ class Trainer:
     def _batches(self) -> Iterator[np.ndarray]:
         """Yield batches for ever, from where this stage stands; their order depends on the seed only."""
         training = np.flatnonzero(~self.corpus.dialogues.validation)
+        tokens = BATCH_TOKENS[self.corpus.device.type]
         step, epoch = 0, 0
         while True:
             random = np.random.default_rng((self.options.seed, self.state.stage, epoch))
-            batches = list(
-                batches_by_length(self.corpus.dialogues, random.permutation(training), self._batch_tokens)
-            )
+            batches = list(batches_by_length(self.corpus.dialogues, random.permutation(training), tokens))
             for index in random.permutation(len(batches)):
                 if step >= self.state.step:
                     yield batches[index]
@@ -185,9 +135,10 @@ class Trainer:
         top_ids, top_probabilities = corpus.targets(outputs)
         wanted = corpus.view.features[outputs]
         token = top = feature = torch.zeros((), device=corpus.device)
-        with torch.autocast(corpus.device.type, corpus.dtype, enabled=corpus.dtype != torch.float32):
+        head = corpus.head_of(self.drafter)
+        with corpus.autocast():
             for step, (predict, feedback) in enumerate(unroll(self.drafter, batch, stage.steps)):
-                logits = predict @ self._head.T
+                logits = predict @ head.T
                 weight = stage.step_weights[step]
                 token = token + weight * token_loss(logits, top_ids, top_probabilities)
                 if stage.top_weight:
@@ -210,24 +161,9 @@ class Trainer:
         generator = torch.Generator(like.device).manual_seed(int(key.generate_state(1)[0]))
         return torch.empty_like(like).uniform_(-1, 1, generator=generator)
 
-    @torch.inference_mode()
-    def evaluate(self, steps: int, most: int = 400) -> ChainAcceptance:
-        """Return acceptance by depth on at most `most` held-out dialogues."""
-        counter = AcceptanceCounter(steps)
-        held_out = np.flatnonzero(self.corpus.dialogues.validation)[:most]
-        truth_of = self.corpus.draft_index.cpu()[torch.from_numpy(self.corpus.dialogues.ids)]
-        for indices in batches_by_length(self.corpus.dialogues, held_out, self._batch_tokens):
-            batch, outputs = self.corpus.load(indices)
-            rows, truth = batch.rows.cpu(), truth_of[outputs.cpu() + 1]
-            right = torch.zeros(steps, *rows.shape, dtype=torch.bool)
-            with torch.autocast(
-                batch.rows.device.type, self.corpus.dtype, enabled=self.corpus.dtype != torch.float32
-            ):
-                for step, (predict, _) in enumerate(unroll(self.drafter, batch, steps)):
-                    guess = (predict @ self._head.T).argmax(-1).cpu()
-                    right[step][rows] = guess == truth
-            counter.add(right, rows)
-        return counter.result()
+    def evaluate(self, steps: int, most: int | None = None) -> ChainAcceptance:
+        """Return acceptance by depth on held-out dialogues, at most so many."""
+        return count_chains(self.drafter, self.corpus, steps, most).acceptance()
 
 
 def _schedule(done: float) -> float:

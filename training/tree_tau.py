@@ -14,7 +14,7 @@ from poss_export.config import TreeShape
 from poss_export.drafters.graph import DraftGraph
 from poss_export.drafters.make_round import make_round
 from poss_export.drafters.model import Drafter
-from poss_export.training.trainer import Corpus
+from poss_export.training.corpus import Corpus
 
 DIALOGUES = 24  # held-out dialogues that are walked through
 

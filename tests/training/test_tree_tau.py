@@ -9,9 +9,9 @@ import torch
 
 from poss_export.config import TreeShape
 from poss_export.drafters.model import Drafter
+from poss_export.training.corpus import Corpus
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.features import TargetView
-from poss_export.training.trainer import Corpus
 from poss_export.training.tree_tau import tree_taus
 from tests.fixtures.random_drafter import DRAFT_VOCAB, HIDDEN, VOCAB, random_drafter
 from tests.fixtures.reference_round import reference_round
