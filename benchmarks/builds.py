@@ -23,6 +23,7 @@ from poss_export.bundling.sizes import engine_bytes
 from poss_export.engine_spec import MODULES, EngineOptions, EngineSpec, ladder_of, target_profiles
 from poss_export.errors import BackendError, InputError
 from poss_export.exporters.engine_build import build_engine, shapes_of
+from poss_export.exporters.engine_worker import listener
 from poss_export.manifest import TARGET_GRAPH, Manifest, read_manifest
 from poss_export.runtime.bundle import contracts_of
 from poss_export.runtime.sessions.base import PREFILL_CHUNK
@@ -75,18 +76,10 @@ def device_row(bundle: Path, manifest: Manifest, spec: EngineSpec) -> list[str]:
     """Build in this process, where the builder's messages can be read."""
     trt = importlib.import_module(MODULES[spec.flavour])
     messages: list[str] = []
-
-    class Listener(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            messages.append(message)
-
-    listener = Listener()
-    builder = trt.Builder(listener)
+    hears = listener(trt, lambda _, message: messages.append(message))
+    builder = trt.Builder(hears)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, listener)
+    parser = trt.OnnxParser(network, hears)
     parser.parse_from_file(str(bundle / TARGET_GRAPH))
     builder.build_serialized_network(network, _configure(trt, builder, manifest, spec))
     (weights,), activations = (_sizes(messages, what) for what in ("Weights", "Activation"))

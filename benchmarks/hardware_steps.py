@@ -18,6 +18,7 @@ from benchmarks import environment, questions
 from poss_export.engine_spec import MODULES
 from poss_export.errors import BackendError
 from poss_export.evaluation.latency import target_calls
+from poss_export.exporters.engine_worker import listener
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, read_manifest
 from poss_export.prompts import read_prompts, spread
 from poss_export.runtime.bundle import contracts_of, open_bundle
@@ -97,21 +98,13 @@ def ask_rtx() -> Iterator[dict[str, Any]]:
     """Yield what TensorRT-RTX says of this device: a one-node network, built for it and loaded."""
     trt = importlib.import_module(MODULES["tensorrt-rtx"])
     said: list[str] = []
-
-    class Listener(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            said.append(f"{severity}: {message}")
-
-    listener = Listener()
-    builder = trt.Builder(listener)
+    hears = listener(trt, lambda severity, message: said.append(f"{severity}: {message}"))
+    builder = trt.Builder(hears)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     tensor = network.add_input("x", trt.float32, (1, 8))
     network.mark_output(network.add_identity(tensor).get_output(0))
     plan = builder.build_serialized_network(network, builder.create_builder_config())
-    engine = None if plan is None else trt.Runtime(listener).deserialize_cuda_engine(plan)
+    engine = None if plan is None else trt.Runtime(hears).deserialize_cuda_engine(plan)
     context = None if engine is None else engine.create_execution_context()
     yield {
         "version": trt.__version__,

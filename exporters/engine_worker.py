@@ -71,7 +71,11 @@ def build(job: Job, tell: Tell) -> Built:
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.severity = G_LOGGER.CRITICAL
-    util.TRT_LOGGER = messages = _messages(util.trt)
+    errors: list[str] = []  # the first is the reason, the rest are its consequences
+    serious = (util.trt.ILogger.ERROR, util.trt.ILogger.INTERNAL_ERROR)
+    util.TRT_LOGGER = listener(
+        util.trt, lambda severity, text: errors.append(text) if severity in serious else None
+    )
     try:
         start = time.perf_counter()
         parsed = NetworkFromOnnxPath(job.graph, strongly_typed=True)
@@ -83,9 +87,9 @@ def build(job: Job, tell: Tell) -> Built:
         _serialise(util.trt, builder, network, _configure(util.trt, builder, network, job, tell), job)
         del parser  # it keeps the weights that the network points to
     except PolygraphyException as error:
-        raise RuntimeError(messages.errors[0] if messages.errors else str(error)) from error
+        raise RuntimeError(errors[0] if errors else str(error)) from error
     if not Path(job.engine).exists() or Path(job.engine).stat().st_size == 0:
-        raise RuntimeError(messages.errors[0] if messages.errors else "the builder gave no reason")
+        raise RuntimeError(errors[0] if errors else "the builder gave no reason")
     return Built(
         **description, build_seconds=round(time.perf_counter() - start, 2), peak_memory=peak_memory() or 0
     )
@@ -172,19 +176,13 @@ def _describe(trt: Any, network: Any) -> dict[str, dict[str, str]]:
     return {"aliases": aliases, "attention": attention}
 
 
-def _messages(trt: Any) -> Any:
-    class Messages(trt.ILogger):  # type: ignore[misc]
-        """Keeps the errors; the first of them is the reason, the rest are its consequences."""
+def listener(trt: Any, hear: Callable[[Any, str], None]) -> Any:
+    """Return a logger of TensorRT that tells `hear` the severity and the text of every message."""
 
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
+    def log(_: Any, severity: Any, message: str) -> None:
+        hear(severity, message)
 
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-
-    return Messages()
+    return type("Listener", (trt.ILogger,), {"log": log})()
 
 
 def _progress_monitor(trt: Any, tell: Tell) -> Any:
