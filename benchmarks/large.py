@@ -51,6 +51,7 @@ COMMON = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+SHARD = 5_000_000_000  # bytes
 
 
 def tensors(facts: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -74,28 +75,49 @@ def tensors(facts: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "lm_head.weight", (facts["vocab_size"], hidden)
 
 
-def write_checkpoint(facts: dict[str, Any], folder: Path) -> None:
-    """Write a checkpoint in one file: norms are ones, other weights random, of a spread of 0.02."""
-    from poss_export.targets.checkpoint import EMBEDDED_TARGET, open_target
+def shards(facts: dict[str, Any]) -> list[dict[str, tuple[int, ...]]]:
+    """Return the tensors of a checkpoint by file; a file ends where it would exceed SHARD bytes."""
+    files, size = [dict[str, tuple[int, ...]]()], 0
+    for name, shape in tensors(facts):
+        size += 2 * prod(shape)
+        if files[-1] and size > SHARD:
+            files, size = [*files, {}], 2 * prod(shape)
+        files[-1][name] = shape
+    return files
 
-    (folder / "config.json").write_text(json.dumps({**COMMON, **facts}))
-    (folder / "tokenizer.json").write_text(open_target(EMBEDDED_TARGET).text.tokenizer_json)
+
+def write_shard(shapes: dict[str, tuple[int, ...]], block: bytes, path: Path) -> None:
+    """Write a file of weights in bfloat16: norms are ones, other weights come from `block`."""
     header, end = dict[str, Any](), 0
-    for name, shape in tensors({**COMMON, **facts}):
+    for name, shape in shapes.items():
         start, end = end, end + 2 * prod(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": (start, end)}
     text = json.dumps(header).encode()
-    numbers = np.random.default_rng(0).normal(0, 0.02, 4_000_037).astype(np.float32)
-    block = (numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes()  # bfloat16 is the upper half
-    with (folder / "model.safetensors").open("wb") as file:
+    with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for entry in header.values():
-            left = 2 * prod(entry["shape"])
-            if len(entry["shape"]) == 1:
+        for shape in shapes.values():
+            left = 2 * prod(shape)
+            if len(shape) == 1:
                 file.write(np.full(left // 2, 0x3F80, np.uint16).tobytes())  # ones
                 continue
             while left:
                 left -= file.write(block[:left])
+
+
+def write_checkpoint(facts: dict[str, Any], folder: Path) -> None:
+    """Write a checkpoint in shards with their index; weights that are no norms are random, of a spread of 0.02."""
+    from poss_export.targets.checkpoint import EMBEDDED_TARGET, open_target
+
+    (folder / "config.json").write_text(json.dumps({**COMMON, **facts}))
+    (folder / "tokenizer.json").write_text(open_target(EMBEDDED_TARGET).text.tokenizer_json)
+    numbers = np.random.default_rng(0).normal(0, 0.02, 4_000_037).astype(np.float32)
+    block = (numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes()  # bfloat16 is the upper half
+    files, places = shards({**COMMON, **facts}), dict[str, str]()
+    for number, shapes in enumerate(files, start=1):
+        name = f"model-{number:05}-of-{len(files):05}.safetensors"
+        write_shard(shapes, block, folder / name)
+        places |= dict.fromkeys(shapes, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
 def build(folder: Path, bundle: Path, options: list[str]) -> tuple[float, int]:
