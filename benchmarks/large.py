@@ -105,7 +105,7 @@ def write_shard(shapes: dict[str, tuple[int, ...]], block: bytes, path: Path) ->
 
 
 def write_checkpoint(facts: dict[str, Any], folder: Path) -> None:
-    """Write a checkpoint in shards with their index; weights that are no norms are random, of a spread of 0.02."""
+    """Write a checkpoint in shards: norms are ones, other weights random, of a spread of 0.02."""
     from poss_export.targets.checkpoint import EMBEDDED_TARGET, open_target
 
     (folder / "config.json").write_text(json.dumps({**COMMON, **facts}))
