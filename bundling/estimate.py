@@ -6,6 +6,7 @@ The constants are those of the exports in docs/targets.md.
 import shutil
 import time
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from poss_export.bundling.comparing import in_pieces
@@ -20,6 +21,7 @@ _PROCESS = 0.75e9  # bytes: libraries, tokenizer, and what an allocator does not
 _BEGIN, _LAYER, _DRAFT = 12.0, 1.0, 25.0  # seconds: libraries and text; to trace a layer; to trace a drafter
 _PASSES = 4.0  # of reading the target, what exporting and comparing take in all
 _PROBED = 1.0  # seconds of reading that tell how fast it is
+_STRIDE = 23  # weights from one that is read to the next
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,16 @@ def _peak_memory(plan: Plan) -> int:
 
 
 def _seconds_per_weight(plan: Plan) -> float:
-    """Return how long it takes to read a weight, and to turn it into a float of the decoder."""
+    """Return how long it takes to read a weight, and to turn it into a float of the decoder.
+
+    Layers are read from many places of the files, some of which may be in memory and others not; tables would
+    take seconds each.
+    """
+    largest = plan.target.config.vocab_size * plan.target.config.hidden_size
+    layers = [weight for weight in plan.target.weights().values() if prod(weight.shape) < largest]
+    spread = [weight for first in range(_STRIDE) for weight in layers[first::_STRIDE]]
     read, begin = 0, time.perf_counter()
-    for weight in plan.target.weights().values():
+    for weight in spread:
         read += weight.read().numel()
         if (passed := time.perf_counter() - begin) > _PROBED:
             break
