@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poss_export.progress import Progress
+from poss_export.progress import Progress, silent
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
+
+
+_EXTERNAL = 1024  # bytes: smaller weights of a graph that is written once more stay in its own file
+_PAGE = 4096  # bytes
 
 
 def save_model(model: "ir.Model", path: Path, *, least: int, page: int, progress: Progress) -> str:
@@ -72,6 +76,52 @@ class _Sink:
         self.digest.update(flat)
         self.size += len(flat)
         return len(flat)
+
+
+def open_model(path: Path) -> "onnx.ModelProto":
+    """Return a graph whose large weights stay in their file, from which `read_weight` maps them."""
+    import onnx
+
+    model, folder = onnx.load(path, load_external_data=False), path.parent.absolute()
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str(folder / entry.value)
+    return model
+
+
+def save_opened(model: "onnx.ModelProto", path: Path, progress: Progress = silent) -> str:
+    """Write a graph whose weights `read_weight` reads to other files, as `save_model`; return the hash."""
+    import onnx_ir as ir
+
+    made = ir.from_proto(model)
+    for value in made.graph.initializers.values():
+        if isinstance(tensor := value.const_value, ir.ExternalTensor):
+            file = Path(tensor.location)
+            moved = ir.ExternalTensor(
+                file.name,
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=tensor.name,
+                base_dir=file.parent,
+            )
+            small = moved.nbytes <= _EXTERNAL
+            value.const_value = (
+                ir.tensor(moved.numpy().copy(), moved.dtype, name=tensor.name) if small else moved
+            )
+    return save_model(made, path, least=_EXTERNAL, page=_PAGE, progress=progress)
+
+
+def read_weight(tensor: "onnx.TensorProto") -> NDArray[Any]:
+    """Return a weight, in memory or mapped from the file that it names with its folder; not to be changed."""
+    import onnx
+
+    if not tensor.external_data:
+        return onnx.numpy_helper.to_array(tensor)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.asarray(map_weight(tensor, Path())).view(dtype)
 
 
 def map_weight(tensor: "onnx.TensorProto", folder: Path) -> NDArray[Any]:
