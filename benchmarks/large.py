@@ -174,10 +174,10 @@ def run(*words: object) -> tuple[float, int]:
 def use(bundle: Path, checkpoint: Path, drafter: Path | None) -> None:
     """Verify, answer and profile; print what each took."""
     places = ["--target", checkpoint, *([] if drafter is None else ["--drafter", drafter])]
-    few = ["--num-prompts", 2, "--max-new-tokens", 16, "--draws", 200]
+    few = ["--num-prompts", 1, "--max-new-tokens", 8, "--draws", 100]
     words = {
         "verify": ["verify", bundle, *places, *few],
-        "generate": ["generate", bundle, "Why is the sky blue?", "--max-new-tokens", 32, "--raw"],
+        "generate": ["generate", bundle, "Why is the sky blue?", "--max-new-tokens", 16, "--raw"],
         "profile": ["profile", bundle, "--context", 128, "--repeats", 3],
     }
     for name, command in words.items():
@@ -190,6 +190,7 @@ def use(bundle: Path, checkpoint: Path, drafter: Path | None) -> None:
 @click.option("--precision", default="fp16")
 @click.option("--cache-form", default="static")
 @click.option("--layers", type=int, help="Of the target; all, if left out.")
+@click.option("--vocab", type=int, help="Of the target; the published one, if left out.")
 @click.option("--draft-vocab", type=int, help="Build with a drafter that is cut to so many tokens.")
 @click.option("--use", "used", is_flag=True, help="Verify, answer and profile, too.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where there is room for it.")
@@ -198,6 +199,7 @@ def main(
     precision: str,
     cache_form: str,
     layers: int | None,
+    vocab: int | None,
     draft_vocab: int | None,
     used: bool,
     folder: Path | None,
@@ -206,7 +208,8 @@ def main(
     from poss_export.bundling.estimate import estimate_export
     from poss_export.bundling.request import BuildRequest, plan
 
-    facts = SHAPES[shape] | ({} if layers is None else {"num_hidden_layers": layers})
+    given = {"num_hidden_layers": layers, "vocab_size": vocab}
+    facts = SHAPES[shape] | {name: value for name, value in given.items() if value is not None}
     with tempfile.TemporaryDirectory(dir=folder) as name:
         checkpoint, drafter, bundle = (Path(name) / part for part in (shape, "eagle", "bundle"))
         checkpoint.mkdir()
@@ -216,8 +219,8 @@ def main(
         options = [] if precision in ("fp32", "fp16", "bf16") else loose
         if draft_vocab is not None:
             write_drafter(facts, drafter)
-            request |= {"drafter": str(drafter), "draft_vocab_size": draft_vocab}
-            options += ["--drafter", drafter, "--draft-vocab", draft_vocab]
+            request |= {"drafter": str(drafter), "draft_vocab_size": draft_vocab, "draft_precision": "float"}
+            options += ["--drafter", drafter, "--draft-vocab", draft_vocab, "--draft-precision", "float"]
         expected = estimate_export(plan(BuildRequest(str(checkpoint), **request)))
         form = ["--precision", precision, "--cache-form", cache_form]
         seconds, peak = run("build", checkpoint, "-o", bundle, *form, *options)

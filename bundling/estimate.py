@@ -11,7 +11,7 @@ from pathlib import Path
 
 from poss_export.bundling.comparing import in_pieces
 from poss_export.bundling.plan import Plan
-from poss_export.bundling.sizes import draft_parameters
+from poss_export.bundling.sizes import draft_parameters, target_bytes
 from poss_export.errors import InputError
 from poss_export.evaluation.pieces import MOST_BYTES
 from poss_export.machine import memory
@@ -26,7 +26,10 @@ _STRIDE = 23  # weights from one that is read to the next
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an export will take, without quantising and engines; `seconds` in the state this machine is in."""
+    """What an export will take; `seconds`, in the state this machine is in, without quantising and engines.
+
+    Memory and disk are those of quantising, too, and of what is learned of a drafter.
+    """
 
     seconds: int
     peak_memory: int  # bytes, of the host
@@ -76,10 +79,37 @@ def disk_bytes(plan: Plan) -> int:
         item = 2 if plan.precision != "fp32" else 4
         written += item * plan.target.parameters
         written += 4 * plan.target.parameters * (plan.cache_form != "shared")
+        written += _scratch(plan)
     return int(written)
 
 
+def _scratch(plan: Plan) -> int:
+    """Return the bytes that quantising a target puts aside: small weights, moved ones, a copy of the head."""
+    wanted = None if plan.quantise is None else plan.quantise.graphs.get("target")
+    if wanted is None:
+        return 0
+    config, parameters = plan.target.config, plan.target.parameters
+    moved = parameters * (wanted.smoothing and bool(wanted.need_samples))
+    table = config.vocab_size * config.hidden_size
+    return target_bytes(plan.target, plan.precision, wanted.scheme) + 4 * (moved + table)
+
+
 def _peak_memory(plan: Plan) -> int:
+    """Return the peak: while graphs are exported, or while whole ones run that something is learned of."""
+    return max(_exporting(plan), _learning(plan))
+
+
+def _learning(plan: Plan) -> int:
+    """Return the peak of what a drafter and a quantised target are measured by: graphs loaded as a whole."""
+    if plan.quantise is None:
+        return 0
+    wanted = plan.quantise.graphs.get("target")
+    small = 0 if wanted is None else target_bytes(plan.target, "fp32", wanted.scheme)
+    drafter = 0 if plan.drafter is None else draft_parameters(plan.target, plan.drafter, plan.tree)
+    return int(_PROCESS + 4 * (plan.target.parameters + drafter) + small)
+
+
+def _exporting(plan: Plan) -> int:
     """Return the peak: with one layer in PyTorch, with a weight to be written, or with a piece that runs."""
     config, item = plan.target.config, 4 if plan.precision == "fp32" else 2
     table = config.vocab_size * config.hidden_size

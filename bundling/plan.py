@@ -221,7 +221,8 @@ def plan_build(
         read_windows(target.text, capacity, quantise.text)
     if drafter is not None:
         if draft_vocab_size is not None:
-            drafter = cut_drafter(target, drafter, draft_vocab_size, quantise and quantise.samples)
+            samples = None if quantise is None else quantise.samples
+            drafter = cut_drafter(target, drafter, draft_vocab_size, samples)
         check_tree(drafter.drafter, tree)
     plan = Plan(target, drafter, tree, capacity, precision, cache_form, engines, quantise)
     _check_profiles(plan)

@@ -9,6 +9,8 @@ from typing import Any, Self
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from poss_export.onnx_file import point_to
+
 Keep = Callable[[NDArray[Any], str], TensorProto]  # an array and its name, as a graph holds it
 
 in_memory: Keep = numpy_helper.from_array
@@ -48,7 +50,6 @@ class Scratch:
                 self._file.write(array[first : first + step].tobytes())
         end = self._file.tell()
         self._file.write(bytes(-end % 4096))  # the next one begins on a page
-        tensor = TensorProto(name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL)
-        for key, value in {"location": self._file.name, "offset": start, "length": end - start}.items():
-            tensor.external_data.add(key=key, value=str(value))
+        tensor = TensorProto(name=name, data_type=kind, dims=array.shape)
+        point_to(tensor, self._file.name, start, end - start)
         return tensor

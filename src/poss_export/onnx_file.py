@@ -1,13 +1,14 @@
 """An ONNX file and its weights: written one after the other and hashed on the way, mapped one by one."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from poss_export.progress import Progress, silent
+from poss_export.progress import Progress
 
 if TYPE_CHECKING:
     import onnx
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 _EXTERNAL = 1024  # bytes: smaller weights of a graph that is written once more stay in its own file
 _PAGE = 4096  # bytes
+_BLOCK = 1 << 24  # bytes that are copied at a time
+_VALUES = ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
 
 
 def save_model(model: "ir.Model", path: Path, *, least: int, page: int, progress: Progress) -> str:
@@ -90,28 +93,65 @@ def open_model(path: Path) -> "onnx.ModelProto":
     return model
 
 
-def save_opened(model: "onnx.ModelProto", path: Path, progress: Progress = silent) -> str:
-    """Write a graph whose weights `read_weight` reads to other files, as `save_model`; return the hash."""
-    import onnx_ir as ir
+def save_opened(model: "onnx.ModelProto", path: Path) -> None:
+    """Write a graph whose weights `read_weight` reads to `path`, and its weights to `path` + ".data".
 
-    made = ir.from_proto(model)
-    for value in made.graph.initializers.values():
-        if isinstance(tensor := value.const_value, ir.ExternalTensor):
-            file = Path(tensor.location)
-            moved = ir.ExternalTensor(
-                file.name,
-                tensor.offset,
-                tensor.length,
-                tensor.dtype,
-                shape=tensor.shape,
-                name=tensor.name,
-                base_dir=file.parent,
-            )
-            small = moved.nbytes <= _EXTERNAL
-            value.const_value = (
-                ir.tensor(moved.numpy().copy(), moved.dtype, name=tensor.name) if small else moved
-            )
-    return save_model(made, path, least=_EXTERNAL, page=_PAGE, progress=progress)
+    Each is copied from where it lies, and begins on a page. Equal models give equal files.
+    """
+    written = type(model)()
+    written.CopyFrom(model)
+    data = path.with_name(f"{path.name}.data")
+    with data.open("wb") as file:
+        for tensor in written.graph.initializer:
+            if (size := _size(tensor)) <= _EXTERNAL:
+                _fill(tensor, b"".join(_stored(tensor)))
+                continue
+            file.write(bytes(-file.tell() % _PAGE))
+            start = file.tell()
+            for block in _stored(tensor):
+                file.write(block)
+            point_to(tensor, data.name, start, size)
+    path.write_bytes(written.SerializeToString())
+
+
+def point_to(tensor: "onnx.TensorProto", location: str, offset: int, length: int) -> None:
+    """Let a tensor have its values in a file, and none in memory."""
+    _fill(tensor, None)
+    tensor.data_location = tensor.EXTERNAL
+    for key, value in {"location": location, "offset": offset, "length": length}.items():
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def _fill(tensor: "onnx.TensorProto", raw: bytes | None) -> None:
+    """Give a tensor its values in memory, or take them from it."""
+    for field in (*_VALUES, "external_data", "data_location"):
+        tensor.ClearField(field)
+    if raw is not None:
+        tensor.raw_data = raw
+
+
+def _size(tensor: "onnx.TensorProto") -> int:
+    """Return the bytes of a tensor's values."""
+    places = {entry.key: entry.value for entry in tensor.external_data}
+    return int(places["length"]) if places else sum(map(len, _stored(tensor)))
+
+
+def _stored(tensor: "onnx.TensorProto") -> Iterator[bytes]:
+    """Yield the bytes of a tensor's values, in blocks."""
+    import onnx
+
+    places = {entry.key: entry.value for entry in tensor.external_data}
+    if not places:
+        raw = tensor.HasField("raw_data")
+        yield tensor.raw_data if raw else onnx.numpy_helper.from_array(read_weight(tensor)).raw_data
+        return
+    left = int(places["length"])
+    with Path(places["location"]).open("rb") as file:
+        file.seek(int(places.get("offset", 0)))
+        while left:
+            block = file.read(min(left, _BLOCK))
+            left -= len(block)
+            yield block
 
 
 def read_weight(tensor: "onnx.TensorProto") -> NDArray[Any]:

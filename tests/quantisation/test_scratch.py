@@ -69,13 +69,12 @@ def test_graphs_are_those_of_weights_in_memory(
     model = open_model(path)
     with Scratch(tmp_path) as made:
         assert write(model, tmp_path / "files", made.keep) == wanted
-        assert all(len(tensor.raw_data) <= 256 for tensor in model.graph.initializer)
+        assert all(len(tensor.raw_data) <= 1024 for tensor in model.graph.initializer)
 
 
 def test_a_graph_is_saved_again_as_it_was(target_graph: Callable[..., Path], tmp_path: Path) -> None:
-    model = open_model(target_graph("llama", "shared"))
-    save_opened(model, tmp_path / "again.onnx")
-    for ours, theirs in zip(
-        onnx.load(tmp_path / "again.onnx").graph.initializer, model.graph.initializer, strict=True
-    ):
+    source, again = target_graph("llama", "shared"), tmp_path / "again.onnx"
+    save_opened(open_model(source), again)
+    pairs = zip(onnx.load(again).graph.initializer, open_model(source).graph.initializer, strict=True)
+    for ours, theirs in pairs:
         np.testing.assert_array_equal(onnx.numpy_helper.to_array(ours), read_weight(theirs))
