@@ -83,4 +83,4 @@ def test_a_build_that_cannot_fit_does_not_begin(
     assert not list(tmp_path.iterdir())
     free["memory"] = (10**10, 10**9)
     estimate.check_room(plan, tmp_path / "out", told.append)
-    assert [line.partition(",")[0] for line in told] == ["warning: the export takes 3.9 GB of memory"]
+    assert [line.partition(",")[0] for line in told] == ["warning: the build takes 3.9 GB of memory"]
