@@ -49,7 +49,7 @@ def wide_head(target: Target, drafter: DrafterCheckpoint, tree: TreeShape) -> st
     config = drafter.drafter.config
     passes = tree.depth if config.drafting == "tree" else 1
     read = passes * config.draft_vocab_size * config.hidden_size
-    if config.draft_vocab_size <= _USUAL or read < _WIDE * target.parameters:
+    if not _USUAL < config.draft_vocab_size == config.vocab_size or read < _WIDE * target.parameters:
         return None
     return (
         f"drafter {drafter.name!r} can propose all {config.draft_vocab_size:,} tokens: a round reads its "
