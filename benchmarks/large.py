@@ -1,9 +1,12 @@
 """What the export of a target of a published size takes: peak memory, time and disk, beside the estimate.
 
     python -m benchmarks.large llama-3-8b --precision fp16 --cache-form static
+    python -m benchmarks.large llama-3.2-1b --precision fp32 --cache-form shared --draft-vocab 16384 --use
 
-Its weights are random numbers in bfloat16, written to a folder that is removed, as is the bundle. `--layers`
-leaves layers out: the peak does not depend on how many there are.
+Weights are random numbers in bfloat16, written to a folder that is removed, as is the bundle. `--layers`
+leaves layers out: the peak does not depend on their number. `--draft-vocab` builds with an EAGLE drafter
+of the target's whole vocabulary, cut to so many tokens. `--use` verifies the bundle, lets it answer, and
+profiles it.
 """
 
 import json
@@ -32,6 +35,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 64,
         "tie_word_embeddings": True,
     },
+    "qwen3-1.7b": {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "vocab_size": 151936,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": True,
+    },
     "llama-3-8b": {
         "hidden_size": 4096,
         "intermediate_size": 14336,
@@ -52,6 +67,7 @@ COMMON = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+SHARD = 5_000_000_000  # bytes
 
 
 def tensors(facts: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -65,6 +81,9 @@ def tensors(facts: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
         for part, heads in rows.items():
             yield f"{layer}.self_attn.{part}_proj.weight", (heads * facts["head_dim"], hidden)
         yield f"{layer}.self_attn.o_proj.weight", (hidden, rows["q"] * facts["head_dim"])
+        if facts["model_type"] == "qwen3":
+            yield f"{layer}.self_attn.q_norm.weight", (facts["head_dim"],)
+            yield f"{layer}.self_attn.k_norm.weight", (facts["head_dim"],)
         for part in ("gate", "up"):
             yield f"{layer}.mlp.{part}_proj.weight", (inner, hidden)
         yield f"{layer}.mlp.down_proj.weight", (hidden, inner)
@@ -75,39 +94,96 @@ def tensors(facts: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "lm_head.weight", (facts["vocab_size"], hidden)
 
 
-def write_checkpoint(facts: dict[str, Any], folder: Path) -> None:
-    """Write a checkpoint in one file: norms are ones, other weights random, of a spread of 0.02."""
-    from poss_export.targets.checkpoint import EMBEDDED_TARGET, open_target
+def drafter_tensors(facts: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of an EAGLE drafter, which has no head and no input norm."""
+    one_layer = tensors({**facts, "model_type": "llama", "num_hidden_layers": 1, "tie_word_embeddings": True})
+    inside = {name.removeprefix("model."): shape for name, shape in one_layer}
+    for name in ("embed_tokens.weight", "norm.weight", "layers.0.input_layernorm.weight"):
+        del inside[name]
+    return {"fc.weight": (facts["hidden_size"], 2 * facts["hidden_size"]), **inside}
 
-    (folder / "config.json").write_text(json.dumps({**COMMON, **facts}))
-    (folder / "tokenizer.json").write_text(open_target(EMBEDDED_TARGET).text.tokenizer_json)
+
+def shards(facts: dict[str, Any]) -> list[dict[str, tuple[int, ...]]]:
+    """Return the tensors of a checkpoint by file; a file ends where it would exceed SHARD bytes."""
+    files, size = [dict[str, tuple[int, ...]]()], 0
+    for name, shape in tensors(facts):
+        size += 2 * prod(shape)
+        if files[-1] and size > SHARD:
+            files, size = [*files, {}], 2 * prod(shape)
+        files[-1][name] = shape
+    return files
+
+
+def random_block() -> bytes:
+    """Return random numbers in bfloat16, of a spread of 0.02."""
+    numbers = np.random.default_rng(0).normal(0, 0.02, 4_000_037).astype(np.float32)
+    return (numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes()  # bfloat16 is the upper half
+
+
+def write_shard(shapes: dict[str, tuple[int, ...]], block: bytes, path: Path) -> None:
+    """Write a file of weights in bfloat16: norms are ones, other weights come from `block`."""
     header, end = dict[str, Any](), 0
-    for name, shape in tensors({**COMMON, **facts}):
+    for name, shape in shapes.items():
         start, end = end, end + 2 * prod(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": (start, end)}
     text = json.dumps(header).encode()
-    numbers = np.random.default_rng(0).normal(0, 0.02, 4_000_037).astype(np.float32)
-    block = (numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes()  # bfloat16 is the upper half
-    with (folder / "model.safetensors").open("wb") as file:
+    with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for entry in header.values():
-            left = 2 * prod(entry["shape"])
-            if len(entry["shape"]) == 1:
+        for shape in shapes.values():
+            left = 2 * prod(shape)
+            if len(shape) == 1:
                 file.write(np.full(left // 2, 0x3F80, np.uint16).tobytes())  # ones
                 continue
             while left:
                 left -= file.write(block[:left])
 
 
-def build(folder: Path, bundle: Path, options: list[str]) -> tuple[float, int]:
-    """Build in a process of its own; return its seconds and its peak of resident memory in bytes."""
-    command = [*COMMAND, "build"]
+def write_checkpoint(facts: dict[str, Any], folder: Path) -> None:
+    """Write a checkpoint in shards: norms are ones, other weights random."""
+    from poss_export.targets.checkpoint import EMBEDDED_TARGET, open_target
+
+    (folder / "config.json").write_text(json.dumps({**COMMON, **facts}))
+    (folder / "tokenizer.json").write_text(open_target(EMBEDDED_TARGET).text.tokenizer_json)
+    block = random_block()
+    files, places = shards({**COMMON, **facts}), dict[str, str]()
+    for number, shapes in enumerate(files, start=1):
+        name = f"model-{number:05}-of-{len(files):05}.safetensors"
+        write_shard(shapes, block, folder / name)
+        places |= dict.fromkeys(shapes, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+def write_drafter(facts: dict[str, Any], folder: Path) -> None:
+    """Write an EAGLE drafter, as it is released: it proposes the whole vocabulary."""
+    folder.mkdir()
+    values = {**COMMON, **facts, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(values))
+    write_shard(drafter_tensors(values), random_block(), folder / "model.safetensors")
+
+
+def run(*words: object) -> tuple[float, int]:
+    """Run a command in a process of its own; return its seconds and its peak of resident memory in bytes."""
+    command = [*COMMAND, *map(str, words)]
     begin = time.perf_counter()
-    process = subprocess.Popen([*command, str(folder), "-o", str(bundle), *options])
+    process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"the build failed with status {status}")
+        raise SystemExit(f"{words[0]} failed with status {status}")
     return time.perf_counter() - begin, usage.ru_maxrss * 1024
+
+
+def use(bundle: Path, checkpoint: Path, drafter: Path | None) -> None:
+    """Verify, answer and profile; print what each took."""
+    places = ["--target", checkpoint, *([] if drafter is None else ["--drafter", drafter])]
+    few = ["--num-prompts", 1, "--max-new-tokens", 8, "--draws", 100]
+    words = {
+        "verify": ["verify", bundle, *places, *few],
+        "generate": ["generate", bundle, "Why is the sky blue?", "--max-new-tokens", 16, "--raw"],
+        "profile": ["profile", bundle, "--context", 128, "--repeats", 3],
+    }
+    for name, command in words.items():
+        seconds, peak = run(*command)
+        print(f"{name}: {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB, load {os.getloadavg()[0]:.1f}")
 
 
 @click.command()
@@ -115,27 +191,48 @@ def build(folder: Path, bundle: Path, options: list[str]) -> tuple[float, int]:
 @click.option("--precision", default="fp16")
 @click.option("--cache-form", default="static")
 @click.option("--layers", type=int, help="Of the target; all, if left out.")
+@click.option("--vocab", type=int, help="Of the target; the published one, if left out.")
+@click.option("--draft-vocab", type=int, help="Build with a drafter that is cut to so many tokens.")
+@click.option("--use", "used", is_flag=True, help="Verify, answer and profile, too.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where there is room for it.")
-def main(shape: str, precision: str, cache_form: str, layers: int | None, folder: Path | None) -> None:
+def main(
+    shape: str,
+    precision: str,
+    cache_form: str,
+    layers: int | None,
+    vocab: int | None,
+    draft_vocab: int | None,
+    used: bool,
+    folder: Path | None,
+) -> None:
     """Write a checkpoint of SHAPE, build it and say what that took."""
     from poss_export.bundling.estimate import estimate_export
     from poss_export.bundling.request import BuildRequest, plan
 
-    facts = SHAPES[shape] | ({} if layers is None else {"num_hidden_layers": layers})
+    given = {"num_hidden_layers": layers, "vocab_size": vocab}
+    facts = SHAPES[shape] | {name: value for name, value in given.items() if value is not None}
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        checkpoint, bundle = Path(name) / shape, Path(name) / "bundle"
+        checkpoint, drafter, bundle = (Path(name) / part for part in (shape, "eagle", "bundle"))
         checkpoint.mkdir()
         write_checkpoint(facts, checkpoint)
         request: Any = {"precision": precision, "cache_form": cache_form}
-        planned = plan(BuildRequest(str(checkpoint), **request))
-        expected = estimate_export(planned)
-        seconds, peak = build(checkpoint, bundle, ["--precision", precision, "--cache-form", cache_form])
+        loose = ["--max-perplexity", 9e9, "--min-agreement", 0, "--min-tau", 0]  # random weights suffer more
+        options = [] if precision in ("fp32", "fp16", "bf16") else loose
+        if draft_vocab is not None:
+            write_drafter(facts, drafter)
+            request |= {"drafter": str(drafter), "draft_vocab_size": draft_vocab, "draft_precision": "float"}
+            options += ["--drafter", drafter, "--draft-vocab", draft_vocab, "--draft-precision", "float"]
+        expected = estimate_export(plan(BuildRequest(str(checkpoint), **request)))
+        form = ["--precision", precision, "--cache-form", cache_form]
+        seconds, peak = run("build", checkpoint, "-o", bundle, *form, *options)
         disk = sum(file.stat().st_size for file in bundle.iterdir())
         size = f"{facts['num_hidden_layers']} layers, {precision} {cache_form}"
         print(f"{shape}, {size}, load {os.getloadavg()[0]:.1f}")
         print(f"peak memory {peak / 1e9:.2f} GB, estimated {expected.peak_memory / 1e9:.2f}")
         print(f"{seconds:.0f} s, estimated {expected.seconds}")
-        print(f"disk {disk / 1e9:.2f} GB, estimated {expected.disk / 1e9:.2f}")
+        print(f"disk {disk / 1e9:.2f} GB, estimated {expected.disk / 1e9:.2f}", flush=True)
+        if used:
+            use(bundle, checkpoint, drafter if draft_vocab else None)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import onnx
 
 from poss_export.bundling.export import Export
 from poss_export.bundling.learning import as_record, tell, time_rounds
@@ -17,8 +15,10 @@ from poss_export.bundling.rewriting import write_graph
 from poss_export.calibration.passages import Passage, play
 from poss_export.calibration.record import Record
 from poss_export.manifest import DRAFT_GRAPH
+from poss_export.onnx_file import open_model
 from poss_export.progress import Progress, Report
 from poss_export.quantisation.decisions import Decisions, decide
+from poss_export.quantisation.scratch import Scratch
 from poss_export.runtime.bundle import Bundle, contracts_of
 from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions
 
@@ -47,7 +47,7 @@ class DraftChoice:
 
 
 def quantise_drafter(
-    model: onnx.ModelProto,
+    graph: Path,
     made: Export,
     bundle: Bundle,
     passages: Sequence[Passage],
@@ -58,7 +58,7 @@ def quantise_drafter(
     """Quantise the drafter of `made`, and put its graph there if it is kept.
 
     Args:
-        model: the float draft graph, weights in memory.
+        graph: the float draft graph.
         made: the bundle in the making, with the float drafter.
         bundle: `made`, entered.
         passages: of its target.
@@ -71,21 +71,22 @@ def quantise_drafter(
     report(f"quantising {DRAFT_GRAPH}")
     statistics, rounds = observe_drafter(made, drafter, passages[:_OBSERVED], progress)
     rounds += [list(play(drafter, passage)) for passage in passages[_OBSERVED:]]
-    decisions = decide(model, request.graphs["draft"], statistics)
     records = {FLOAT: as_record(bundle.manifest, passages, rounds)}
     with TemporaryDirectory(dir=made.folder) as folder, ExitStack() as stack:
-        graph = Path(folder) / DRAFT_GRAPH
-        write_graph(model, decisions, "qoperator", graph)
+        small, model = Path(folder) / DRAFT_GRAPH, open_model(graph)
+        with Scratch(Path(folder)) as scratch:
+            decisions = decide(model, request.graphs["draft"], statistics, keep=scratch.keep)
+            write_graph(model, decisions, "qoperator", small, scratch.keep)
         report("comparing drafters")
-        other = stack.enter_context(_session(graph, bundle))
+        other = stack.enter_context(_session(small, bundle))
         records[scheme] = tell(bundle.manifest, passages, other)
         tau, ms = {name: record.tau for name, record in records.items()}, dict[str, float]()
         if request.contest:
             ms = time_rounds(bundle.target, {FLOAT: drafter, scheme: other}, longest(passages))
         kept = faster(tau, ms) if request.contest else scheme
         if kept == scheme:
-            _move(graph, made.graph("draft"))
-    return DraftChoice(kept, tau, ms, records[kept], decisions if kept == scheme else None)
+            _move(small, made.graph("draft"))
+    return DraftChoice(kept, tau, ms, records[kept], replace(decisions, small={}) if kept == scheme else None)
 
 
 def faster(tau: Mapping[str, float], ms: Mapping[str, float]) -> str:

@@ -5,8 +5,11 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from poss_export.config import CacheForm
 from poss_export.engine_spec import MODULES, MOST_SLOTS, NAMES, EngineOptions, Flavour
 from poss_export.errors import BackendError, InputError
+from poss_export.reference import ROWS
+from poss_export.runtime.sessions.base import PREFILL_CHUNK
 from poss_export.runtime.sessions.cuda import device_capability, has_driver
 
 
@@ -88,3 +91,26 @@ def request_engines(
             options=("strip_weights",),
         )
     return request
+
+
+def check_engines(request: EngineRequest, capacity: int, cache_form: CacheForm) -> None:
+    """Raise InputError where engines cannot be built of such graphs."""
+    if cache_form != "static":
+        raise InputError(
+            f"cache form {cache_form!r} is not for TensorRT: use 'static', or leave it out",
+            options=("cache_form",),
+        )
+    for smaller in request.capacities:
+        if not ROWS <= smaller < capacity:
+            raise InputError(
+                f"engine capacity is {smaller} tokens; beside a bundle of {capacity} it may be {ROWS} to "
+                f"{capacity - 1}",
+                options=("engine_capacities",),
+            )
+    chunk = min(PREFILL_CHUNK, capacity, *request.capacities)
+    for width in request.widths:
+        if not 1 <= width <= chunk:
+            raise InputError(
+                f"engine width is {width} rows; it may be 1 to {chunk}, the longest chunk of a prompt",
+                options=("engine_widths",),
+            )

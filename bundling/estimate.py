@@ -6,11 +6,12 @@ The constants are those of the exports in docs/targets.md.
 import shutil
 import time
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from poss_export.bundling.comparing import in_pieces
 from poss_export.bundling.plan import Plan
-from poss_export.bundling.sizes import draft_parameters
+from poss_export.bundling.sizes import draft_parameters, target_bytes
 from poss_export.errors import InputError
 from poss_export.evaluation.pieces import MOST_BYTES
 from poss_export.machine import memory
@@ -20,11 +21,15 @@ _PROCESS = 0.75e9  # bytes: libraries, tokenizer, and what an allocator does not
 _BEGIN, _LAYER, _DRAFT = 12.0, 1.0, 25.0  # seconds: libraries and text; to trace a layer; to trace a drafter
 _PASSES = 4.0  # of reading the target, what exporting and comparing take in all
 _PROBED = 1.0  # seconds of reading that tell how fast it is
+_STRIDE = 23  # weights from one that is read to the next
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an export will take, without quantising and engines; `seconds` in the state this machine is in."""
+    """What an export will take; `seconds`, in the state this machine is in, without quantising and engines.
+
+    Memory and disk are those of quantising, too, and of what is learned of a drafter.
+    """
 
     seconds: int
     peak_memory: int  # bytes, of the host
@@ -56,14 +61,14 @@ def check_room(plan: Plan, folder: Path, report: Report) -> None:
     if (found := memory()) is None:
         return
     total, available = found
-    if (need := _peak_memory(plan)) > total:
+    if (need := _exporting(plan)) > total:
         raise InputError(
             f"the export takes {need / 1e9:.1f} GB of memory, and this machine has {total / 1e9:.1f} GB: "
             "build on a larger one"
         )
-    if need > available:
+    if (need := _peak_memory(plan)) > available:  # what runs whole graphs maps some of it, and becomes slow
         report(
-            f"warning: the export takes {need / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are free"
+            f"warning: the build takes {need / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are free"
         )
 
 
@@ -74,10 +79,37 @@ def disk_bytes(plan: Plan) -> int:
         item = 2 if plan.precision != "fp32" else 4
         written += item * plan.target.parameters
         written += 4 * plan.target.parameters * (plan.cache_form != "shared")
+        written += _scratch(plan)
     return int(written)
 
 
+def _scratch(plan: Plan) -> int:
+    """Return the bytes that quantising a target puts aside: small weights, moved ones, a copy of the head."""
+    wanted = None if plan.quantise is None else plan.quantise.graphs.get("target")
+    if wanted is None:
+        return 0
+    config, parameters = plan.target.config, plan.target.parameters
+    moved = parameters * (wanted.smoothing and bool(wanted.need_samples))
+    table = config.vocab_size * config.hidden_size
+    return target_bytes(plan.target, plan.precision, wanted.scheme) + 4 * (moved + table)
+
+
 def _peak_memory(plan: Plan) -> int:
+    """Return the peak: while graphs are exported, or while whole ones run that something is learned of."""
+    return max(_exporting(plan), _learning(plan))
+
+
+def _learning(plan: Plan) -> int:
+    """Return the peak of what a drafter and a quantised target are measured by: graphs loaded as a whole."""
+    if plan.quantise is None:
+        return 0
+    wanted = plan.quantise.graphs.get("target")
+    small = 0 if wanted is None else target_bytes(plan.target, "fp32", wanted.scheme)
+    drafter = 0 if plan.drafter is None else draft_parameters(plan.target, plan.drafter, plan.tree)
+    return int(_PROCESS + 4 * (plan.target.parameters + drafter) + small)
+
+
+def _exporting(plan: Plan) -> int:
     """Return the peak: with one layer in PyTorch, with a weight to be written, or with a piece that runs."""
     config, item = plan.target.config, 4 if plan.precision == "fp32" else 2
     table = config.vocab_size * config.hidden_size
@@ -94,9 +126,16 @@ def _peak_memory(plan: Plan) -> int:
 
 
 def _seconds_per_weight(plan: Plan) -> float:
-    """Return how long it takes to read a weight, and to turn it into a float of the decoder."""
+    """Return how long it takes to read a weight, and to turn it into a float of the decoder.
+
+    Layers are read from many places of the files, some of which may be in memory and others not; tables would
+    take seconds each.
+    """
+    largest = plan.target.config.vocab_size * plan.target.config.hidden_size
+    layers = [weight for weight in plan.target.weights().values() if prod(weight.shape) < largest]
+    spread = [weight for first in range(_STRIDE) for weight in layers[first::_STRIDE]]
     read, begin = 0, time.perf_counter()
-    for weight in plan.target.weights().values():
+    for weight in spread:
         read += weight.read().numel()
         if (passed := time.perf_counter() - begin) > _PROBED:
             break

@@ -144,8 +144,8 @@ def _describe(plan: Plan, embedding: EmbeddingTable, argv: Sequence[str]) -> Man
     """Return the manifest of the plan's graphs, without figures and files."""
     target, drafter = plan.target, None
     if plan.drafter is not None:
-        config = plan.drafter.drafter.config
-        drafter = DrafterEntry(plan.drafter.name, plan.drafter.sha256, config, plan.tree)
+        made = plan.drafter
+        drafter = DrafterEntry(made.name, made.sha256, made.drafter.config, plan.tree, made.vocabulary)
     return Manifest(
         target=TargetEntry(target.name, target.sha256, target.config, embedding),
         drafter=drafter,

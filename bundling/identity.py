@@ -40,6 +40,7 @@ def drafter_facts(entry: DrafterEntry | None, drafter: DrafterCheckpoint | None)
     """Return what decides the draft graph, but for the tree."""
     return [
         ("drafter", entry and entry.sha256, drafter and drafter.sha256),
+        ("draft vocabulary", entry and entry.vocabulary, drafter and drafter.vocabulary),
         ("drafter configuration", entry and entry.config, drafter and drafter.drafter.config),
     ]
 

@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from poss_export.bundling import sizes
-from poss_export.bundling.engine_request import EngineRequest
+from poss_export.bundling.draft_vocabulary import cut_drafter, wide_head
+from poss_export.bundling.engine_request import EngineRequest, check_engines
 from poss_export.bundling.quantise_request import QuantiseRequest
 from poss_export.calibration.record import check_record
 from poss_export.config import CacheForm, Precision, Scheme, TreeShape
@@ -69,7 +70,11 @@ class Plan:
             for what, why in refused
             if what != "tools"  # which most targets do not have
         )
-        if self.drafter is None or self.drafter.target_sha256 in (None, self.target.sha256):
+        if self.drafter is None:
+            return told
+        wide = wide_head(self.target, self.drafter, self.tree)
+        told += () if wide is None else (wide,)
+        if self.drafter.target_sha256 in (None, self.target.sha256):
             return told
         return (
             *told,
@@ -121,6 +126,7 @@ class Plan:
                 "name": self.drafter.name,
                 "dialect": self.drafter.dialect.name,
                 "parameters": sizes.draft_parameters(self.target, self.drafter, self.tree),
+                "vocabulary": self.drafter.vocabulary_words,
                 "tree": asdict(self.tree),
             }
         if self.engines is not None:
@@ -174,13 +180,16 @@ def plan_build(
     cache_form: CacheForm,
     engines: EngineRequest | None = None,
     quantise: QuantiseRequest | None = None,
+    draft_vocab_size: int | None = None,
 ) -> Plan:
     """Check that the parts fit; a capacity of None is 2048 tokens, or the target's longest context.
+
+    A `draft_vocab_size` cuts the drafter to so many ids, by the samples of `quantise` where there are some.
 
     Raises:
         CheckpointError: target and drafter do not belong together, the chat template writes no prompt, or a
             stop token is none of the target's.
-        InputError: capacity, cache form, tree, samples or held-out text do not suit them.
+        InputError: capacity, cache form, tree, samples, held-out text or draft vocabulary do not suit them.
     """
     stop_id, vocab_size = max(target.text.config.stop_ids, default=0), target.config.vocab_size
     if stop_id >= vocab_size:
@@ -205,12 +214,16 @@ def plan_build(
         pair(target.config, drafter.drafter)
         if drafter.unsettled:
             _settle(target, drafter)
-        check_tree(drafter.drafter, tree)
     if engines is not None:
-        _check_engines(engines, capacity, cache_form)
+        check_engines(engines, capacity, cache_form)
     if quantise is not None:
         _check_quantise(quantise, target, drafter, cache_form)
         read_windows(target.text, capacity, quantise.text)
+    if drafter is not None:
+        if draft_vocab_size is not None:
+            samples = None if quantise is None else quantise.samples
+            drafter = cut_drafter(target, drafter, draft_vocab_size, samples)
+        check_tree(drafter.drafter, tree)
     plan = Plan(target, drafter, tree, capacity, precision, cache_form, engines, quantise)
     _check_profiles(plan)
     return plan
@@ -222,29 +235,6 @@ def _settle(target: Target, drafter: DrafterCheckpoint) -> None:
 
     ids = target.text.encode(HELD_OUT.read_text(encoding="utf-8"))
     settle_feedback(target.stream_decoder(), drafter.drafter, torch.tensor(ids[:TOKENS]))
-
-
-def _check_engines(request: EngineRequest, capacity: int, cache_form: CacheForm) -> None:
-    """Raise InputError where engines cannot be built of such graphs."""
-    if cache_form != "static":
-        raise InputError(
-            f"cache form {cache_form!r} is not for TensorRT: use 'static', or leave it out",
-            options=("cache_form",),
-        )
-    for smaller in request.capacities:
-        if not ROWS <= smaller < capacity:
-            raise InputError(
-                f"engine capacity is {smaller} tokens; beside a bundle of {capacity} it may be {ROWS} to "
-                f"{capacity - 1}",
-                options=("engine_capacities",),
-            )
-    chunk = min(PREFILL_CHUNK, capacity, *request.capacities)
-    for width in request.widths:
-        if not 1 <= width <= chunk:
-            raise InputError(
-                f"engine width is {width} rows; it may be 1 to {chunk}, the longest chunk of a prompt",
-                options=("engine_widths",),
-            )
 
 
 def _check_profiles(plan: Plan) -> None:

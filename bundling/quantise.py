@@ -5,8 +5,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import onnx
-
 from poss_export.bundling.draft_choice import DraftChoice, quantise_drafter
 from poss_export.bundling.export import Export
 from poss_export.bundling.learning import LONG, SHORT, hear, tell
@@ -21,8 +19,10 @@ from poss_export.evaluation.text_quality import read_windows
 from poss_export.evaluation.thresholds import require_quality
 from poss_export.evaluation.widths import measure_widths
 from poss_export.manifest import ACCEPTANCE, GRAPHS, TARGET_GRAPH, Manifest
+from poss_export.onnx_file import open_model
 from poss_export.progress import Progress, Report, silent
 from poss_export.quantisation.decisions import Decisions, decide
+from poss_export.quantisation.scratch import Scratch
 
 _NEW_TOKENS = 32  # a prompt
 _STATIC_WINDOWS = 2
@@ -83,8 +83,6 @@ def _quantise_shared(work: _Work, to: Path) -> tuple[Export, dict[GraphName, Dec
     The acceptance of its drafter goes to the folder `to`.
     """
     reference, request = work.reference, work.request
-    # Before its weights have a second link, which onnx refuses to read.
-    draft = onnx.load(reference.graph("draft")) if "draft" in request.graphs else None
     decided = dict[GraphName, Decisions]()
     if "target" in request.graphs:
         decided["target"] = _quantise_target(work)
@@ -92,7 +90,7 @@ def _quantise_shared(work: _Work, to: Path) -> tuple[Export, dict[GraphName, Dec
     made = describe(work.made, decided, request)
     if made.manifest.drafter is None:
         return made, decided
-    record, choice = _learn(replace(work, made=made), draft, again="target" in decided)
+    record, choice = _learn(replace(work, made=made), again="target" in decided)
     work.report("calibrating acceptance")
     from_record(record).save(to / ACCEPTANCE)
     if choice is not None and choice.decisions is not None:
@@ -113,17 +111,18 @@ def _quantise_target(work: _Work) -> Decisions:
             # Ranges of one digit must hold what rejected rows bring, too.
             samples = tell(bundle.manifest, passages, bundle.drafter if wanted.coarse else None)
     work.report(f"quantising {TARGET_GRAPH}")
-    model = onnx.load(reference.graph("target"))
     statistics, sweep = None, None
     if samples is not None:
         statistics = observe_target(reference, samples, work.progress)
         sweep = make_sweep(reference, samples, work.progress)
-    decisions = decide(model, wanted, statistics, sweep)
-    write_graph(model, decisions, "qoperator", work.made.graph("target"))
-    return decisions
+    model = open_model(reference.graph("target"))
+    with Scratch(work.made.folder) as scratch:
+        decisions = decide(model, wanted, statistics, sweep, scratch.keep)
+        write_graph(model, decisions, "qoperator", work.made.graph("target"), scratch.keep)
+    return replace(decisions, small={})
 
 
-def _learn(work: _Work, draft: onnx.ModelProto | None, again: bool) -> tuple[Record, DraftChoice | None]:
+def _learn(work: _Work, again: bool) -> tuple[Record, DraftChoice | None]:
     """Return the rounds of the bundle's drafter; where it is to be quantised, also what became of that.
 
     `again`: the target answers anew.
@@ -131,8 +130,9 @@ def _learn(work: _Work, draft: onnx.ModelProto | None, again: bool) -> tuple[Rec
     with work.made.open() as bundle:
         work.report("answering prompts to learn from")
         passages = hear(bundle, work.request.samples, again, work.progress)
-        if draft is None:
+        if "draft" not in work.request.graphs:
             return tell(bundle.manifest, passages, bundle.drafter), None
+        draft = work.reference.graph("draft")
         choice = quantise_drafter(
             draft, work.made, bundle, passages, work.request, work.report, work.progress
         )

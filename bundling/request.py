@@ -49,15 +49,18 @@ class BuildRequest:
     """What a build is asked for; what is None is decided by `plan`.
 
     `target` and `drafter` are names or places, `positions_per_specialist` is of a drafter that does not state
-    it. A `draft_precision` of None lets a bundle for ONNX Runtime on the CPU have the faster of "w8a8" and
-    "float". `engine_capacities` are of further engines, below the bundle's; `engine_widths` are the rows of
-    the calls that the target's are made for, none for 2, 4, 8, 16 up to the tree's; `engine_slots` is a power
-    of two: they are made for calls of up to so many answers. `timing_cache` is TensorRT's.
+    it. `draft_vocab_size` cuts a drafter that can propose every token to the most frequent ones, by samples
+    or else by the tokenizer's order. A `draft_precision` of None lets a bundle for ONNX Runtime on the CPU
+    have the faster of "w8a8" and "float". `engine_capacities` are of further engines, below the bundle's;
+    `engine_widths` are the rows of the calls that the target's are made for, none for 2, 4, 8, 16 up to the
+    tree's; `engine_slots` is a power of two: they are made for calls of up to so many answers.
+    `timing_cache` is TensorRT's.
     """
 
     target: str
     drafter: str | None = None
     positions_per_specialist: int | None = None
+    draft_vocab_size: int | None = None
     tree: TreeShape = field(default_factory=TreeShape)
     capacity: int | None = None  # tokens of prompt and answer together
     precision: Precision | Scheme = "fp32"
@@ -115,6 +118,11 @@ def plan(request: BuildRequest) -> "Plan":
             "positions per specialist are a drafter's; name the drafter, or leave them out",
             options=("drafter", "positions_per_specialist"),
         )
+    if request.drafter is None and request.draft_vocab_size is not None:
+        raise InputError(
+            "a draft vocabulary needs a drafter: name one, or leave it out",
+            options=("drafter", "draft_vocab_size"),
+        )
     if request.drafter is None and request.draft_precision is not None:
         raise InputError(
             "a draft precision needs a drafter: name one, or leave it out",
@@ -139,6 +147,7 @@ def plan(request: BuildRequest) -> "Plan":
         cache_form=request.form,
         engines=engines,
         quantise=quantise,
+        draft_vocab_size=request.draft_vocab_size,
     )
 
 

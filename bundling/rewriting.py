@@ -11,23 +11,27 @@ from poss_export.bundling.quantise_request import QuantiseRequest
 from poss_export.engine_spec import GraphName
 from poss_export.exporters.embedding import find_embedding
 from poss_export.manifest import GRAPHS, TARGET_GRAPH
+from poss_export.onnx_file import open_model, save_opened
 from poss_export.quantisation import insertion
 from poss_export.quantisation.decisions import Decisions
 from poss_export.quantisation.gains import COPY, GAIN, add_gains, untie
+from poss_export.quantisation.scratch import Keep, Scratch
 from poss_export.quantisation.sites import find_sites
 from poss_export.quantisation.smoothing import find_migrations, move_scales
 
 
-def write_graph(model: onnx.ModelProto, decisions: Decisions, form: insertion.Form, path: Path) -> None:
-    """Rewrite `model`, whose scales were moved, and save it."""
+def write_graph(
+    model: onnx.ModelProto, decisions: Decisions, form: insertion.Form, path: Path, keep: Keep
+) -> None:
+    """Rewrite `model`, whose scales were moved, and save it; `keep` has weights meanwhile."""
     limits: dict[str, float] = {}
     for site in find_sites(model):
         if site.name in decisions.limits:
             limits[site.input] = max(limits.get(site.input, 0.0), decisions.limits[site.name])
-    insertion.quantise(model, decisions.schemes, limits, form, decisions.small)
+    insertion.quantise(model, decisions.schemes, limits, form, decisions.small, keep)
     for file in (path, path.with_name(f"{path.name}.data")):
         file.unlink(missing_ok=True)  # a link to what is copied
-    insertion.save(model, path)
+    save_opened(model, path)
 
 
 def write_other(source: Export, to: Path, decided: Mapping[GraphName, Decisions]) -> Export:
@@ -35,7 +39,9 @@ def write_other(source: Export, to: Path, decided: Mapping[GraphName, Decisions]
     source.link(GRAPHS.keys() - decided.keys(), to)
     result = Export(to, source.manifest)
     for graph, decisions in decided.items():
-        write_graph(_moved(source.graph(graph), decisions), decisions, "qdq", result.graph(graph))
+        with Scratch(to) as scratch:
+            model = _moved(source.graph(graph), decisions, scratch.keep)
+            write_graph(model, decisions, "qdq", result.graph(graph), scratch.keep)
     return result
 
 
@@ -51,10 +57,10 @@ def describe(export: Export, decided: Mapping[GraphName, Decisions], request: Qu
     return replace(export, manifest=replace(export.manifest, target=target, quantisation=quantisation))
 
 
-def _moved(graph: Path, decisions: Decisions) -> onnx.ModelProto:
-    """Load another export of a graph that was decided on, and move its scales likewise."""
-    model = onnx.load(graph)
-    untie(model, {name.removesuffix(COPY) for name in decisions.schemes if name.endswith(COPY)})
+def _moved(graph: Path, decisions: Decisions, keep: Keep) -> onnx.ModelProto:
+    """Open another export of a graph that was decided on, and move its scales likewise."""
+    model = open_model(graph)
+    untie(model, {name.removesuffix(COPY) for name in decisions.schemes if name.endswith(COPY)}, keep)
     add_gains(model, {name.removesuffix(GAIN) for name in decisions.scales if name.endswith(GAIN)})
-    move_scales(model, find_migrations(model, find_sites(model)), decisions.scales)
+    move_scales(model, find_migrations(model, find_sites(model)), decisions.scales, keep)
     return model

@@ -192,9 +192,14 @@ def _find_drafter(entry: DrafterEntry | None, spec: str | None) -> "tuple[Drafte
 
     if entry is None:
         return None, NO_DRAFTER
-    positions = entry.config.positions_per_specialist  # not all checkpoints state it
-    opener = partial(load_drafter, positions_per_specialist=positions)
-    return _find(opener, "drafter", entry.name, spec, partial(drafter_facts, entry))
+
+    def opened(name: str) -> "DrafterCheckpoint":
+        positions = entry.config.positions_per_specialist  # not all checkpoints state it
+        found = load_drafter(name, positions)
+        cut = entry.vocabulary if found.sha256 == entry.sha256 else None
+        return found if cut is None else found.cut(cut)
+
+    return _find(opened, "drafter", entry.name, spec, partial(drafter_facts, entry))
 
 
 def _find(

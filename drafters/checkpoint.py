@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from poss_export.config import TargetConfig
+from poss_export.draft_vocabulary import DraftVocabulary, describe_vocabulary
 from poss_export.drafters.dialects import OURS, Dialect, recognise
 from poss_export.drafters.layout import EMBEDDINGS, HEAD, named_tensors
 from poss_export.drafters.model import Drafter
@@ -42,7 +43,8 @@ class DrafterCheckpoint:
     `target_sha256` is that of the target it was trained for (None: not recorded). `copies`: tables
     `[vocab, hidden]` that the checkpoint copied from its target, by their names there, mapped from the file
     and not in memory; `check_tables` compares them. `unsettled`: its files do not say whether what it feeds
-    back has passed the final norm, which `settle_feedback` tries.
+    back has passed the final norm, which `settle_feedback` tries. `vocabulary`: the part of the target's
+    that it was cut to; None: it proposes what its files say.
     """
 
     name: str
@@ -52,6 +54,17 @@ class DrafterCheckpoint:
     dialect: Dialect = _MADE_HERE
     copies: Mapping[str, Tensor] = field(default_factory=dict)
     unsettled: bool = False
+    vocabulary: DraftVocabulary | None = None
+
+    def cut(self, vocabulary: DraftVocabulary) -> "DrafterCheckpoint":
+        """Return it with a drafter that proposes this part of the target's vocabulary; it is changed."""
+        self.drafter.propose_only(torch.from_numpy(vocabulary.to_array()))
+        return replace(self, vocabulary=vocabulary)
+
+    @property
+    def vocabulary_words(self) -> str:
+        """What it can propose, in words."""
+        return describe_vocabulary(self.drafter.config, self.vocabulary)
 
     @property
     def parameters(self) -> int:

@@ -64,6 +64,13 @@ class Drafter(nn.Module):
             if isinstance(layer, TapsLayer):
                 layer.feed_back_normed = config.feed_back_normed
 
+    def propose_only(self, ids: Tensor) -> None:
+        """Propose `ids` alone, int64 `[draft_vocab]`, ascending; until now it could propose every token."""
+        self.config = replace(self.config, draft_vocab_size=len(ids))
+        self.draft_ids = ids
+        if self.head is not None:
+            self.head = nn.Parameter(self.head[ids], requires_grad=False)
+
     def scale_embeddings(self, factor: float) -> None:
         """Read embeddings as if they had been multiplied by `factor`."""
         self.fusion.scale_embedding_rows(factor)

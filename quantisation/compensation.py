@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from poss_export.quantisation.small import Small
+from poss_export.quantisation.small import Small, column_blocks
 from poss_export.quantisation.statistics import Floats
 
 _LARGEST = 127
@@ -21,10 +21,18 @@ def compensate(weight: Floats, rows: Floats) -> Small:
 
     Every row counts alike, however large it is.
     """
-    inputs = len(weight)
     size = np.sqrt(np.square(rows).mean(axis=1, keepdims=True))
     order, spread = _spread(rows / np.maximum(size, np.finfo(np.float32).tiny))
-    left = weight[order]
+    made = [_compensate(part, order, spread) for part in column_blocks(weight)]
+    values, scale = zip(*made, strict=True)
+    return Small(np.concatenate(values, axis=1), np.concatenate(scale))
+
+
+def _compensate(
+    weight: Floats, order: NDArray[np.int64], spread: Floats
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return some outputs of a weight in INT8, and their scales."""
+    inputs, left = len(weight), weight[order]
     scale = np.maximum(np.abs(weight).max(axis=0), np.finfo(np.float32).tiny) / np.float32(_LARGEST)
     values = np.empty(weight.shape, np.int8)
     for start in range(0, inputs, _BLOCK):
@@ -35,7 +43,7 @@ def compensate(weight: Floats, rows: Floats) -> Small:
             errors[i - start] = (left[i] - whole * scale) / spread[i, i]
             left[i + 1 : end] -= np.outer(spread[i, i + 1 : end], errors[i - start])
         left[end:] -= spread[start:end, end:].T @ errors
-    return Small(values, scale)
+    return values, scale
 
 
 def _spread(rows: Floats) -> tuple[NDArray[np.int64], Floats]:

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from poss_export.config import Observer, Scheme
 from poss_export.errors import InputError
+from poss_export.onnx_file import read_weight
 from poss_export.quantisation.compensation import compensate
 from poss_export.quantisation.digits import SEVERAL, digits_for
 from poss_export.quantisation.gains import COPY, add_gains, untie
 from poss_export.quantisation.observers import OBSERVERS
 from poss_export.quantisation.rounding import LARGEST, output_error
+from poss_export.quantisation.scratch import Keep, in_memory
 from poss_export.quantisation.sites import Site, find_sites
 from poss_export.quantisation.small import Small
 from poss_export.quantisation.smoothing import Migration, choose_scales, find_migrations, move_scales
@@ -85,23 +86,25 @@ def decide(
     request: GraphRequest,
     statistics: Mapping[str, Statistics] | None,
     sweep: Sweep | None = None,
+    keep: Keep = in_memory,
 ) -> Decisions:
     """Decide what happens to each weight.
 
     Args:
-        model: a float32 graph with its weights in memory; chosen scales are moved in it.
+        model: a float32 graph; chosen scales are moved in it.
         request: what is asked.
         statistics: of the sites, by their names; None where only weights are to be rounded.
         sweep: measures how sensitive activations are; without it no layer is.
+        keep: has the weights that change.
 
     Raises:
         InputError: a pattern of the request fits no layer.
     """
     schemes = _assign(find_sites(model), request)
-    _untie_heads(model, schemes)
+    _untie_heads(model, schemes, keep)
     if statistics is None:
         return Decisions(schemes, {}, {}, {}, ())
-    scales = _migrate(model, schemes, statistics) if request.smoothing else {}
+    scales = _migrate(model, schemes, statistics, keep) if request.smoothing else {}
     sites = find_sites(model)
     met = _met(model, sites, statistics, scales)
     coarse = [site for site in sites if schemes.get(site.weight) in _COARSE]
@@ -115,12 +118,12 @@ def decide(
         if request.fallback is not None:
             schemes[weight] = request.fallback
     if request.fallback in SEVERAL:
-        scales = _move_back(model, scales, fallbacks)
+        scales = _move_back(model, scales, fallbacks, keep)
         met = _met(model, sites, statistics, scales)
     rounded = [site for site in sites if schemes.get(site.weight) in LARGEST]
     limits, joined = _limits(request.observer, rounded, met), by_weight(sites, met)
     _widen(schemes, rounded, limits, joined)
-    small = _compensate(model, schemes, joined)
+    small = _compensate(model, schemes, joined, keep)
     return Decisions(schemes, limits, scales, sensitivity, tuple(sorted(fallbacks)), small)
 
 
@@ -164,19 +167,19 @@ def _widen(
 
 
 def _compensate(
-    model: onnx.ModelProto, schemes: Mapping[str, Scheme], statistics: Mapping[str, Statistics]
+    model: onnx.ModelProto, schemes: Mapping[str, Scheme], statistics: Mapping[str, Statistics], keep: Keep
 ) -> dict[str, Small]:
     """Return INT8 forms of weights whose activations have several digits: where nothing else is lost."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    return {
-        weight: compensate(numpy_helper.to_array(tensors[weight]), statistics[weight].rows)
-        for weight, scheme in schemes.items()
-        if scheme in SEVERAL
-    }
+    found = dict[str, Small]()
+    for weight in (weight for weight, scheme in schemes.items() if scheme in SEVERAL):
+        small = compensate(read_weight(tensors[weight]), statistics[weight].rows)
+        found[weight] = replace(small, values=read_weight(keep(small.values, weight)))
+    return found
 
 
 def _migrate(
-    model: onnx.ModelProto, schemes: Mapping[str, Scheme], statistics: Mapping[str, Statistics]
+    model: onnx.ModelProto, schemes: Mapping[str, Scheme], statistics: Mapping[str, Statistics], keep: Keep
 ) -> dict[str, Floats]:
     """Move scales; return s by the parameter that takes 1 / s."""
     _add_gains(model, schemes)
@@ -186,15 +189,17 @@ def _migrate(
         weight: partial(output_error, scheme) for weight, scheme in schemes.items() if scheme not in SEVERAL
     }
     scales = choose_scales(model, migrations, by_weight(sites, statistics), errors)
-    move_scales(model, migrations, scales)
+    move_scales(model, migrations, scales, keep)
     return scales
 
 
-def _move_back(model: onnx.ModelProto, scales: Mapping[str, Floats], weights: set[str]) -> dict[str, Floats]:
+def _move_back(
+    model: onnx.ModelProto, scales: Mapping[str, Floats], weights: set[str], keep: Keep
+) -> dict[str, Floats]:
     """Move scales back where none but `weights` have taken them; return the others."""
     migrations = find_migrations(model, find_sites(model))
     back = {m.parameter for m in migrations if m.parameter in scales and weights.issuperset(m.weights)}
-    move_scales(model, migrations, {parameter: np.reciprocal(scales[parameter]) for parameter in back})
+    move_scales(model, migrations, {parameter: np.reciprocal(scales[parameter]) for parameter in back}, keep)
     return {parameter: s for parameter, s in scales.items() if parameter not in back}
 
 
@@ -230,10 +235,10 @@ def _assign(sites: Sequence[Site], request: GraphRequest) -> dict[str, Scheme]:
     return schemes
 
 
-def _untie_heads(model: onnx.ModelProto, schemes: dict[str, Scheme]) -> None:
+def _untie_heads(model: onnx.ModelProto, schemes: dict[str, Scheme], keep: Keep) -> None:
     """Give the heads that have a scheme weights of their own, which take the table's place in `schemes`."""
     tables = {site.weight for site in find_sites(model) if site.transposed} & schemes.keys()
-    untie(model, tables)
+    untie(model, tables, keep)
     for table in tables:
         schemes[table + COPY] = schemes.pop(table)
 

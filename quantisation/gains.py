@@ -6,12 +6,15 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from poss_export.onnx_file import read_weight
+from poss_export.quantisation.scratch import Keep, in_memory
+
 COPY = "/head"  # after a table's name: the weight of a head that read it
 GAIN = "/gain"  # after a weight's name: what scales its input
 BY_TABLE = ("Gemm", "FusedMatMul")  # how heads multiply by a table `[N, K]` as it lies, static and shared
 
 
-def untie(model: onnx.ModelProto, tables: Collection[str]) -> None:
+def untie(model: onnx.ModelProto, tables: Collection[str], keep: Keep = in_memory) -> None:
     """Give the heads that read `tables` `[N, K]` a weight `[K, N]` of their own.
 
     Embeddings are looked up in a table as it is, and drafters map it from the target's file. A table that
@@ -20,8 +23,7 @@ def untie(model: onnx.ModelProto, tables: Collection[str]) -> None:
     graph = model.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for table in tables:
-        copy = np.ascontiguousarray(numpy_helper.to_array(tensors[table]).T)
-        graph.initializer.append(numpy_helper.from_array(copy, table + COPY))
+        graph.initializer.append(keep(read_weight(tensors[table]).T, table + COPY))
     for node in graph.node:
         if node.op_type in BY_TABLE and node.input[1] in tables:
             inputs = [node.input[0], node.input[1] + COPY]

@@ -15,17 +15,16 @@ K inputs and N outputs of a weight, `[K, N]`; a head's table is `[N, K]`.
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnx_ir
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from poss_export.config import Scheme
 from poss_export.errors import InputError
+from poss_export.onnx_file import read_weight
 from poss_export.quantisation.digits import (
     DIGITS,
     FIRST_AXIS,
@@ -39,6 +38,7 @@ from poss_export.quantisation.digits import (
 )
 from poss_export.quantisation.n_bits import n_bits_node
 from poss_export.quantisation.rounding import BLOCK
+from poss_export.quantisation.scratch import Keep, in_memory
 from poss_export.quantisation.sites import Site, find_sites
 from poss_export.quantisation.small import TYPES, Small, above_zero, round_weight
 
@@ -46,9 +46,6 @@ from poss_export.quantisation.small import TYPES, Small, above_zero, round_weigh
 Form = Literal["qoperator", "qdq"]
 
 _ZERO = np.array(128, np.uint8)  # activations are bytes about it, which is fastest
-_EXTERNAL = 1024  # bytes: smaller tensors stay in the graph's own file
-_PAGE = 4096  # bytes
-
 
 _BITS: dict[Scheme, int] = {"int8": 8, "int4": 4}  # of weights in blocks; activations stay as they are
 
@@ -59,6 +56,7 @@ def quantise(
     limits: Mapping[str, float],
     form: Form,
     small: Mapping[str, Small] | None = None,
+    keep: Keep = in_memory,
 ) -> None:
     """Quantise weights of `model`, in place.
 
@@ -66,19 +64,20 @@ def quantise(
     is. Float weights that nothing reads any more are dropped.
 
     Args:
-        model: as this project exported it, weights loaded.
+        model: as this project exported it; each weight is read when it is rounded.
         schemes: of each weight to quantise, by its name, as in `Site.weight`; all uses of it follow.
         limits: largest magnitude of each activation that is rounded, by its name, as in `Site.input`; what
             lies beyond is clipped.
         form: "qoperator" for a graph that ONNX Runtime runs on a CPU, "qdq" for TensorRT.
         small: INT8 forms of weights that were chosen before, by weight; others are rounded to the nearest.
+        keep: has the new weights.
 
     Raises:
         InputError: a weight is not multiplied by in this graph, or TensorRT has no such blocks or digits; a
             largest magnitude is missing or is no positive number.
     """
     sites = {site.output: site for site in find_sites(model)}
-    writer = _Writer(model.graph, form, small or {})
+    writer = _Writer(model.graph, form, small or {}, keep)
     _check(schemes, list(sites.values()), limits, writer)
     for node in model.graph.node:
         site = sites.get(node.output[0])
@@ -92,21 +91,6 @@ def quantise(
         one_sequence(model.graph)
     if form == "qoperator" and all(entry.domain != "com.microsoft" for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-
-
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write `path`, and its weights, each on a page of its own, to `path` + ".data".
-
-    Equal models give equal files.
-    """
-    onnx_ir.save(
-        onnx_ir.from_proto(model),
-        path,
-        external_data=f"{path.name}.data",
-        size_threshold_bytes=_EXTERNAL,
-        alignment=_PAGE,
-        align_threshold=_EXTERNAL,
-    )
 
 
 def _check(
@@ -154,8 +138,8 @@ def _check_blocks(site: Site, scheme: Scheme, inputs: int) -> None:
 class _Writer:
     """Collects the nodes of the new graph, in order, and its new weights; tensors are rounded once."""
 
-    def __init__(self, graph: onnx.GraphProto, form: Form, small: Mapping[str, Small]) -> None:
-        self.graph, self.form, self.small = graph, form, small
+    def __init__(self, graph: onnx.GraphProto, form: Form, small: Mapping[str, Small], keep: Keep) -> None:
+        self.graph, self.form, self.small, self.keep = graph, form, small, keep
         self.ranks = ranks(graph)
         self.floats = {tensor.name: tensor for tensor in graph.initializer}
         self.nodes = list[onnx.NodeProto]()
@@ -216,7 +200,7 @@ class _Writer:
             self.added.update((tensor.name, tensor) for tensor in tensors)
         weight, scale = self._small(site, scheme)
         units = np.array(steps(largest, count), np.float32)[:, None, None]
-        scales = above_zero(units * numpy_helper.to_array(self.added[scale]), TensorProto.FLOAT)
+        scales = above_zero(units * read_weight(self.added[scale]), TensorProto.FLOAT)
         self._add(f"{site.name}.scales", scales)
         self._add(ZERO, _ZERO)
         if (rank := self.ranks[site.input]) == 2:
@@ -273,19 +257,20 @@ class _Writer:
     def _n_bits(self, site: Site, scheme: Scheme) -> onnx.NodeProto:
         """Return the MatMulNBits of a site."""
         if site.weight not in self.blocks:
-            self.blocks[site.weight], tensors = n_bits_node(site.weight, self._array(site), _BITS[scheme])
-            self.added.update((tensor.name, tensor) for tensor in tensors)
+            self.blocks[site.weight], arrays = n_bits_node(site.weight, self._array(site), _BITS[scheme])
+            for name, array in arrays.items():
+                self._add(name, array)
         node = onnx.NodeProto()
         node.CopyFrom(self.blocks[site.weight])
         node.input[0], node.output[0] = site.input, site.output
         return node
 
     def _array(self, site: Site) -> NDArray[Any]:
-        array: NDArray[Any] = numpy_helper.to_array(self.floats[site.weight])
+        array = read_weight(self.floats[site.weight])
         return array.T if site.transposed else array
 
     def _add(self, name: str, array: NDArray[Any]) -> str:
-        self.added[name] = numpy_helper.from_array(array, name)
+        self.added[name] = self.keep(array, name)
         return name
 
 

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from poss_export.calibration.replay import Feed
 from poss_export.evaluation.text_quality import divergence, log_softmax
+from poss_export.onnx_file import save_opened
 from poss_export.progress import Progress, silent
 from poss_export.quantisation.gains import BY_TABLE
 from poss_export.quantisation.statistics import Floats
@@ -30,7 +31,7 @@ def sensitivities(
     """Return for each activation the Kullback-Leibler divergence in nats a token that rounding it costs.
 
     Args:
-        model: a target graph in float32, with its weights in memory; it is not changed.
+        model: a target graph in float32, with its weights; it is not changed.
         limits: how far the 8-bit range of each activation reaches, by the tensor's name.
         feed: a prompt chunk whose every row's logits are wanted.
         threads: of ONNX Runtime.
@@ -81,4 +82,4 @@ def _save_switched(model: onnx.ModelProto, limits: Mapping[str, float], path: Pa
     nodes = [new for node in graph.node for new in (node, *after.get(node.name, ()))]
     del graph.node[:]
     graph.node.extend(nodes)
-    onnx.save(switched, path, save_as_external_data=True, location=f"{path.name}.data")
+    save_opened(switched, path)

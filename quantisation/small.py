@@ -1,5 +1,6 @@
 """The small forms of numbers, and a weight in one of them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ from onnx import TensorProto, helper
 
 from poss_export.config import Scheme
 from poss_export.quantisation.digits import DIGITS
+
+_VALUES = 1 << 24  # of a weight that are computed with at a time
 
 
 class Type(NamedTuple):
@@ -39,6 +42,13 @@ class Small:
     scale: NDArray[np.float32]
 
 
+def column_blocks(weight: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield a weight `[K, N]` in blocks of its outputs, for what is computed of each by itself."""
+    step = max(1, _VALUES // len(weight))
+    for first in range(0, weight.shape[1], step):
+        yield weight[:, first : first + step]
+
+
 def round_weight(
     weight: NDArray[Any], kind: Type, block: int, dtype: int
 ) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -46,6 +56,14 @@ def round_weight(
 
     A scale reaches what is furthest from zero, measured by the end of the range on its side.
     """
+    made = [_round_outputs(part, kind, block, dtype) for part in column_blocks(weight)]
+    small, scales = zip(*made, strict=True)
+    return np.concatenate(small, axis=1), np.concatenate(scales, axis=1)
+
+
+def _round_outputs(
+    weight: NDArray[Any], kind: Type, block: int, dtype: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
     blocks = weight.astype(np.float32).reshape(-1, block, weight.shape[1])
     scale = above_zero(np.maximum(blocks.max(1) / kind.highest, blocks.min(1) / kind.lowest), dtype)
     # By the scale as it is stored, so that its own rounding does no harm.

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
+from poss_export.onnx_file import read_weight
+from poss_export.quantisation.scratch import Keep, in_memory
 from poss_export.quantisation.sites import Site
 from poss_export.quantisation.statistics import Floats, Statistics
 
@@ -112,7 +113,7 @@ def choose_scales(
     """Return s `[K]` for every migration whose outputs it makes more accurate, by the migration's parameter.
 
     Args:
-        model: with its weights in memory.
+        model: with its weights.
         migrations: of it.
         statistics: of each weight's input, by the weight's name.
         errors: the error of each weight that is to be quantised; a migration without one is left alone.
@@ -121,7 +122,7 @@ def choose_scales(
     chosen = {}
     for migration in migrations:
         if all(name in errors for name in migration.weights):
-            weights = {name: numpy_helper.to_array(tensors[name]) for name in migration.weights}
+            weights = {name: read_weight(tensors[name]) for name in migration.weights}
             candidates = list(_candidates(weights, statistics))
             costs = [_error(weights, s, statistics, errors) for s in candidates]
             if best := int(np.argmin(costs)):  # the first is no migration
@@ -130,22 +131,25 @@ def choose_scales(
 
 
 def move_scales(
-    model: onnx.ModelProto, migrations: Sequence[Migration], scales: Mapping[str, Floats]
+    model: onnx.ModelProto,
+    migrations: Sequence[Migration],
+    scales: Mapping[str, Floats],
+    keep: Keep = in_memory,
 ) -> None:
     """Divide what makes an activation by its scale, and multiply the weights that read it."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for migration in migrations:
         if (s := scales.get(migration.parameter)) is not None:
-            parameter = numpy_helper.to_array(tensors[migration.parameter]).astype(np.float32)
+            parameter = read_weight(tensors[migration.parameter]).astype(np.float32)
             parameter[..., -len(s) :] /= s
-            _replace(tensors[migration.parameter], parameter)
+            _replace(tensors[migration.parameter], parameter, keep)
             for name in migration.weights:
-                _replace(tensors[name], numpy_helper.to_array(tensors[name]).astype(np.float32) * s[:, None])
+                _replace(tensors[name], read_weight(tensors[name]).astype(np.float32) * s[:, None], keep)
 
 
-def _replace(tensor: onnx.TensorProto, values: Floats) -> None:
+def _replace(tensor: onnx.TensorProto, values: Floats, keep: Keep) -> None:
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    tensor.CopyFrom(numpy_helper.from_array(values.astype(dtype), tensor.name))
+    tensor.CopyFrom(keep(values.astype(dtype, copy=False), tensor.name))
 
 
 def _candidates(weights: Mapping[str, Floats], statistics: Mapping[str, Statistics]) -> Iterator[Floats]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from poss_export.config import CacheForm, Precision, TargetConfig, TreeShape
+from poss_export.draft_vocabulary import DraftVocabulary
 from poss_export.drafter_config import DrafterConfig
 from poss_export.engine_spec import EngineEntry, GraphName
 from poss_export.errors import BundleError, CheckpointError, InputError, translated
@@ -76,18 +77,24 @@ class TargetEntry:
 
 @dataclass(frozen=True)
 class DrafterEntry:
-    """The drafter and the tree that its graph draws: `sha256` is that of the checkpoint."""
+    """The drafter and the tree that its graph draws: `sha256` is that of the checkpoint.
+
+    `vocabulary` is what the build cut a drafter of the whole vocabulary to; None: its own, cut or not.
+    """
 
     name: str
     sha256: str
     config: DrafterConfig
     tree: TreeShape
+    vocabulary: DraftVocabulary | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DrafterEntry":
         """Read the manifest's `drafter`."""
         config, tree = DrafterConfig.from_dict(values["config"]), TreeShape(**values["tree"])
-        return cls(**{**values, "config": config, "tree": tree})
+        cut = values.get("vocabulary")
+        vocabulary = None if cut is None else DraftVocabulary(**cut)
+        return cls(**{**values, "config": config, "tree": tree, "vocabulary": vocabulary})
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ import pytest
 from poss_export.bundling import estimate
 from poss_export.bundling.build import build_bundle
 from poss_export.bundling.plan import Plan, plan_build
+from poss_export.bundling.quantise_request import QuantiseRequest
 from poss_export.config import Precision, TargetConfig, TreeShape
 from poss_export.errors import InputError
 from poss_export.manifest import describe_files
+from poss_export.quantisation.decisions import GraphRequest
 from poss_export.targets.checkpoint import open_target
 
 GB = 1e9
@@ -40,6 +42,17 @@ def test_memory_does_not_grow_with_the_target(
     """At most 3 GB, and 1.1 times the largest weight of the graph."""
     largest = config.vocab_size * config.hidden_size * (4 if precision == "fp32" else 2)
     assert estimate._peak_memory(make_plan(precision, config)) <= 3 * GB + 1.1 * largest
+
+
+def test_what_is_learned_takes_whole_graphs(make_plan: Callable[..., Plan]) -> None:
+    """A quantised target is judged beside the one in floating point."""
+    plan = replace(make_plan("fp32", LLAMA3_1B), quantise=QuantiseRequest({"target": GraphRequest("int8")}))
+    parameters = plan.target.parameters
+    more = estimate._learning(plan) - estimate._PROCESS
+    assert 5 * parameters < more < 9 * parameters
+    assert estimate._peak_memory(plan) >= estimate._learning(plan)
+    without = estimate.disk_bytes(replace(plan, quantise=None))
+    assert estimate.disk_bytes(plan) > without + 4 * parameters
 
 
 def test_the_disk_holds_what_was_estimated(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
@@ -70,4 +83,4 @@ def test_a_build_that_cannot_fit_does_not_begin(
     assert not list(tmp_path.iterdir())
     free["memory"] = (10**10, 10**9)
     estimate.check_room(plan, tmp_path / "out", told.append)
-    assert [line.partition(",")[0] for line in told] == ["warning: the export takes 3.9 GB of memory"]
+    assert [line.partition(",")[0] for line in told] == ["warning: the build takes 3.9 GB of memory"]

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from poss_export.evaluation.widths import STEPS, WIDTHS, measure_widths
 from poss_export.manifest import read_manifest
-from poss_export.quantisation.insertion import quantise, save
+from poss_export.onnx_file import save_opened
+from poss_export.quantisation.insertion import quantise
 from poss_export.quantisation.sites import find_sites
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.sessions.ort import OrtOptions
@@ -33,7 +34,7 @@ def measured(tiny_bundle: Path, tmp_path: Path) -> Callable[[Change], dict[str, 
         folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
         model = onnx.load(folder / "target.onnx")
         change(model)
-        save(model, folder / "target.onnx")
+        save_opened(model, folder / "target.onnx")
         return measure_widths(Bundle(folder, read_manifest(tiny_bundle), OrtOptions(threads=1)), [IDS])
 
     return measure

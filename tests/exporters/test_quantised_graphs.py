@@ -24,7 +24,8 @@ from poss_export.errors import BackendError
 from poss_export.exporters.drafter import export_drafter
 from poss_export.exporters.engine_build import build_engine
 from poss_export.exporters.linter import require_clean
-from poss_export.quantisation.insertion import quantise, save
+from poss_export.onnx_file import save_opened
+from poss_export.quantisation.insertion import quantise
 from poss_export.quantisation.sites import find_sites
 from poss_export.targets.checkpoint import open_target
 from tests.fixtures.random_drafter import random_drafter, random_rows
@@ -57,7 +58,7 @@ def quantised(
         schemes = {site.weight: scheme for site in sites}
         quantise(model, schemes, {site.input: 8.0 for site in sites}, "qdq")
         path: Path = tmp_path_factory.mktemp(scheme) / f"{graph}.onnx"
-        save(model, path)
+        save_opened(model, path)
         return path
 
     return write
@@ -126,6 +127,6 @@ def test_devices_without_the_type_are_refused(
 def test_blocks_of_onnx_runtime_are_refused(target_graph: Callable[..., Path], tmp_path: Path) -> None:
     model = onnx.load(target_graph("llama", "static", "fp16"))
     quantise(model, {"decoder.layers.0.qkv.weight": "int8"}, {}, "qoperator")
-    save(model, tmp_path / "target.onnx")
+    save_opened(model, tmp_path / "target.onnx")
     with pytest.raises(BackendError, match=r"MatMulNBits .* breaks rule domain"):
         require_clean(tmp_path / "target.onnx")

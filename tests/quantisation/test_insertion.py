@@ -16,7 +16,8 @@ from poss_export.config import TreeShape
 from poss_export.drafters.make_round import make_round
 from poss_export.errors import InputError
 from poss_export.exporters.drafter import export_drafter
-from poss_export.quantisation.insertion import quantise, save
+from poss_export.onnx_file import save_opened
+from poss_export.quantisation.insertion import quantise
 from poss_export.quantisation.sites import find_sites
 from tests.fixtures.graphs import CAPACITY, call, initializers, random, run, session
 from tests.fixtures.random_drafter import random_drafter, random_rows
@@ -289,7 +290,7 @@ def test_files_are_aligned_and_the_same_every_time(graph: Callable[..., Any], tm
         scales = {site.input: 8.0 for site in find_sites(model)}
         quantise(model, {site.weight: "w8a8" for site in find_sites(model)}, scales, "qdq")
         (tmp_path / folder).mkdir()
-        save(model, tmp_path / folder / "target.onnx")
+        save_opened(model, tmp_path / folder / "target.onnx")
     for name in ("target.onnx", "target.onnx.data"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert {path.name for path in (tmp_path / "one").iterdir()} == {"target.onnx", "target.onnx.data"}

@@ -33,6 +33,7 @@ _DRAFTER = (
         "--drafter", help="Shipped drafter or folder; left out: the bundle speculates by lookup alone."
     ),
     options.POSITIONS,
+    options.DRAFT_VOCAB,
     click.option("--tree-depth", default=TreeShape.depth, help="Levels of the drafted tree."),
     click.option("--top-k", default=TreeShape.top_k, help="Beam of the drafted tree."),
     click.option(
@@ -204,6 +205,7 @@ def build(
     cache_form: CacheForm | None,
     drafter: str | None,
     positions_per_specialist: int | None,
+    draft_vocab_size: int | None,
     tree_depth: int,
     top_k: int,
     tree_nodes: int | None,
@@ -249,6 +251,7 @@ def build(
         target=target,
         drafter=drafter,
         positions_per_specialist=positions_per_specialist,
+        draft_vocab_size=draft_vocab_size,
         tree=TreeShape.of(tree_depth, top_k, tree_nodes),
         capacity=capacity,
         precision=precision,

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from poss_export.cli.printing import megabytes
+from poss_export.draft_vocabulary import describe_vocabulary
 from poss_export.engine_spec import NAMES
 from poss_export.errors import BundleError, translated
 
@@ -43,6 +44,7 @@ def _bundle_rows(facts: "BundleFacts") -> Rows:
     return {
         "target": _target_line(facts),
         "drafter": _drafter_line(facts),
+        "vocabulary": _vocabulary_line(manifest),
         "drafter's precision": choice_line(manifest.calibration),
         "tree": _tree_line(manifest),
         "capacity": f"{manifest.capacity:,} tokens of prompt and answer",
@@ -72,7 +74,7 @@ def drafter_card(facts: "DrafterFacts") -> Table:
         "fusion": f"{config.fusion}; alignment {config.alignment}",
         "reads": _taps(config) if config.reads_taps else "",
         "not told": "whether states are fed back normed; a build tries both" if facts.unsettled else "",
-        "vocabulary": f"{config.draft_vocab_size:,} of {config.vocab_size:,} tokens can be drafted",
+        "vocabulary": describe_vocabulary(config, None),
         "layers": f"{_count(config.num_layers, 'layer')}, hidden size {config.hidden_size:,}, "
         f"{config.num_heads} heads ({config.num_kv_heads} of keys)",
         "trained for": f"target {facts.target_sha256[:12]}" if facts.target_sha256 else "",
@@ -163,6 +165,11 @@ def _drafter_line(facts: "BundleFacts") -> str:
     if drafter is None:
         return ""
     return f"{drafter.name}, {facts.manifest.label('draft')}, {megabytes(facts.sizes['draft'])}"
+
+
+def _vocabulary_line(manifest: "Manifest") -> str:
+    entry = manifest.drafter
+    return "" if entry is None else describe_vocabulary(entry.config, entry.vocabulary)
 
 
 def choice_line(calibration: Mapping[str, Any] | None) -> str:

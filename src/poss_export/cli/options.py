@@ -67,6 +67,16 @@ POSITIONS = click.option(
     "state it.",
 )
 
+DRAFT_VOCAB = click.option(
+    "--draft-vocab",
+    "draft_vocab_size",
+    metavar="N",
+    type=int,
+    show_default="all that the drafter has",
+    help="Cut a drafter that can propose every token to the N most frequent ones, by --samples or else by "
+    "the tokenizer's order: rounds are faster, and what is emitted does not depend on it.",
+)
+
 THREADS = click.option("--threads", type=int, show_default="ONNX Runtime's choice", help="CPU threads.")
 
 # What runs a bundle.
