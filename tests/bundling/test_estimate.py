@@ -13,7 +13,7 @@ from poss_export.bundling.build import build_bundle
 from poss_export.bundling.plan import Plan, plan_build
 from poss_export.config import Precision, TargetConfig, TreeShape
 from poss_export.errors import InputError
-from poss_export.evaluation import beside
+from poss_export.evaluation.laws import run_together
 from poss_export.targets.checkpoint import open_target
 
 GB = 1e9
@@ -47,14 +47,14 @@ def test_the_disk_holds_what_was_estimated(
 ) -> None:
     """At its peak: while answers beside others are measured, behind whose weights nothing is written."""
     plan, peaks = make_plan(), list[int]()
-    run = beside.run_together
+    run = run_together
 
     def noting(*arguments: Any) -> Any:
         sizes = {path: path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()}
         peaks.append(sum(size for path, size in sizes.items() if path.suffix != ".onnx"))
         return run(*arguments)
 
-    monkeypatch.setattr(beside, "run_together", noting)
+    monkeypatch.setattr("poss_export.evaluation.beside.run_together", noting)
     build_bundle(plan, tmp_path / "out")
     assert estimate.estimate_export(plan).disk == pytest.approx(max(peaks), rel=0.25)
 

@@ -85,13 +85,14 @@ def test_where_every_bit_is_claimed_no_difference_passes(
     opened: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a quantised target, of which a step may flip; in floating point the same is within rounding."""
-    quantised = {
+    quantised: dict[str, Any] = {
         "quantisation": {"target": {"scheme": "w8a16"}},
         "quality": {"widths": {"least_width": 1, "siblings": 0.0}},
     }
     monkeypatch.setattr(checks.laws, "beside_others_equals_alone", lambda *_: 1e-6)
-    for fields, passed in ((quantised, False), ({}, True)):
-        manifest: Any = replace(opened.manifest, beside=Beside(8, 0.0), **fields)
+    cases: list[tuple[dict[str, Any], bool]] = [(quantised, False), ({}, True)]
+    for fields, passed in cases:
+        manifest = replace(opened.manifest, beside=Beside(8, 0.0), **fields)
         with monkeypatch.context() as patch:
             patch.setattr(opened, "manifest", manifest)
             found = {check.name: check.passed for check in checks.check_cache_laws(opened)}
