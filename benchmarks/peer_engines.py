@@ -110,14 +110,14 @@ def open_llama(setup: Setup, *, float32_cache: bool = False, **options: Any) -> 
     """Return llama.cpp's model by llama-cpp-python; its own choice of a cache is float16."""
     import llama_cpp as cpp
 
-    cache = {"type_k": cpp.GGML_TYPE_F32, "type_v": cpp.GGML_TYPE_F32} if float32_cache else {}
+    if float32_cache:
+        options |= {"type_k": cpp.GGML_TYPE_F32, "type_v": cpp.GGML_TYPE_F32}
     return cpp.Llama(
         str(setup.model),
         n_ctx=setup.capacity,
         n_threads=setup.threads,
         n_threads_batch=setup.threads,
         verbose=False,
-        **cache,
         **options,
     )
 

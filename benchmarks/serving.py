@@ -127,7 +127,7 @@ def batch_of_one(several: Bundle, single: Bundle) -> float:
     context = min(_BEHIND, several.manifest.capacity - 1)
     calls = [target_calls(bundle.target, vocab, context, [1])[1] for bundle in (several, single)]
     times = [[milliseconds(call) for call in calls] for _ in range(_STEPS)]
-    ours, plain = (median(taken) for taken in zip(*times, strict=True))
+    ours, plain = (float(median(taken)) for taken in zip(*times, strict=True))
     return plain / ours
 
 
@@ -189,8 +189,9 @@ def main(
         for server in servers.values():
             server(Load(clients=1), ids[:1], max_new_tokens, seed)
         judge = Judge(engines, asked, alone)
-        cells = {(load, str(way)): Cell(load, str(way), []) for load in loads for way in (*ways, *servers)}
-        trials = [(load, way) for _ in range(repeats) for load in loads for way in (*ways, *servers)]
+        answering: list[Way | str] = [*ways, *servers]
+        cells = {(load, str(way)): Cell(load, str(way), []) for load in loads for way in answering}
+        trials = [(load, way) for _ in range(repeats) for load in loads for way in answering]
         for load, way in track(trials, "measuring", console=Console(stderr=True), transient=True):
             if isinstance(way, Way):
                 seconds, answered = _measure(engines, way, max_new_tokens, load, ids, seed)

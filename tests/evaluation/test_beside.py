@@ -89,7 +89,7 @@ def test_where_every_bit_is_claimed_no_difference_passes(
         "quantisation": {"target": {"scheme": "w8a16"}},
         "quality": {"widths": {"least_width": 1, "siblings": 0.0}},
     }
-    monkeypatch.setattr(checks.laws, "beside_others_equals_alone", lambda *_: 1e-6)
+    monkeypatch.setattr("poss_export.evaluation.laws.beside_others_equals_alone", lambda *_: 1e-6)
     cases: list[tuple[dict[str, Any], bool]] = [(quantised, False), ({}, True)]
     for fields, passed in cases:
         manifest = replace(opened.manifest, beside=Beside(8, 0.0), **fields)

@@ -181,7 +181,12 @@ def test_a_trial_drafts_for_one_and_judges_for_all() -> None:
         planning=ADAPTIVE,
     )
     calls = list[list[int]]()
-    drafter: Any = SimpleNamespace(propose_all=lambda rows: calls.append(rows) or rows)
+
+    def propose_all(rows: list[int]) -> list[int]:
+        calls.append(rows)
+        return rows
+
+    drafter: Any = SimpleNamespace(propose_all=propose_all)
     asked = []
     for rows in (9, 2, 30):
         one: Any = SimpleNamespace(root=3, unread_rows=rows, last_unread=lambda _, rows=rows: rows)
