@@ -11,9 +11,11 @@ from poss_export.exactness import Exactness
 Parted = Mapping[str, Mapping[str, Any]]
 
 
-def judged(divergence: Divergence, exactness: Exactness, chain: bool) -> dict[str, Any]:
+def judged(
+    divergence: Divergence, exactness: Exactness, chain: bool, *, beside: bool = False
+) -> dict[str, Any]:
     """Return a divergence and its verdict as JSON values."""
-    return {**asdict(divergence), "verdict": judge(divergence, exactness, chain)}
+    return {**asdict(divergence), "verdict": judge(divergence, exactness, chain, beside=beside)}
 
 
 def line(place: str, found: Mapping[str, Any]) -> str:

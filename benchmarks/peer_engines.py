@@ -106,10 +106,12 @@ def _genai_rounds(generator: Any) -> int:
     return int(stats["rounds"] + stats["standard_fallback_steps"]) - 1
 
 
-def open_llama(setup: Setup, **options: Any) -> Any:
-    """Return llama.cpp's model by llama-cpp-python."""
+def open_llama(setup: Setup, *, float32_cache: bool = False, **options: Any) -> Any:
+    """Return llama.cpp's model by llama-cpp-python; its own choice of a cache is float16."""
     import llama_cpp as cpp
 
+    if float32_cache:
+        options |= {"type_k": cpp.GGML_TYPE_F32, "type_v": cpp.GGML_TYPE_F32}
     return cpp.Llama(
         str(setup.model),
         n_ctx=setup.capacity,
@@ -121,17 +123,15 @@ def open_llama(setup: Setup, **options: Any) -> Any:
 
 
 def llama_cpp(setup: Setup, *, float32_cache: bool = False, lookup: bool = False) -> Engine:
-    """llama.cpp by llama-cpp-python; its own choice of a cache is float16.
+    """llama.cpp by llama-cpp-python.
 
     With `lookup` it drafts by prompt lookup, two tokens a round, as it advises for a CPU. It then computes
     the logits of all tokens of a prompt, which makes prefill slower.
     """
-    import llama_cpp as cpp
     from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-    cache = {"type_k": cpp.GGML_TYPE_F32, "type_v": cpp.GGML_TYPE_F32} if float32_cache else {}
     drafts = _Counted(LlamaPromptLookupDecoding(num_pred_tokens=2)) if lookup else None
-    model = open_llama(setup, draft_model=drafts, **cache)
+    model = open_llama(setup, float32_cache=float32_cache, draft_model=drafts)
 
     def answer(ids: list[int], max_new_tokens: int) -> Answer:
         model.reset()  # or it would reuse the cache of the previous, equal prompt
@@ -160,12 +160,16 @@ class _Counted:
         return self.draft(ids, **options)
 
 
+def openvino_properties(setup: Setup, float32: bool) -> dict[str, Any]:
+    """Return what OpenVINO is told of the CPU; it computes in bfloat16 where that does, unless `float32`."""
+    precision = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"} if float32 else {}
+    return {"INFERENCE_NUM_THREADS": setup.threads, **precision}
+
+
 def _open_openvino(setup: Setup, lookup: bool, float32: bool) -> Any:
     import openvino_genai as ov
 
-    properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": setup.threads}
-    if float32:
-        properties |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    properties = openvino_properties(setup, float32)
     if lookup:
         properties |= {"prompt_lookup": True}
     scheduler = ov.SchedulerConfig()
@@ -175,7 +179,7 @@ def _open_openvino(setup: Setup, lookup: bool, float32: bool) -> Any:
 
 
 def openvino_genai(setup: Setup, *, lookup: bool = False, float32: bool = False) -> Engine:
-    """OpenVINO GenAI, CPU, which computes in bfloat16 where the processor does, unless `float32`.
+    """OpenVINO GenAI, CPU.
 
     With `lookup` it drafts by prompt lookup, with the settings of its own sample.
     """

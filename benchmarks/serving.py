@@ -1,10 +1,11 @@
 """Throughput and latency of many clients: in turns and in slots, without speculation and with it.
 
-    python -m benchmarks.serving BUNDLE --prompts FILE.jsonl --clients 1 --clients 8 --rate 0.5 --slots 1
+    python -m benchmarks.serving BUNDLE --prompts FILE.jsonl --clients 8 --slots 1 --slots 8 --peers
 
 Closed loops: so many clients each ask again when they are answered. Poisson arrivals: so many requests a
 second on average, whatever is still being answered. One slot answers in turns. Every answer is compared with
-that of the target alone, and one that differs is judged as by `poss-export verify`.
+that of the target alone, and one that differs is judged as by `poss-export verify`; those of peers are
+counted. What `serve` is held to is told last.
 
 Exits with 1 on a mismatch.
 """
@@ -13,77 +14,39 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from benchmarks import divergences, environment, questions
+from benchmarks.compare import open_peers
+from benchmarks.contestants import QUALITY
+from benchmarks.loads import Answered, Load, Run
+from benchmarks.peer_servers import SERVERS, set_up
 from benchmarks.questions import Question
+from benchmarks.serving_report import Cell, Way, goals, results, table
+from benchmarks.workers import Setup, Worker
 from poss_export.evaluation.answers import answer
-from poss_export.evaluation.equality import find_divergence
-from poss_export.evaluation.metrics import pooled_tau
+from poss_export.evaluation.equality import find_divergence, first_difference
+from poss_export.evaluation.latency import milliseconds, target_calls
 from poss_export.runtime.async_bundle import Answers
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.generation import Generation
 from poss_export.runtime.sampling import GREEDY
 from poss_export.runtime.scheduler import Done, Scheduler
 
-
-@dataclass(frozen=True)
-class Load:
-    """How requests come: from so many clients, each after its last answer, or at a rate a second."""
-
-    clients: int | None = None
-    rate: float | None = None
-
-    def __str__(self) -> str:
-        """Return it in words."""
-        return f"{self.clients} clients" if self.clients is not None else f"{self.rate:g} a second"
-
-
-@dataclass(frozen=True)
-class Way:
-    """How they are answered."""
-
-    slots: int
-    target_only: bool
-
-    def __str__(self) -> str:
-        """Return it in words."""
-        made = "in turns" if self.slots == 1 else f"{self.slots} slots"
-        return f"{made}, {'target-only' if self.target_only else 'speculative'}"
-
-
-@dataclass(frozen=True)
-class Answered:
-    """An answer as its client saw it; seconds are since the load began."""
-
-    question: Question
-    made: Generation
-    asked: float
-    pieces: tuple[tuple[float, int], ...]  # when each came, and its tokens
-
-    @property
-    def first(self) -> float:
-        """Seconds until the first text."""
-        return self.pieces[0][0] - self.asked
-
-    @property
-    def between(self) -> list[float]:
-        """Seconds between tokens, those of a piece sharing its time alike."""
-        gaps = zip(self.pieces, self.pieces[1:], strict=False)
-        return [(late - early) / tokens for (early, _), (late, tokens) in gaps for _ in range(tokens)]
+_STEPS, _BEHIND = 60, 128  # plain steps that are timed, and the tokens before them
 
 
 class Clients:
-    """All clients of one load."""
+    """All clients of one load; ours."""
 
     def __init__(self, scheduler: Scheduler, way: Way, tokens: int) -> None:
         """Begin with nobody."""
@@ -96,102 +59,76 @@ class Clients:
         """Seconds since the load began."""
         return time.perf_counter() - self._start
 
-    async def run(self, load: Load, asked: Sequence[Question], seed: int) -> float:
+    async def run(self, load: Load, asked: Sequence[list[int]], seed: int) -> float:
         """Let the questions be asked; return the seconds until all are answered."""
-        if load.rate is None:
-            left = iter(asked)
-            await asyncio.gather(*(self._loop(left) for _ in range(load.clients or 0)))
+        left = enumerate(asked)
+        if load.clients is not None:
+            await asyncio.gather(*(self._loop(left) for _ in range(load.clients)))
         else:
-            gaps = np.random.default_rng(seed).exponential(1 / load.rate, len(asked))
             async with asyncio.TaskGroup() as group:
-                for question, gap in zip(asked, gaps.tolist(), strict=True):
-                    await asyncio.sleep(gap)
-                    group.create_task(self._ask(question))
+                for (number, ids), due in zip(left, load.arrivals(len(asked), seed), strict=True):
+                    await asyncio.sleep(due - self.now)
+                    group.create_task(self._ask(number, ids))
         return self.now
 
-    async def _loop(self, left: Iterator[Question]) -> None:
-        for question in left:
-            await self._ask(question)
+    async def _loop(self, left: Iterator[tuple[int, list[int]]]) -> None:
+        for number, ids in left:
+            await self._ask(number, ids)
 
-    async def _ask(self, question: Question) -> None:
+    async def _ask(self, number: int, ids: list[int]) -> None:
         asked, pieces = self.now, list[tuple[float, int]]()
         answers = Answers(self._scheduler)
-        answers.submit(question.ids, max_new_tokens=self._tokens, target_only=self._way.target_only)
+        answers.submit(ids, max_new_tokens=self._tokens, target_only=self._way.target_only)
         async for _, event in answers:
             if isinstance(event, Done):
-                self.answered.append(Answered(question, event.generation, asked, tuple(pieces)))
+                made = event.generation
+                self.answered.append(Answered(number, made.token_ids, asked, tuple(pieces), made))
             elif event.token_ids:
                 pieces.append((self.now, len(event.token_ids)))
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What a way made of a load."""
+class Judge:
+    """Compares answers with those of the target alone."""
 
-    load: Load
-    way: Way
-    seconds: float
-    answered: list[Answered]
-    parted: dict[str, dict[str, Any]]  # answers that are not the target's alone, judged
+    def __init__(self, bundle: Bundle, asked: Sequence[Question], alone: dict[str, Generation]) -> None:
+        """Keep the arguments; `alone` by place."""
+        self._bundle, self._asked, self._alone = bundle, asked, alone
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Of all clients together."""
-        return sum(one.made.tokens for one in self.answered) / self.seconds
+    def ours(self, answered: Sequence[Answered], way: Way) -> dict[str, dict[str, Any]]:
+        """Return the answers that part, by number and place, judged."""
+        manifest, parted = self._bundle.manifest, {}
+        beside = way.slots > 1 and manifest.beside is not None
+        for one in answered:
+            assert one.made is not None, "ours has one"
+            question, chains = self._asked[one.number], one.made.chains
+            tie = manifest.exactness.tie(chains, beside=beside)
+            ids = one.token_ids, self._alone[question.place].token_ids
+            found = find_divergence(self._bundle.target, question.ids, *ids, GREEDY, tie)
+            if found is not None:
+                parted[f"{one.number + 1}, {question.place}"] = divergences.judged(
+                    found, manifest.exactness, chains, beside=beside
+                )
+        return parted
 
-    def figures(self) -> dict[str, Any]:
-        """Return what is kept, as JSON values; times in milliseconds."""
-        between = [gap for one in self.answered for gap in one.between]
-        return {
-            "load": str(self.load),
-            "way": str(self.way),
-            "requests": len(self.answered),
-            "tokens_per_second": self.tokens_per_second,
-            "tau": pooled_tau([one.made for one in self.answered]),
-            "first_ms": _percentiles([one.first for one in self.answered]),
-            "between_ms": _percentiles(between),
-            "parted": self.parted,
-        }
-
-
-def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    median, high = np.percentile(seconds or [0.0], [50, 95]).tolist()
-    return {"p50": 1000 * median, "p95": 1000 * high}
-
-
-def judge(bundle: Bundle, alone: dict[str, Generation], answered: Sequence[Answered]) -> dict[str, Any]:
-    """Return the answers that part from the target's alone, by number and place."""
-    parted = {}
-    exactness = bundle.manifest.exactness
-    for number, one in enumerate(answered, start=1):
-        plain, chains = alone[one.question.place], one.made.chains
-        tie = exactness.tie(chains)
-        ids = (one.made.token_ids, plain.token_ids)
-        if (found := find_divergence(bundle.target, one.question.ids, *ids, GREEDY, tie)) is not None:
-            parted[f"{number}, {one.question.place}"] = divergences.judged(found, exactness, chains)
-    return parted
+    def theirs(self, answered: Sequence[Answered]) -> dict[str, dict[str, Any]]:
+        """Return where the answers of a peer part, whose kernels are others."""
+        parted = {}
+        for one in answered:
+            place = self._asked[one.number].place
+            position = first_difference(one.token_ids, self._alone[place].token_ids)
+            if position is not None:
+                parted[f"{one.number + 1}, {place}"] = {"position": position}
+        return parted
 
 
-def table(cells: Sequence[Cell]) -> Table:
-    """Return a row a cell; ratios are to the target alone in turns under the same load."""
-    columns = ("load", "way", "tokens/s", "ratio", "tau", "first p50", "p95", "between p50", "p95", "equal")
-    rows = Table(*columns, box=None, pad_edge=False)
-    base = {cell.load: cell.tokens_per_second for cell in cells if cell.way == Way(1, target_only=True)}
-    for cell in cells:
-        figures = cell.figures()
-        ratio = cell.tokens_per_second / base[cell.load] if cell.load in base else float("nan")
-        first, between = figures["first_ms"], figures["between_ms"]
-        rows.add_row(
-            str(cell.load),
-            str(cell.way),
-            f"{cell.tokens_per_second:.1f}",
-            f"{ratio:.2f}",
-            f"{figures['tau']:.2f}",
-            *(f"{value:.0f} ms" for value in (first["p50"], first["p95"])),
-            *(f"{value:.1f} ms" for value in (between["p50"], between["p95"])),
-            f"{len(cell.answered) - len(cell.parted)} of {len(cell.answered)}",
-        )
-    return rows
+def batch_of_one(several: Bundle, single: Bundle) -> float:
+    """Return how many times as fast a plain step is in a session of several slots as in that of one."""
+    vocab = several.manifest.target.config.vocab_size
+    context = min(_BEHIND, several.manifest.capacity - 1)
+    calls = [target_calls(bundle.target, vocab, context, [1])[1] for bundle in (several, single)]
+    times = [[milliseconds(call) for call in calls] for _ in range(_STEPS)]
+    ours, plain = (float(median(taken)) for taken in zip(*times, strict=True))
+    return plain / ours
 
 
 @click.command(help=__doc__.partition("\n")[0])
@@ -200,6 +137,10 @@ def table(cells: Sequence[Cell]) -> Table:
 @click.option("--clients", type=click.IntRange(1), multiple=True, help="Closed loop of so many; repeatable.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), multiple=True, help="Requests a second.")
 @click.option("--slots", type=click.IntRange(1), multiple=True, default=(1,), help="Answers at once.")
+@click.option("--repeats", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--peers", is_flag=True, help="Measure peers of the bundle's precision, too.")
+@click.option("--target", help="Checkpoint of the bundle's target, for the peers.  [default: as recorded]")
+@click.option("--cache", default="out/peers", type=click.Path(path_type=Path), help="Where peers' models go.")
 @click.option("--requests", type=click.IntRange(1), default=32, show_default=True, help="Of each load.")
 @click.option("--max-new-tokens", type=click.IntRange(2), default=64, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of the arrivals.")
@@ -212,6 +153,10 @@ def main(
     clients: tuple[int, ...],
     rate: tuple[float, ...],
     slots: tuple[int, ...],
+    repeats: int,
+    peers: bool,
+    target: str | None,
+    cache: Path,
     requests: int,
     max_new_tokens: int,
     seed: int,
@@ -223,33 +168,70 @@ def main(
     loads = [*(Load(clients=count) for count in clients), *(Load(rate=each) for each in rate)]
     loads = loads or [Load(clients=count) for count in (1, 2, 4, 8, 16)]
     ways = [Way(count, target_only) for count in dict.fromkeys(slots) for target_only in (True, False)]
-    trials = [(load, way) for load in loads for way in ways]
-    cells = list[Cell]()
-    with open_bundle(bundle, threads=threads, slots=max(slots)) as engines:
+    missing, one_slot = dict[str, str](), None
+    with ExitStack() as stack:
+        engines = stack.enter_context(open_bundle(bundle, threads=threads, slots=max(slots)))
+        manifest, servers = engines.manifest, dict[str, Any]()
+        if peers:
+            setups, missing = set_up(
+                QUALITY[manifest.label("target")],
+                partial(open_peers, manifest, target, cache),
+                lambda model: Setup(model, manifest.text.stop_ids, manifest.capacity, threads),
+            )
+            servers = {
+                name: stack.enter_context(Worker(SERVERS[name].open, setup)) for name, setup in setups.items()
+            }
         known = questions.load(engines.text, prompts, limit)
         asked = [*islice(cycle(known), requests)]
+        ids = [question.ids for question in asked]
         alone = {one.place: answer(engines, one.ids, max_new_tokens, target_only=True) for one in known}
         answer(engines, known[0].ids, max_new_tokens, target_only=False)  # warms up, measures costs
+        for server in servers.values():
+            server(Load(clients=1), ids[:1], max_new_tokens, seed)
+        judge = Judge(engines, asked, alone)
+        answering: list[Way | str] = [*ways, *servers]
+        cells = {(load, str(way)): Cell(load, str(way), []) for load in loads for way in answering}
+        trials = [(load, way) for _ in range(repeats) for load in loads for way in answering]
         for load, way in track(trials, "measuring", console=Console(stderr=True), transient=True):
-            with Scheduler(engines, slots=way.slots, queue=requests) as scheduler:
-                seconds, answered = asyncio.run(_measure(scheduler, way, max_new_tokens, load, asked, seed))
-            cells.append(Cell(load, way, seconds, answered, judge(engines, alone, answered)))
-    Console(width=environment.WIDE).print(table(cells))
-    for cell in cells:
-        for place, found in cell.parted.items():
-            click.echo(divergences.line(f"{cell.load}, {cell.way}: {place}", found))
-    parted = [cell.parted for cell in cells]
-    click.echo(divergences.totals(sum(len(cell.answered) for cell in cells), parted))
+            if isinstance(way, Way):
+                seconds, answered = _measure(engines, way, max_new_tokens, load, ids, seed)
+                run = Run(seconds, answered, judge.ours(answered, way))
+            else:
+                seconds, answered = servers[way](load, ids, max_new_tokens, seed)
+                run = Run(seconds, answered, judge.theirs(answered))
+            cells[load, str(way)].runs.append(run)
+        if max(slots) > 1:
+            with open_bundle(bundle, threads=threads) as single:
+                one_slot = batch_of_one(engines, single)
+    reached = goals([*cells.values()], max(slots), one_slot)
+    mismatches = _tell([*cells.values()], {str(way) for way in ways}, missing)
+    for goal in reached:
+        click.echo(goal)
     if report is not None:
-        environment.write(report, machine, {"cells": [cell.figures() for cell in cells]})
-    sys.exit(bool(divergences.count(parted, "mismatch")))
+        environment.write(report, machine, results([*cells.values()], reached, missing))
+    sys.exit(bool(mismatches))
 
 
-async def _measure(
-    scheduler: Scheduler, way: Way, tokens: int, load: Load, asked: Sequence[Question], seed: int
+def _tell(cells: Sequence[Cell], ours: set[str], missing: dict[str, str]) -> int:
+    """Print what was found; return how many answers of ours are wrong."""
+    Console(width=environment.WIDE).print(table(cells))
+    for name, reason in missing.items():
+        click.echo(f"not measured: {name}: {reason}")
+    runs = [(cell, run) for cell in cells if cell.way in ours for run in cell.runs]
+    for cell, run in runs:
+        for place, found in run.parted.items():
+            click.echo(divergences.line(f"{cell.load}, {cell.way}: {place}", found))
+    parted = [run.parted for _, run in runs]
+    click.echo(divergences.totals(sum(len(run.answered) for _, run in runs), parted))
+    return divergences.count(parted, "mismatch")
+
+
+def _measure(
+    engines: Bundle, way: Way, tokens: int, load: Load, ids: Sequence[list[int]], seed: int
 ) -> tuple[float, list[Answered]]:
-    clients = Clients(scheduler, way, tokens)
-    seconds = await clients.run(load, asked, seed)
+    with Scheduler(engines, slots=way.slots, queue=len(ids)) as scheduler:
+        clients = Clients(scheduler, way, tokens)
+        seconds = asyncio.run(clients.run(load, ids, seed))
     return seconds, clients.answered
 
 

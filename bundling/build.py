@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from poss_export.bundling.engines import build_engines, missing_engines
-from poss_export.bundling.estimate import check_room
+from poss_export.bundling.estimate import check_room, may_measure
 from poss_export.bundling.graphs import make_graphs
 from poss_export.bundling.identity import difference, plan_facts
 from poss_export.bundling.plan import Plan
 from poss_export.bundling.staging import check_output, link_or_copy, publish, real_folder, unfinished
 from poss_export.errors import InputError
+from poss_export.evaluation.beside import measure_beside
 from poss_export.manifest import MANIFEST, Manifest, describe_files, read_manifest, write_manifest
 from poss_export.progress import Progress, Report, silent
 
@@ -47,6 +48,9 @@ def build_bundle(
         present = _kept(plan, folder, force)  # another build may have ended meanwhile
         if present is None:
             manifest = make_graphs(made, plan, argv, report, progress)
+            if may_measure(plan):
+                report("measuring answers beside others")
+                manifest = replace(manifest, beside=measure_beside(made, manifest))
         else:
             manifest = replace(present, argv=tuple(argv), engines=())
             for name in manifest.files:

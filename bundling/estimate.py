@@ -15,6 +15,7 @@ from poss_export.bundling.sizes import draft_parameters, target_bytes
 from poss_export.errors import InputError
 from poss_export.evaluation.pieces import MOST_BYTES
 from poss_export.machine import memory
+from poss_export.manifest import TARGET_GRAPH
 from poss_export.progress import Report
 
 _PROCESS = 0.75e9  # bytes: libraries, tokenizer, and what an allocator does not give back
@@ -73,14 +74,29 @@ def check_room(plan: Plan, folder: Path, report: Report) -> None:
 
 
 def disk_bytes(plan: Plan) -> int:
-    """Return what a build writes: its files, and the float graphs that quantised ones are made of."""
-    written = sum(plan.to_dict()["files"].values())
+    """Return what a build writes: its files, and what lies there for a time.
+
+    First these are the float graphs that quantised ones are made of, and what is put aside meanwhile; then the
+    target's weights as the kernels of several slots read them.
+    """
+    files, floats = plan.to_dict()["files"], 0
     if plan.quantise is not None:
         item = 2 if plan.precision != "fp32" else 4
-        written += item * plan.target.parameters
-        written += 4 * plan.target.parameters * (plan.cache_form != "shared")
-        written += _scratch(plan)
-    return int(written)
+        floats = item * plan.target.parameters
+        floats += 4 * plan.target.parameters * (plan.cache_form != "shared")
+        floats += _scratch(plan)
+    slots = may_measure(plan) and plan.cache_form == "shared"
+    packed = 2 * files[f"{TARGET_GRAPH}.data"] if slots else 0
+    return int(sum(files.values()) + max(floats, packed))
+
+
+def may_measure(plan: Plan) -> bool:
+    """Return whether the target that is built runs here: its type does, and it is not too large to be loaded.
+
+    To quantise a target it is loaded, whatever its size.
+    """
+    loaded = "target" in plan.quantise_requests or not in_pieces(plan.target.config)
+    return loaded and plan.precision != "bf16"
 
 
 def _scratch(plan: Plan) -> int:

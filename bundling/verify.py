@@ -15,6 +15,7 @@ from poss_export.evaluation.checks import (
     check_greedy,
     check_sampled,
     check_sampling,
+    check_together,
 )
 from poss_export.evaluation.filters import check_filters
 from poss_export.evaluation.held_out import PROMPTS
@@ -106,6 +107,7 @@ def _check_answers(
     return [
         check_greedy(bundle, prompts, max_new_tokens, report),
         check_sampled(bundle, prompts, max_new_tokens, report),
+        *([check_together(bundle, prompts, max_new_tokens, report)] if bundle.target.slots > 1 else []),
         *check_rounds(bundle, prompts, max_new_tokens, report),
         check_filters(bundle.manifest.target.config.vocab_size),
         check_sampling(bundle, prompts, draws, report),

@@ -2,7 +2,8 @@
 
 import math
 from collections import abc
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from poss_export.evaluation.equality import Divergence, Verdict, find_divergence
 from poss_export.manifest import Manifest
 from poss_export.progress import Report
 from poss_export.prompts import Prompt
+from poss_export.runtime.answers import answer_ids
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.generation import Generation
 from poss_export.runtime.loop import prefill
@@ -33,6 +35,7 @@ _FALSE_ALARM = 1e-4  # chance that the distribution test refuses a right sampler
 
 NO_DRAFTER = "the bundle has no drafter"
 NOT_CLAIMED = "not claimed of a quantised graph"
+NOT_AT_ONCE = "not claimed of this bundle"
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,12 @@ class Check:
     figures: abc.Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def within(cls, name: str, difference: float, allowed: float, claimed: bool = True) -> "Check":
-        """Return the check that a difference is allowed; of what is not claimed it is told."""
+    def within(cls, name: str, difference: float, allowed: float, unclaimed: str = "") -> "Check":
+        """Return the check that a difference is allowed; `unclaimed`: why it is told and not judged."""
         detail = f"difference {difference:.1e}, allowed {allowed:.0e}"
         figures = {"difference": _finite(difference), "allowed": allowed}
-        if not claimed:
-            return cls(name, None, f"{NOT_CLAIMED}: {detail}", figures=figures)
+        if unclaimed:
+            return cls(name, None, f"{unclaimed}: {detail}", figures=figures)
         return cls(name, difference <= allowed, detail, figures=figures)
 
 
@@ -86,13 +89,21 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
 
     def law(name: str, difference: float, chain: bool) -> Check:
         tie = exactness.tie(chain)
-        return Check.within(name, difference, max(TOLERANCE[precision], tie or 0), tie is not None)
+        allowed = max(TOLERANCE[precision], tie or 0)
+        return Check.within(name, difference, allowed, NOT_CLAIMED if tie is None else "")
+
+    def beside(difference: float) -> Check:
+        measured = manifest.beside is not None
+        tie, claimed = exactness.tie(chain=True, beside=measured), exactness.claims(chain=True)
+        allowed = 0.0 if measured and tie == 0 else max(TOLERANCE[precision], tie or 0)
+        unclaimed = "" if tie is not None else (NOT_AT_ONCE if claimed else NOT_CLAIMED)
+        return Check.within("beside others = alone", difference, allowed, unclaimed)
 
     def draft(name: str, law: abc.Callable[[TargetSession, DraftSession, Ints], float]) -> Check:
         if drafter is None:
             return Check(name, None, NO_DRAFTER)
-        claimed = "draft" not in manifest.quantisation
-        return Check.within(name, law(target, drafter, tokens), SCORE_TOLERANCE[precision], claimed)
+        unclaimed = NOT_CLAIMED if "draft" in manifest.quantisation else ""
+        return Check.within(name, law(target, drafter, tokens), SCORE_TOLERANCE[precision], unclaimed)
 
     found = [
         Check.within("next token = highest logit", laws.next_token_is_likeliest(target, tokens), 0),
@@ -102,9 +113,8 @@ def check_cache_laws(bundle: Bundle) -> list[Check]:
         draft("draft rows at once = in parts", laws.draft_parts_equal_one_call),
     ]
     if target.slots > 1:
-        alone = laws.beside_others_equals_alone(target, tokens)
         found += [
-            law("beside others = alone", alone, chain=True),
+            beside(laws.beside_others_equals_alone(target, tokens)),
             draft("draft beside others = alone", laws.draft_beside_others_equals_alone),
         ]
     return found
@@ -125,6 +135,28 @@ def check_sampled(
     """Check the same of sampled tokens: each has a random number of its own (docs/lossless-sampling.md)."""
     name = "sampled: speculative = target-only"
     return _check_equality(name, bundle, prompts, SAMPLED, max_new_tokens, report)
+
+
+def check_together(
+    bundle: Bundle, prompts: abc.Sequence[Prompt], max_new_tokens: int, report: Report
+) -> Check:
+    """Check the same of greedy answers in all slots at once; prompts come again to fill them."""
+    name = "at once: speculative = target-only"
+    report(name)
+    ids, plain = list[list[int]](), list[Generation]()
+    for prompt in prompts:
+        first = next(bundle.conversation(prompt, raw=not bundle.chats))
+        ids.append(first.prompt_ids.tolist())
+        alone = answer(bundle, ids[-1], max_new_tokens, target_only=True)
+        plain.append(replace(alone, prompt=prompt.turns[0]))
+    asked = [*islice(cycle(ids), max(len(ids), bundle.target.slots))]
+    ours = answer_ids(bundle, asked, max_new_tokens=max_new_tokens)
+    beside = bundle.manifest.beside is not None
+    cases = [
+        _case(bundle, each, alone, made, GREEDY, beside)
+        for each, alone, made in zip(asked, cycle(plain), ours, strict=False)
+    ]
+    return _judged(name, cases)
 
 
 def _check_equality(
@@ -168,18 +200,28 @@ class _Case:
 
 def _answered(bundle: Bundle, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> abc.Iterator[_Case]:
     """Yield a case for each turn, asked behind what the target alone answered to those before."""
-    exactness = bundle.manifest.exactness
     request = Request(
         max_new_tokens=max_new_tokens, sampling=sampling, target_only=True, raw=not bundle.chats
     )
     for stream in bundle.conversation(prompt, **request):
         plain, ids = stream.run(), stream.prompt_ids.tolist()
         ours = answer(bundle, ids, max_new_tokens, target_only=False, sampling=sampling)
-        found = find_divergence(
-            bundle.target, ids, ours.token_ids, plain.token_ids, sampling, exactness.tie(ours.chains)
-        )
-        verdict = judge(found, exactness, ours.chains)
-        yield _Case(plain.prompt, plain.tokens, ours, exactness.claims(ours.chains), found, verdict)
+        yield _case(bundle, ids, plain, ours, sampling)
+
+
+def _case(
+    bundle: Bundle,
+    ids: abc.Sequence[int],
+    plain: Generation,
+    ours: Generation,
+    sampling: Sampling,
+    beside: bool = False,
+) -> _Case:
+    exactness, chain = bundle.manifest.exactness, ours.chains
+    tie = exactness.tie(chain, beside=beside)
+    found = find_divergence(bundle.target, ids, ours.token_ids, plain.token_ids, sampling, tie)
+    verdict = judge(found, exactness, chain, beside=beside)
+    return _Case(plain.prompt, plain.tokens, ours, tie is not None, found, verdict)
 
 
 def _judged(name: str, cases: abc.Sequence[_Case]) -> Check:

@@ -26,7 +26,9 @@ class Divergence:
     gap: float
 
 
-def judge(divergence: Divergence | None, exactness: Exactness, chain: bool) -> Verdict:
+def judge(
+    divergence: Divergence | None, exactness: Exactness, chain: bool, *, beside: bool = False
+) -> Verdict:
     """Return what it means that an answer parts from target-only, or does not.
 
     A difference where nothing is claimed is neither a failure nor lossless: it is told.
@@ -35,10 +37,11 @@ def judge(divergence: Divergence | None, exactness: Exactness, chain: bool) -> V
         divergence: of the answer; None where it is equal.
         exactness: of the bundle.
         chain: whether every tree that was verified for the answer was a chain.
+        beside: whether others shared its calls.
     """
     if divergence is None:
         return "equal"
-    if (tie := exactness.tie(chain)) is None:
+    if (tie := exactness.tie(chain, beside=beside)) is None:
         return "not claimed"
     return "near-tie" if divergence.gap < tie else "mismatch"
 

@@ -1,6 +1,7 @@
 """What must hold for sessions, however tokens came into their caches; every law returns a difference."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -84,21 +85,58 @@ def commit_equals_fresh_run(target: TargetSession, tokens: Ints) -> float:
     return largest(errors)
 
 
-def beside_others_equals_alone(target: TargetSession, tokens: Ints) -> float:
-    """What a sequence's call gives beside those of all other slots = what it gives alone."""
+@dataclass(frozen=True)
+class Asked:
+    """What a sequence has read, int64 [tokens], a call behind it, and `more` [1] behind its first node."""
+
+    text: Ints
+    call: TargetCall
+    more: Ints
+
+    def alone(self) -> "Asked":
+        """Return the same in the first slot."""
+        return replace(self, call=self.call._replace(slot=0))
+
+
+def ask_beside(tokens: Ints, slots: int) -> list[Asked]:
+    """Return something else for every slot: chains, trees, ends of prompts, behind texts of all lengths.
+
+    No two texts have a token in common at the same place, so that no row of a cache is another slot's.
+    """
+    asked = []
+    for slot in range(slots):
+        own, read = np.roll(tokens, slot), 1 + slot % PREFIX
+        tree = DraftTree.chain(own[read : read + 1 + slot % len(PARENTS)])
+        if slot % 3 == 1:
+            nodes = own[read + 1 : read + 1 + len(PARENTS)]
+            tree = DraftTree.with_root(int(own[read]), nodes, PARENTS, np.zeros(len(nodes)))
+        wanted = np.arange(len(tree))[-1 if slot % 3 == 2 else 0 :]
+        asked.append(Asked(own[:read], TargetCall(tree, wanted, slot), own[-1:]))
+    return asked
+
+
+def run_together(target: TargetSession, asked: Sequence[Asked]) -> list[tuple[NDArray[Any], ...]]:
+    """Return features and logits of all calls, run in one where the session can, and of one more behind."""
     target.reset()
-    calls = []
-    for slot in range(target.slots):
-        prefix, more = 1 + slot % PREFIX, 1 + slot % len(PARENTS)
-        target.forward(DraftTree.chain(tokens[:prefix]), slot=slot)
-        target.commit(range(prefix), slot)
-        chain = DraftTree.chain(tokens[prefix : prefix + more])
-        calls.append(TargetCall(chain, np.arange(more), slot))
-    alone = [_results(target.forward(*call)) for call in calls]
-    together = [_results(output) for output in target.forward_all(calls)]
+    for one in asked:
+        target.forward(DraftTree.chain(one.text), slot=one.call.slot)
+        target.commit(range(len(one.text)), one.call.slot)
+    found = [_results(output) for output in target.forward_all([one.call for one in asked])]
+    for one in asked:
+        target.commit([0], one.call.slot)
+    last = [TargetCall(DraftTree.chain(one.more), np.arange(1), one.call.slot) for one in asked]
+    return [
+        (*first, *_results(output)) for first, output in zip(found, target.forward_all(last), strict=True)
+    ]
+
+
+def beside_others_equals_alone(target: TargetSession, tokens: Ints) -> float:
+    """What a sequence's calls give beside those of all other slots = what they give alone."""
+    asked = ask_beside(tokens, target.slots)
+    alone = [run_together(target, [one])[0] for one in asked]
     return largest(
         difference(one, other)
-        for found, expected in zip(together, alone, strict=True)
+        for found, expected in zip(run_together(target, asked), alone, strict=True)
         for one, other in zip(found, expected, strict=True)
     )
 
@@ -113,9 +151,10 @@ def draft_beside_others_equals_alone(target: TargetSession, drafter: DraftSessio
         calls = []
         for slot in range(drafter.slots):
             prefix, more = 1 + slot % PREFIX, 1 + slot % len(PARENTS)
-            drafter.propose(tokens[1 : prefix + 1], features[:prefix], slot)
+            next_tokens, own = np.roll(tokens, -1 - slot), np.roll(features, -slot, axis=0)  # as `ask_beside`
+            drafter.propose(next_tokens[:prefix], own[:prefix], slot)
             rows = slice(prefix, prefix + more)
-            calls.append(DraftCall(tokens[prefix + 1 :][:more], features[rows], slot))
+            calls.append(DraftCall(next_tokens[rows], own[rows], slot))
         found.append(drafter.propose_all(calls) if together else [drafter.propose(*call) for call in calls])
     return largest(map(tree_difference, *found))
 

@@ -113,10 +113,18 @@ def _bundle(manifest: Manifest) -> Facts:
         **of_drafter,
         "capacity": f"{manifest.capacity:,} tokens",
         "caches": manifest.cache_form,
+        "beside others": _beside(manifest),
         "engines": ", ".join(entry.spec.flavour for entry in manifest.engines) or "none built",
         "built": manifest.created,
         "built with": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
     }
+
+
+def _beside(manifest: Manifest) -> str:
+    """Return how much answers that are made at once change each other."""
+    if (found := manifest.beside) is None:
+        return "not measured"
+    return f"logits differ by {found.difference:.1e} with {found.slots} in a call"
 
 
 def _environment() -> Facts:

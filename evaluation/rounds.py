@@ -110,7 +110,7 @@ def _afresh(found: Tokens[_Found], bundle: Bundle) -> Check:
         return Check(AFRESH, None, "no answer went on as the target's own")
     manifest = bundle.manifest
     allowed = SCORE_TOLERANCE[manifest.precision]
-    return Check.within(AFRESH, largest(differences), allowed, claimed=not manifest.quantisation)
+    return Check.within(AFRESH, largest(differences), allowed, NOT_CLAIMED if manifest.quantisation else "")
 
 
 def _propose_own(bundle: Bundle, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> _Found:

@@ -49,7 +49,12 @@ def answer_all(
         InputError: another value cannot be used.
     """
     reading: dict[str, Any] = {"raw": raw, "variables": variables, "control_tokens": control_tokens}
-    asked = [bundle.encode(prompt, **reading) for prompt in prompts]
+    made = answer_ids(bundle, [bundle.encode(prompt, **reading) for prompt in prompts], **wanted)
+    return [replace(one, prompt=words_of(prompt)) for one, prompt in zip(made, prompts, strict=True)]
+
+
+def answer_ids(bundle: Bundle, asked: Sequence[Sequence[int]], **wanted: Unpack[Wanted]) -> list[Generation]:
+    """Return the answers behind ids, which have no prompts in words; as `answer_all`."""
     events: SimpleQueue[tuple[int, Event]] = SimpleQueue()
     made = dict[int, Generation]()
     with Scheduler(bundle, queue=len(asked)) as scheduler:
@@ -64,5 +69,5 @@ def answer_all(
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, Done):
-                made[number] = replace(event.generation, prompt=words_of(prompts[number]))
+                made[number] = event.generation
     return [made[number] for number in range(len(asked))]

@@ -4,7 +4,6 @@ Every call carries a tree of each answer that has begun, and beside them pieces 
 waits for another's prompt and no prompt for another's answer (continuous batching with chunked prefill).
 """
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -48,7 +47,7 @@ class Batch:
         """Begin with that many slots of the sessions, all free."""
         self._target, self._costs, self._slots = target, costs, slots
         self._drafters: dict[Sequence, DraftSession | None] = {}  # of those at work, the oldest first
-        self._habits = defaultdict[int, Habit](Habit)  # by sequences that draft together
+        self._habits = dict[int, Habit]()  # by sequences that draft together
 
     def __len__(self) -> int:
         """Return how many are at work."""
@@ -113,10 +112,9 @@ class Batch:
                 trees[sequence] = tree.first(self._target.room(sequence.slot))
         if asked:
             table, context = self._costs.together(len(self)), max(one.sequence.position for one in asked)
-            costs = _behind(table.by_width(context), beside + sum(map(len, trees.values())))
-            together = propose_together(
-                asked, costs, table.draft, self._habits[len(asked)], fills_up=self._target.fills_up
-            )
+            costs = _behind(table.by_width(context), beside + sum(map(len, trees.values())), len(asked))
+            habit = self._habits.setdefault(len(asked), Habit(hopes=len(asked) == 1))
+            together = propose_together(asked, costs, table.draft, habit, fills_up=self._target.fills_up)
             trees |= {one.sequence: tree for one, tree in zip(asked, together, strict=True)}
         return {
             sequence: TargetCall(trees[sequence], np.arange(len(trees[sequence])), sequence.slot)
@@ -132,8 +130,13 @@ class Batch:
         return sequence.read(start, output, self._drafters[sequence])
 
 
-def _behind(costs: list[float], rows: int) -> list[float]:
-    """Return the cost of a round by its rows beside so many others; beyond the table it rises as before."""
+def _behind(costs: list[float], rows: int, least: int) -> list[float]:
+    """Return the cost of a round by its rows beside so many others; beyond the table it rises as before.
+
+    What `least` rows, which there are in any case, cost more beside others is paid whatever is proposed. It
+    is left out: in a dear call candidates would seem cheap that cost more than the plain steps they save.
+    """
     slope = costs[-1] - costs[-2] if len(costs) > 1 else 0.0
     longer = costs + [costs[-1] + slope * more for more in range(1, rows + 1)]
-    return longer[rows:]
+    sunk = longer[rows + least] - costs[least] if least < len(costs) else 0.0
+    return [cost - sunk for cost in longer[rows:]]

@@ -14,7 +14,7 @@ from typing import Any, Self, Unpack, overload
 from poss_export.contract import GraphContract, draft_contract, target_contract
 from poss_export.engine_spec import Backend, EngineEntry, GraphName
 from poss_export.errors import BackendError, BundleError, PromptError
-from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest, read_manifest
+from poss_export.manifest import DRAFT_GRAPH, TOKENIZER, Manifest, read_manifest
 from poss_export.prompts import Prompt
 from poss_export.runtime.generation import Generation, Stream
 from poss_export.runtime.manifest_fit import check_manifest
@@ -27,8 +27,8 @@ from poss_export.runtime.sessions.base import DraftSession, TargetSession
 from poss_export.runtime.sessions.cuda import device_capability
 from poss_export.runtime.sessions.facts import engine_facts
 from poss_export.runtime.sessions.fit import choose_engines
-from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, OrtTargetSession, Provider
-from poss_export.runtime.sessions.packed import PackedTargetSession
+from poss_export.runtime.sessions.onnx_target import onnx_target
+from poss_export.runtime.sessions.ort import OrtDraftSession, OrtOptions, Provider
 from poss_export.runtime.sessions.tensorrt import TensorrtDraftSession, TensorrtTargetSession
 from poss_export.text import Message, Text, user_says
 
@@ -58,12 +58,7 @@ class Bundle:
         self.text = Text((folder / TOKENIZER).read_text(encoding="utf-8"), manifest.text)
         contracts, capacity = contracts_of(manifest), manifest.capacity
         if engines is None:
-            least = (manifest.exactness.least_width or 1) if manifest.cache_form == "shared" else 1
-            graph, of_target = folder / TARGET_GRAPH, (contracts["target"], capacity, options, least)
-            if options.slots > 1 and options.provider == "cpu" and manifest.cache_form == "shared":
-                self.target = PackedTargetSession(graph, manifest.graph_sha256("target"), *of_target)
-            else:
-                self.target = OrtTargetSession(graph, *of_target, shares=manifest.cache_form == "static")
+            self.target = onnx_target(folder, manifest, contracts["target"], options)
         else:
             self.target = TensorrtTargetSession(folder, engines["target"], contracts["target"], options.slots)
         self.drafter = None

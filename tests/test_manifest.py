@@ -115,6 +115,7 @@ def test_edited_manifest(bundle: tuple[Path, m.Manifest]) -> None:
 FIELDS = (
     *("target", "drafter", "precision", "cache_form", "capacity", "text", "created", "argv"),
     *("versions", "parity", "files", "in_pieces", "engines", "quantisation", "quality", "calibration"),
+    "beside",
 )
 
 

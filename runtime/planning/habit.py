@@ -14,14 +14,14 @@ class Habit:
     first that pays ends that.
     """
 
-    def __init__(self) -> None:
-        """Begin with some hope."""
-        self._worth, self._on = _HOPE, True
-        self._skipped, self._wait = 0, _FIRST_WAIT
+    def __init__(self, hopes: bool = True) -> None:
+        """Begin with some hope, or with a trial."""
+        self._worth, self._on = _HOPE, hopes
+        self._skipped, self._wait = 0 if hopes else _FIRST_WAIT, _FIRST_WAIT
 
     def drafts(self, otherwise: float) -> bool:
         """Return whether to draft in a round that is worth `otherwise` without."""
-        return self._is_trial or (self._on and self._worth * _BESIDE >= otherwise)
+        return self.tries or (self._on and self._worth * _BESIDE >= otherwise)
 
     def skipped(self) -> None:
         """Note a round without a draft."""
@@ -30,7 +30,7 @@ class Habit:
     def drafted(self, worth: float, otherwise: float) -> None:
         """Note what a round with a draft was worth, which was worth `otherwise` without."""
         paid = worth >= otherwise * (1 + _SLACK)
-        if self._is_trial:
+        if self.tries:
             self._wait = _FIRST_WAIT if paid else min(2 * self._wait, _LONGEST_WAIT)
         self._skipped = 0
         self._worth += (worth - self._worth) / _MEMORY
@@ -39,5 +39,6 @@ class Habit:
         self._on = self._worth >= 1 - _SLACK if self._on else paid
 
     @property
-    def _is_trial(self) -> bool:
+    def tries(self) -> bool:
+        """Whether drafting was left long enough for a trial."""
         return self._skipped >= self._wait

@@ -203,13 +203,20 @@ def propose_together(
     otherwise = plan.rate * plain
     usual = habit.drafts(otherwise)
     drafting = [number for number, one in enumerate(asked) if _drafts(one, usual)]
+    if drafting and habit.tries and all(one.planner.planning.skipping for one in asked):
+        # To catch up takes longer the more do, and a trial is for naught where drafting does not pay.
+        drafting = [min(drafting, key=lambda number: asked[number].sequence.unread_rows)]
     if drafting:
         rows = [asked[number].sequence.unread_rows for number in drafting]
         _draft(asked, drafting, candidates)
         # A long catch-up is paid once, and says nothing of the rounds to come.
         usually = sum(draft(min(count, _CATCH_UP)) for count in rows)
         chosen = _choose(asked, candidates, costs, usually, fills_up=fills_up)
-        habit.drafted(chosen.tokens / (chosen.milliseconds + usually) * plain, otherwise)
+        all_so, times = chosen, len(asked) if len(drafting) == 1 else 1
+        if times > 1:  # as if all were worth as much
+            same = [candidates[drafting[0]]] * times
+            all_so = _choose(asked, same, costs, times * usually, fills_up=fills_up)
+        habit.drafted(all_so.tokens / (all_so.milliseconds + times * usually) * plain, otherwise)
         milliseconds = chosen.milliseconds + sum(map(draft, rows))
         plan = Plan(drafted=True, tokens=chosen.tokens, milliseconds=milliseconds)
     else:

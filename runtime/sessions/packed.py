@@ -38,11 +38,12 @@ class PackedTargetSession(CachedSession):
         capacity: int,
         options: OrtOptions,
         least_width: int = 1,
+        cache: Path | None = None,
     ) -> None:
-        """Keep the arguments; `sha256` is that of the graph and its weights."""
+        """Keep the arguments; `sha256` and `cache` are those of `prepacked`."""
         super().__init__(graph.name, capacity, options.slots)
         self.graph, self.options, self.contract = graph, options, contract.with_sizes(batch=1)
-        self._sha256, self._least_width = sha256, least_width
+        self._sha256, self._least_width, self._cache = sha256, least_width, cache
 
     def __enter__(self) -> Self:
         """Rewrite and load the graphs, and allocate the caches.
@@ -56,7 +57,7 @@ class PackedTargetSession(CachedSession):
         rows = self.capacity + self._least_width - 1  # what fills up the last call has room too
         shape = specs[0].with_sizes(capacity=rows).sizes
         self._caches = HostCaches((len(specs), self.slots, *shape[1:]), specs[0].dtype)
-        whole = prepacked(self.graph, self._sha256)
+        whole = prepacked(self.graph, self._sha256, self._cache)
         sizes = [*(1 << bit for bit in range((self.slots - 1).bit_length())), self.slots]
         self._graphs = [_Graph(whole, self.contract, size, self.options) for size in sizes]
         return self

@@ -21,17 +21,17 @@ from poss_export.runtime.sessions.ort import OrtOptions
 _MOVE = "set XDG_CACHE_HOME to a folder on a disk with more room"
 
 
-def prepacked(graph: Path, sha256: str) -> Path:
+def prepacked(graph: Path, sha256: str, cache: Path | None = None) -> Path:
     """Return a graph file that computes what `graph` does, its weights beside it; made when first asked for.
 
-    It lies in the user's cache folder, takes twice the room of the weights, and may be deleted while nothing
-    uses it. sha256: of the graph and its weights.
+    It takes twice the room of the weights, and may be deleted while nothing uses it. sha256: of the graph and
+    its weights. cache: the folder where it lies; None: the user's.
 
     Raises:
         BackendError: ONNX Runtime is missing or refuses the graph.
         InputError: there is no room in the cache folder.
     """
-    folder = _folder(sha256)
+    folder = _folder(sha256, cache)
     if not (folder / graph.name).exists():
         make_writable(folder.parent, _MOVE)
         _check_room(graph, folder.parent)
@@ -46,7 +46,7 @@ def prepacked(graph: Path, sha256: str) -> Path:
     return folder / graph.name
 
 
-def _folder(sha256: str) -> Path:
+def _folder(sha256: str, cache: Path | None) -> Path:
     import onnxruntime
     from platformdirs import user_cache_path
 
@@ -56,7 +56,7 @@ def _folder(sha256: str) -> Path:
         "processor": processor(),
     }
     name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
-    return user_cache_path("poss-export") / "prepacked" / name
+    return (cache or user_cache_path("poss-export")) / "prepacked" / name
 
 
 def _check_room(graph: Path, folder: Path) -> None:

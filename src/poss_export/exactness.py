@@ -1,16 +1,25 @@
 """Where speculation must give the target's own tokens, and what counts as giving them.
 
 In floating point it must, but for near-ties, which rounding decides. A quantised target must where it was
-measured (`evaluation/widths.py`) that a row's logits do not depend on what else is in the call. Where every
-bit is the same nothing excuses a difference; where little changes, near-ties as close as the change do.
+measured (`evaluation/widths.py`) that a row's logits do not depend on what else is in the call. Beside other
+sequences it must where that was measured (`evaluation/beside.py`). Where every bit is the same nothing
+excuses a difference; where little changes, near-ties as close as the change do.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 NEAR_TIE = 1e-4  # of the two highest logits, in fp32: rounding decides between closer ones
 _CLOSEST = 1e-3  # the widest near-tie that is still called one
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The largest `difference` of logits of calls that up to so many `slots` share to those alone."""
+
+    slots: int
+    difference: float
 
 
 @dataclass(frozen=True)
@@ -20,12 +29,13 @@ class Exactness:
     `least_width`: tokens of a call from which on a row no longer depends on how many there are; None where it
     always does. `chain_tie`: of a chain of tokens, `tree_tie`: of a path between siblings: the largest gap
     between two logits that may be decided otherwise than by single steps; 0 where every bit is theirs, None
-    where nothing is claimed.
+    where nothing is claimed. `beside_tie`: likewise, of a call that other sequences share, to that without.
     """
 
     least_width: int | None
     chain_tie: float | None
     tree_tie: float | None
+    beside_tie: float | None = None
 
     @classmethod
     def measured(cls, widths: Mapping[str, Any] | None) -> "Exactness":
@@ -34,18 +44,33 @@ class Exactness:
             return cls(1, chain_tie=None, tree_tie=None)
         if (least := widths["least_width"]) is None:
             return cls(None, chain_tie=None, tree_tie=None)
-        tie = 2 * widths["siblings"]  # one logit of two may rise by as much, and the other fall
         # Attention adds up siblings in another order. Where that changed nothing, coarse steps hid it; where
         # they do not, they make it large.
-        return cls(least, chain_tie=0.0, tree_tie=tie if 0 < tie <= _CLOSEST else None)
+        return cls(least, chain_tie=0.0, tree_tie=_tie(widths["siblings"]) or None)
 
-    def claims(self, chain: bool) -> bool:
-        """Return whether verifying must give the target's own tokens; `chain`: every tree was a chain."""
-        return self.tie(chain) is not None
+    def beside(self, found: Beside | None) -> "Exactness":
+        """Return it with what was found of calls that are shared; None: nothing."""
+        return self if found is None else replace(self, beside_tie=_tie(found.difference))
 
-    def tie(self, chain: bool) -> float | None:
-        """Return how close a near-tie is, for chains alone or for any tree; None where nothing is claimed."""
-        return self.tree_tie if self.chain_tie is None or not chain else self.chain_tie
+    def claims(self, chain: bool, *, beside: bool = False) -> bool:
+        """Return whether verifying must give the target's own tokens.
+
+        `chain`: every tree was a chain; `beside`: other sequences shared its calls.
+        """
+        return self.tie(chain, beside=beside) is not None
+
+    def tie(self, chain: bool, *, beside: bool = False) -> float | None:
+        """Return how close a near-tie is, arguments as in `claims`; None where nothing is claimed."""
+        alone = self.tree_tie if self.chain_tie is None or not chain else self.chain_tie
+        if not beside:
+            return alone
+        return None if alone is None or self.beside_tie is None else max(alone, self.beside_tie)
+
+
+def _tie(difference: float) -> float | None:
+    """Return how close a near-tie is where logits may differ so; None where too many would be."""
+    tie = 2 * difference  # one logit of two may rise by as much, and the other fall
+    return tie if tie <= _CLOSEST else None
 
 
 FLOATING = Exactness(1, chain_tie=NEAR_TIE, tree_tie=NEAR_TIE)

@@ -18,7 +18,7 @@ from poss_export.draft_vocabulary import DraftVocabulary
 from poss_export.drafter_config import DrafterConfig
 from poss_export.engine_spec import EngineEntry, GraphName
 from poss_export.errors import BundleError, CheckpointError, InputError, translated
-from poss_export.exactness import FLOATING, Exactness
+from poss_export.exactness import FLOATING, Beside, Exactness
 from poss_export.fields import check_fields
 from poss_export.files import parse_json, write_whole
 from poss_export.text import TextConfig
@@ -106,7 +106,8 @@ class Manifest:
     `in_pieces`: the target was too large to be loaded for the comparison, and ran piece by piece.
     `engines` are compiled from the graphs; ONNX Runtime reads the graphs themselves. `quantisation` says how
     each graph was quantised, `quality` what that costs, `calibration` what was learned of the drafter from
-    real rounds, and which of its precisions was kept (docs/quantisation.md).
+    real rounds, and which of its precisions was kept (docs/quantisation.md). `beside` says how much sequences
+    that share calls change each other's logits (`evaluation/beside.py`); None: nobody measured it.
     """
 
     target: TargetEntry
@@ -125,13 +126,14 @@ class Manifest:
     quantisation: dict[GraphName, dict[str, Any]] = field(default_factory=dict)
     quality: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
+    beside: Beside | None = None
 
     @property
     def exactness(self) -> Exactness:
         """Whether speculation must give the target's own tokens, and from which width of a call on."""
-        if "target" not in self.quantisation:
-            return FLOATING
-        return Exactness.measured((self.quality or {}).get("widths"))
+        quantised = "target" in self.quantisation
+        alone = Exactness.measured((self.quality or {}).get("widths")) if quantised else FLOATING
+        return alone.beside(self.beside)
 
     def label(self, graph: GraphName) -> str:
         """Return in which precision a graph computes, in the words of the command line."""
@@ -149,7 +151,7 @@ class Manifest:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Manifest":
         """Read what `to_dict` wrote, after a round trip through JSON."""
-        drafter = values["drafter"]
+        drafter, beside = values["drafter"], values.get("beside")
         return cls(
             **{
                 **values,
@@ -159,6 +161,7 @@ class Manifest:
                 "argv": tuple(values["argv"]),
                 "files": {name: FileEntry(**entry) for name, entry in values["files"].items()},
                 "engines": tuple(EngineEntry.from_dict(entry) for entry in values["engines"]),
+                "beside": None if beside is None else Beside(**beside),
             }
         )
 
@@ -212,7 +215,8 @@ def read_manifest(folder: Path, full: bool = False) -> Manifest:
             _check_file(folder, name, FileEntry(**entry), full)
         try:
             manifest = Manifest.from_dict(values)
-            for part in (manifest, manifest.target, manifest.target.embedding, manifest.text):
+            parts = (manifest, manifest.target, manifest.target.embedding, manifest.text, manifest.beside)
+            for part in filter(None, parts):
                 check_fields(part, "manifest's", _SIZES)
         except CheckpointError as error:
             raise BundleError(f"{str(path)!r}: {error}; rebuild the bundle") from error

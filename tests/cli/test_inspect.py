@@ -37,6 +37,7 @@ def test_the_card_of_a_bundle(bundle: Path, target: Path, drafter: Path) -> None
     assert rows["runs on"] == "ONNX Runtime; shared caches"
     assert rows["parity"].endswith(" of PyTorch")
     assert rows["lossless"] == "yes; where two logits are within 1e-04, rounding may decide"
+    assert rows["at once"] == "as alone, bit for bit, with 8 in a call"
     assert "perplexity" not in rows
     assert rows["acceptance"].startswith("expected calibration error")
 

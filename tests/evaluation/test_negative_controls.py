@@ -29,6 +29,7 @@ NEXT = "next token = highest logit"
 GREEDY, SAMPLED = (f"{kind}: speculative = target-only" for kind in ("greedy", "sampled"))
 ACCEPTED, AFRESH = rounds.ACCEPTED, rounds.AFRESH
 FILTERS, DISTRIBUTION = "sampling: filters", "sampling: distribution"
+BESIDE, AT_ONCE = "beside others = alone", "at once: speculative = target-only"
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,28 @@ def test_a_fault_is_caught_by_name(
     plant, named = FAULTS[fault]
     plant(monkeypatch)
     assert broken(bundle, reference) >= named
+
+
+AT_ONCE_FAULTS: dict[str, tuple[faults.Plant, set[str]]] = {
+    "a slot reads a row of its neighbour's cache": (faults.a_neighbours_row, {BESIDE, AT_ONCE}),
+    "answers are given to their neighbours": (faults.a_neighbours_answer, {AT_ONCE}),
+}
+
+
+@pytest.mark.parametrize("fault", [None, *AT_ONCE_FAULTS])
+def test_a_fault_of_slots_is_caught_by_name(
+    fault: str | None, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By no check of one answer at a time."""
+    plant, named = AT_ONCE_FAULTS[fault] if fault else (lambda _: None, set())
+    plant(monkeypatch)
+    with open_bundle(tiny_bundle, threads=1, slots=3) as opened:
+        made = [
+            *checks.check_cache_laws(opened),
+            checks.check_greedy(opened, PROMPTS, 30, lambda _: None),
+            checks.check_together(opened, PROMPTS, 30, lambda _: None),
+        ]
+    assert {check.name for check in made if check.passed is False} == named
 
 
 @pytest.fixture(scope="module")

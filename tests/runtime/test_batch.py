@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from poss_export.errors import BackendError, InputError
+from poss_export.runtime.batch import _behind
 from poss_export.runtime.bundle import Bundle, open_bundle
 from poss_export.runtime.planning.planner import ADAPTIVE
 from poss_export.runtime.sampling import GREEDY, Sampling
@@ -251,3 +252,12 @@ def test_what_is_measured_first_waits_for_a_stream(
     worker.join(20)
     assert entered.is_set()
     assert (text, stream.result.token_ids) == (expected.text, expected.token_ids)
+
+
+def test_what_is_paid_in_any_case_makes_nothing_cheap() -> None:
+    """Candidates beside a prompt cost what they cost without: the time of its rows is not theirs to save."""
+    table = [0.0, 10.0, 11.0, 12.0, 13.0]  # a row more costs as much everywhere
+    for rows in (0, 1, 64):
+        assert _behind(table, rows, 2)[2:] == pytest.approx(table[2:])
+    steps = [0.0, 10.0, 10.0, 20.0, 20.0]  # or comes to the next step of kernels
+    assert _behind(steps, 1, 1)[1:] == pytest.approx([10.0, 20.0, 20.0, 20.0])

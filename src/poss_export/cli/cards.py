@@ -55,6 +55,7 @@ def _bundle_rows(facts: "BundleFacts") -> Rows:
         **_quality_rows(manifest),
         "acceptance": _acceptance_line(facts),
         "lossless": lossless(manifest),
+        "at once": at_once(manifest),
         "built": f"{manifest.created[:10]}, poss-export {manifest.versions.get('poss-export', 'unknown')}",
     }
 
@@ -129,6 +130,17 @@ def lossless(manifest: "Manifest") -> str:
     if tie := exactness.tie(chain=chain):
         return f"yes; where two logits are within {tie:.0e}, rounding may decide"
     return "yes, bit for bit"
+
+
+def at_once(manifest: "Manifest") -> str:
+    """Return in one sentence whether answers that are made at once are those made alone."""
+    if manifest.beside is None:
+        return "not measured when it was built"
+    if (tie := manifest.exactness.beside_tie) is None:
+        return f"not claimed: logits beside others differ by {manifest.beside.difference:.1e}"
+    if tie:
+        return f"as alone; where two logits are within {tie:.0e}, rounding may decide"
+    return f"as alone, bit for bit, with {manifest.beside.slots} in a call"
 
 
 def quality_rows(quality: Mapping[str, Any]) -> Rows:

@@ -10,6 +10,7 @@ from poss_export.cli.printing import log
 from poss_export.engine_spec import Backend
 
 if TYPE_CHECKING:
+    from poss_export.manifest import Manifest
     from poss_export.runtime.sessions.ort import Provider
 
 _SLOTS = 8
@@ -28,7 +29,7 @@ _LIMITS = (
     click.option(
         "--slots",
         type=click.IntRange(1),
-        show_default="8, with engines as many as they are made for",
+        show_default="8, with engines as many as they are made for, 1 where answers would change",
         help="Answers made at once.",
     ),
     click.option(
@@ -99,10 +100,7 @@ def serve(
 
     limits = Limits(body, prompt_tokens, new_tokens, choices, seconds)
     settings = Settings(model_name or bundle.resolve().name, read_keys(api_key_file), limits)
-    if slots is None:
-        engines = read_manifest(bundle).engines if backend != "onnxruntime" else ()
-        made_for = [entry.spec.slots for entry in engines if entry.spec.flavour == backend]
-        slots = min(made_for, default=_SLOTS)
+    slots = _slots(read_manifest(bundle), backend, slots)
     opened = open_bundle(
         bundle, threads=threads, provider=provider, backend=backend, lookup=lookup, slots=slots
     )
@@ -113,3 +111,19 @@ def serve(
             warm(scheduler)
             log(f"serving {settings.model!r} at {address_of(listening)}/v1")
             run(scheduler, settings, listening, drain_seconds)
+
+
+def _slots(manifest: "Manifest", backend: Backend, asked: int | None) -> int:
+    """Return how many answers are made at once; tell where they may not be those made alone."""
+    from poss_export.cli.cards import at_once
+
+    engines = manifest.engines if backend != "onnxruntime" else ()
+    made_for = [entry.spec.slots for entry in engines if entry.spec.flavour == backend]
+    claimed, told = manifest.exactness.beside_tie is not None, f"answers beside others: {at_once(manifest)}"
+    if asked is None and manifest.beside is not None and not claimed and not made_for:
+        log(f"answering in turns ({told}); --slots asks for more")
+        return 1
+    slots = asked or min(made_for, default=_SLOTS)
+    if slots > 1 and not claimed:
+        log(f"warning: {told}; --slots 1 answers in turns")
+    return slots

@@ -21,6 +21,13 @@ def test_what_pays_is_kept() -> None:
     assert all(rounds(1.3, 100))
 
 
+def test_without_hope_the_first_trial_decides() -> None:
+    habit = Habit(hopes=False)
+    assert habit.tries
+    assert all(rounds(1.3, 50, habit=habit))
+    assert rounds(0.8, 33, habit=Habit(hopes=False)) == [True, *[False] * 32]
+
+
 def test_what_does_not_pay_is_left_and_tried_ever_more_seldom() -> None:
     drafted = rounds(0.8, 400)
     first = drafted.index(False)

@@ -14,6 +14,7 @@ from poss_export.costs import Costs
 from poss_export.runtime.loop import speculate
 from poss_export.runtime.planning.candidates import Candidates
 from poss_export.runtime.planning.chances import Calibration, DraftChances
+from poss_export.runtime.planning.habit import Habit
 from poss_export.runtime.planning.lookup import Lookup
 from poss_export.runtime.planning.planner import (
     ADAPTIVE,
@@ -22,6 +23,7 @@ from poss_export.runtime.planning.planner import (
     Plan,
     Planning,
     _choose,
+    propose_together,
 )
 from poss_export.runtime.round import Round
 from poss_export.runtime.sampling import GREEDY, Sampling
@@ -161,6 +163,39 @@ def test_where_all_are_filled_up_to_the_widest_each_takes_as_many(
     assert chosen.nodes == nodes
     assert chosen.milliseconds == 16
     assert chosen.tokens == pytest.approx(3.7 if not fills_up else 3.4)
+
+
+def test_a_trial_drafts_for_one_and_judges_for_all() -> None:
+    """For the one that has least to catch up on; where it pays, all are drafted for from then on."""
+
+    def drafted(_: Any = None) -> Candidates:
+        found = Candidates(3)
+        found.graft(0, [1], [0.9])
+        return found
+
+    planner: Any = SimpleNamespace(
+        looked_up=lambda one: Candidates(one.root),
+        drafted=drafted,
+        order=lambda found: range(len(found)),
+        can_draft=True,
+        planning=ADAPTIVE,
+    )
+    calls = list[list[int]]()
+
+    def propose_all(rows: list[int]) -> list[int]:
+        calls.append(rows)
+        return rows
+
+    drafter: Any = SimpleNamespace(propose_all=propose_all)
+    asked = []
+    for rows in (9, 2, 30):
+        one: Any = SimpleNamespace(root=3, unread_rows=rows, last_unread=lambda _, rows=rows: rows)
+        asked.append(Asked(one, planner, drafter, 9))
+    habit, costs = Habit(hopes=False), [0.0, *np.linspace(10, 11, 8).tolist()]
+    trees = propose_together(asked, costs, lambda _: 0.1, habit)
+    assert [len(tree) for tree in trees] == [1, 2, 1]
+    propose_together(asked, costs, lambda _: 0.1, habit)
+    assert calls == [[2], [9, 2, 30]]
 
 
 @pytest.mark.parametrize("claimed", [0.3, 0.9])
