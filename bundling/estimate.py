@@ -76,8 +76,8 @@ def check_room(plan: Plan, folder: Path, report: Report) -> None:
 def disk_bytes(plan: Plan) -> int:
     """Return what a build writes: its files, and what lies there for a time.
 
-    First these are the float graphs that quantised ones are made of, and what is put aside meanwhile; then the
-    target's weights as the kernels of several slots read them.
+    First these are the float graphs that quantised ones are made of, and what is put aside meanwhile; then
+    the weights of the target as the kernels of several slots read them.
     """
     files, floats = plan.to_dict()["files"], 0
     if plan.quantise is not None:
