@@ -11,6 +11,7 @@ import pytest
 from poss_export.errors import BackendError, InputError
 from poss_export.runtime.batch import _behind
 from poss_export.runtime.bundle import Bundle, open_bundle
+from poss_export.runtime.planning.habit import Habit
 from poss_export.runtime.planning.planner import ADAPTIVE
 from poss_export.runtime.sampling import GREEDY, Sampling
 from poss_export.runtime.scheduler import Done, Event, Failed, Piece, Scheduler
@@ -139,6 +140,8 @@ def test_answers_are_made_at_once(together: Bundle, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("way", WAYS[:2], ids=["planned", "whole trees"])
 def test_trees_are_drawn_together(way: Any, together: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     assert together.drafter is not None
+    monkeypatch.setattr(Habit, "drafts", lambda *_: True)  # whatever rounds cost on this machine
+    monkeypatch.setattr(Habit, "tries", False)
     seen, propose_all = list[int](), together.drafter.propose_all
 
     def propose(calls: Any) -> Any:
