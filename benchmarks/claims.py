@@ -106,7 +106,8 @@ def _source(figure: Figure, claim: Mapping[str, Any], results: Path) -> tuple[st
     values = parse_json((results / claim["file"]).read_bytes())
     where = f"row {figure.row!r}, column {figure.column!r} of the table {figure.table!r}"
     try:
-        row = reduce(_step, claim["rows"][figure.row], values)
+        place = claim["rows"][figure.row]
+        row = reduce(_step, place[figure.column] if isinstance(place, Mapping) else place, values)
         said = claim["columns"][figure.column].format_map(row)
     except (KeyError, StopIteration, TypeError, AttributeError) as error:
         raise InputError(f"{claim['file']} has nothing for {where}: {error!r}") from error
@@ -135,7 +136,7 @@ def keep(result: Path, results: Path = RESULTS) -> Path:
 
 
 def _without_folders(text: str) -> str:
-    return re.sub(r"/(?:[^\s/'\"(),]+/)+", "", text)
+    return re.sub(r"(?:[^\s/'\"(),]*/){2,}", "", text)  # out/bundle stays
 
 
 def read_claims() -> Sequence[Mapping[str, Any]]:

@@ -56,6 +56,14 @@ def test_figures_are_those_of_the_section() -> None:
     ]
 
 
+def test_a_row_may_have_a_place_for_each_column(results: Path) -> None:
+    by_column = {"tokens/s": ["figures", "engine=peer"], "equal": ["figures", "engine=speculative"]}
+    text = TEXT.replace("12.3", "4.0")
+    assert "| 4.0 | made.json |" in report(text, [{**CLAIM, "rows": ROWS | {"ours": by_column}}], results)
+    with pytest.raises(InputError, match="has nothing for row 'ours', column 'equal'"):
+        report(text, [{**CLAIM, "rows": ROWS | {"ours": {"tokens/s": by_column["tokens/s"]}}}], results)
+
+
 def test_each_figure_has_a_row_with_its_source(results: Path) -> None:
     page = report(TEXT, [CLAIM], results)
     rows = [line for line in page.splitlines() if line.startswith("| engine")]
