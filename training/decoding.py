@@ -47,16 +47,18 @@ class BatchDecoder:
         max_new_tokens: int,
         stop_ids: Sequence[int],
         choose: Callable[[Tensor], Tensor],
+        over: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[int, list[int]]]:
         """Yield (prompt index, new tokens) as answers end.
 
         `choose` maps logits `[slots, vocab]` to token ids `[slots]`. A prompt too long for its
         answer is left out. An answer ends at a stop id (included), at `max_new_tokens`, or where it loops.
+        Each step asks whether all is `over`: then what has not ended is lost.
         """
         waiting = deque(i for i, p in enumerate(prompts) if len(p) + max_new_tokens <= self.capacity)
         active: dict[int, _Slot] = {}
         last = torch.zeros(self.slots, dtype=torch.int64, device=self.device)
-        while waiting or active:
+        while (waiting or active) and not over():
             free = [place for place in range(self.slots) if place not in active]
             if waiting and len(free) * REFILL >= self.slots:
                 filled = {place: waiting.popleft() for place in free[: len(waiting)]}

@@ -149,10 +149,7 @@ class Writer:
     def _run(
         self, prompts: Sequence[list[int]], longest: int, choose: Choose
     ) -> Iterator[tuple[int, list[int]]]:
-        for finished in self.batch.run(prompts, longest, self.text.config.stop_ids, choose):
-            yield finished
-            if self.over():
-                break
+        return self.batch.run(prompts, longest, self.text.config.stop_ids, choose, self.over)
 
 
 def _joined(dialogues: Sequence[_Dialogue]) -> Dialogues | None:

@@ -15,6 +15,7 @@ from poss_export.errors import InputError
 from poss_export.files import lock, opened
 from poss_export.targets.checkpoint import Target, open_target
 from poss_export.targets.decoder import Decoder
+from poss_export.training.decoding import BatchDecoder
 from poss_export.training.dialogue_folder import SynthesisOptions, synthesise
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.held_apart import HeldApart
@@ -195,6 +196,22 @@ def test_given_turns_are_answered_once(talkative: Target, tmp_path: Path) -> Non
 def test_time_that_is_over_ends_a_part_early(talkative: Target, tmp_path: Path) -> None:
     card = synthesise(talkative, tmp_path, SynthesisOptions(answer_tokens=10**9, minutes=0.02), silent)
     assert card["dialogues"] > 0
+
+
+def test_no_step_is_made_once_it_is_over(talkative: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer takes minutes where steps are slow, and whoever gave the time may not wait."""
+    steps, step = list[int](), BatchDecoder._step
+
+    def count(self: BatchDecoder, last: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        return step(self, last)
+
+    monkeypatch.setattr(BatchDecoder, "_step", count)
+    monkeypatch.setattr(Talkative, "head", Decoder.head)  # its turns are long
+    Writer(talkative.load_decoder(), talkative.text, 8, (3,), lambda: len(steps) >= 5).write(
+        40, sampled=False
+    )
+    assert len(steps) == 5
 
 
 def test_evaluation_prompts_are_held_apart(talkative: Target, tmp_path: Path) -> None:
