@@ -27,8 +27,8 @@ from poss_export.training.held_apart import HeldApart
 from poss_export.training.synthesis import MIN_ANSWER, Writer
 
 SLOTS = {"cpu": 128, "cuda": 2048}  # answers written at a time
-# Dialogues of a part, in slots. The last answers of a part leave slots idle, but where there is little time it
-# must come as far as its answers: the turns that it invents come first.
+# Dialogues of a part, in slots. The last answers of a part leave slots idle, but in little time it must come
+# as far as its answers: the turns that it invents come first.
 FILLS = 4
 SAMPLED_EVERY = 4  # parts of which one has sampled answers
 CARD, ORIGIN, CLAIMS = "card.json", "origin.json", ".claims"
