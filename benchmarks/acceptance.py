@@ -122,7 +122,7 @@ def main(target: str, drafters: tuple[str, ...], files: tuple[Path, ...], report
     dialogues = reduce(add, map(Dialogues.load, files))
     dialogues.check_split()
     depths = [f"d{depth}" for depth in range(1, STEPS + 1)]
-    table = Table("drafter", *depths, "tau", *(f"{name}, to the first" for name in FIGURES), box=None)
+    table = Table("drafter", *depths, "tau", *FIGURES, box=None)
     rows, first = [], None
     for name, counts in measure(target, drafters, dialogues):
         first = first or counts
@@ -141,7 +141,9 @@ def main(target: str, drafters: tuple[str, ...], files: tuple[Path, ...], report
             }
         )
     Console(width=environment.WIDE).print(table)
-    click.echo(f"{int(dialogues.validation.sum())} held-out dialogues of {target}")
+    click.echo(
+        f"{int(dialogues.validation.sum())} held-out dialogues of {target}; changes are relative to the first"
+    )
     if report is not None:
         environment.write(report, machine, {"rows": rows})
 
