@@ -20,12 +20,18 @@ COLUMNS = ("device", "what", "date", "where the figures are")
 BY_HAND = (
     (
         "2 cores of an Intel Xeon with AMX",
-        "ONNX Runtime CPU, fp32: speed, peers, losslessness on 160 questions",
-        "23 November 2026",
-        "`README.md`, `docs/shipped-drafters.md`",
+        "ONNX Runtime CPU: planned rounds, fp32 and 8 bits, losslessness on 160 questions",
+        "26 November 2026",
+        "`docs/planning.md`, `docs/quantisation.md`",
     ),
     (
         "2 cores of an AMD EPYC with AVX-512",
+        "ONNX Runtime CPU, fp32 and 8 bits: peers, many clients, losslessness on 160 questions",
+        "27 November 2026",
+        "`README.md`, `docs/serving.md`, `docs/quantisation.md`",
+    ),
+    (
+        "the same kind",
         "ONNX Runtime CPU, fp32: all drafters, losslessness of each",
         "25 November 2026",
         "`docs/drafter-study.md`",
