@@ -9,12 +9,11 @@ from poss_export.calibration.record import Record
 from poss_export.config import TreeShape
 from poss_export.draft_vocabulary import DraftVocabulary
 from poss_export.drafters.checkpoint import DrafterCheckpoint
-from poss_export.drafters.vocabulary import most_frequent, ranks_of
+from poss_export.drafters.vocabulary import USUAL_SIZE, most_frequent, ranks_of
 from poss_export.errors import InputError
 from poss_export.targets.checkpoint import Target
 
 _WIDE = 0.25  # of the target's weights: more than that in heads alone, and a round is no cheap guess
-_USUAL = 8192  # ids, what drafters are trained with here
 
 
 def cut_drafter(
@@ -49,7 +48,7 @@ def wide_head(target: Target, drafter: DrafterCheckpoint, tree: TreeShape) -> st
     config = drafter.drafter.config
     passes = tree.depth if config.drafting == "tree" else 1
     read = passes * config.draft_vocab_size * config.hidden_size
-    if not _USUAL < config.draft_vocab_size == config.vocab_size or read < _WIDE * target.parameters:
+    if not USUAL_SIZE < config.draft_vocab_size == config.vocab_size or read < _WIDE * target.parameters:
         return None
     return (
         f"drafter {drafter.name!r} can propose all {config.draft_vocab_size:,} tokens: a round reads its "

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from poss_export.text import Text
 
+USUAL_SIZE = 8192  # ids that a drafter trained here proposes, unless others are asked for
 _PRIOR = 0.3  # weight of the order, as a share of the counted tokens
 
 

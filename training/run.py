@@ -23,6 +23,7 @@ from poss_export.config import TargetConfig
 from poss_export.drafter_config import DrafterConfig
 from poss_export.drafters.checkpoint import load_drafter, pair, save_drafter
 from poss_export.drafters.model import Drafter
+from poss_export.drafters.vocabulary import USUAL_SIZE
 from poss_export.errors import CheckpointError, InputError
 from poss_export.files import lock, make_writable, opened, whole, write_whole
 from poss_export.plots import check_library
@@ -43,7 +44,6 @@ from poss_export.training.presets import preset
 from poss_export.training.trainer import RunState, Trainer
 from poss_export.training.vocabulary import check_size, choose_vocabulary, coverage
 
-DRAFT_VOCAB_SIZE = 8192
 LOG = "training.jsonl"
 LOGGED = 20  # points of the learning curves, beside the first
 LOOKS = 20  # steps from one look at the loss to the next: a device must be waited for
@@ -209,7 +209,7 @@ def _plan_drafter(target: TargetConfig, options: TrainOptions) -> tuple[DrafterC
                 options=("draft_vocab_size",),
             )
         size = len(trained.draft_ids)
-    size = size or min(DRAFT_VOCAB_SIZE, target.vocab_size)
+    size = size or min(USUAL_SIZE, target.vocab_size)
     check_size(size, target.vocab_size)
     try:
         config = preset(options.preset).drafter_config(target, size, options.choices)

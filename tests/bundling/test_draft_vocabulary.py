@@ -128,7 +128,7 @@ def test_what_cannot_be_cut_is_refused(planned: Any, tiny_folder: Any, released:
 
 def test_a_plan_tells_what_a_whole_vocabulary_costs(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert planned(None).warnings == ()  # 96 tokens are no large vocabulary
-    monkeypatch.setattr(draft_vocabulary, "_USUAL", 50)
+    monkeypatch.setattr(draft_vocabulary, "USUAL_SIZE", 50)
     (warning,) = planned(None).warnings
     assert "can propose all 96 tokens: a round reads its head 4 times" in warning
     assert planned(60).warnings == ()  # more than that, but cut
