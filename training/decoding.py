@@ -139,7 +139,7 @@ def _ended(tokens: list[int], max_new_tokens: int, stop_ids: Sequence[int]) -> b
 
 
 def _loops(tokens: list[int]) -> bool:
-    tail, at, end = tokens[-REPEATED:], -1, len(tokens) - REPEATED
+    tail, at, end = tokens[-REPEATED:], -1, max(0, len(tokens) - REPEATED)
     with suppress(ValueError):  # raised where the first token of the tail does not come again
         while True:
             at = tokens.index(tail[0], at + 1, end)

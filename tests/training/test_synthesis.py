@@ -55,6 +55,11 @@ def test_dialogues_survive_the_disk(tmp_path: Path) -> None:
         Dialogues.load(tmp_path / "e.npz")
 
 
+@pytest.mark.parametrize("count", range(1, 49))
+def test_an_answer_goes_on_where_it_has_not_said_its_last_tokens_before(count: int) -> None:
+    assert not _ended(list(range(count)), 100, ())
+
+
 def test_an_answer_ends_where_it_says_again_what_it_said() -> None:
     said = list(range(40))
     assert not _ended(said, 100, ())
