@@ -14,7 +14,7 @@ from poss_export.targets.decoder import Decoder
 from poss_export.text import Message, Text, user_says
 from poss_export.training.decoding import BatchDecoder
 from poss_export.training.dialogues import Dialogues
-from poss_export.training.tasks import FOLLOW_UPS, OPENERS, passage_task, pick, topic_task
+from poss_export.training.tasks import FOLLOW_UPS, OPENERS, passage_task, pick, topic_task, word_problem
 
 HOLDOUT = 0.05
 MIN_ANSWER = 12  # tokens; shorter answers hold no drafts worth learning
@@ -23,7 +23,7 @@ LONGEST_PASSAGE = 200  # tokens of a dialogue that is asked about or gone on wit
 LIKELIEST = 256  # tokens that sampling chooses from
 
 # Shares of a part's dialogues. One in four is gone on with; its second answer is no dialogue of its own.
-INVENTED, TOPICS, PASSAGES, FOLLOWED = 0.5, 0.25, 0.25, 0.25
+INVENTED, TOPICS, PROBLEMS, PASSAGES, FOLLOWED = 0.4, 0.2, 0.15, 0.25, 0.25
 
 Choose = Callable[[Tensor], Tensor]
 
@@ -80,6 +80,7 @@ class Writer:
         heads = [self.text.encode_user_opening(opener) for opener in openers]
         turns = {turn: "invented" for _, turn in self._finish_turns(openers, heads)}
         turns |= {topic_task(random): "topic" for _ in range(round(size * TOPICS))}
+        turns |= {word_problem(random): "problem" for _ in range(round(size * PROBLEMS))}
         first = self._answered([_Dialogue(kind, [user_says(turn)]) for turn, kind in turns.items()], choose)
         short = [dialogue for dialogue in first if len(dialogue.ids) <= LONGEST_PASSAGE]
         passages = [

@@ -67,7 +67,7 @@ def test_a_part_holds_all_kinds_and_its_seed_repeats_it(talkative: Target) -> No
     assert first is not None
     assert again is not None
     assert other is not None
-    assert set(first.kinds.tolist()) == {"invented", "topic", "passage", "followed"}
+    assert set(first.kinds.tolist()) == {"invented", "topic", "problem", "passage", "followed"}
     assert np.array_equal(first.ids, again.ids)
     assert not np.array_equal(first.ids, other.ids)
     sampled = writer(talkative, 3).write(40, sampled=True)
