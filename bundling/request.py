@@ -50,7 +50,9 @@ class BuildRequest:
 
     `target` and `drafter` are names or places, `positions_per_specialist` is of a drafter that does not state
     it. `draft_vocab_size` cuts a drafter that can propose every token to the most frequent ones, by samples
-    or else by the tokenizer's order. A `draft_precision` of None lets a bundle for ONNX Runtime on the CPU
+    or else by the tokenizer's order. `acceptance`: learn from rounds on prompts how the drafter's scores are
+    to be read, which takes the target in float32 as a whole; without it every round verifies the whole tree.
+    A `draft_precision` of None lets a bundle for ONNX Runtime on the CPU
     have the faster of "w8a8" and "float". `engine_capacities` are of further engines, below the bundle's;
     `engine_widths` are the rows of the calls that the target's are made for, none for 2, 4, 8, 16 up to the
     tree's; `engine_slots` is a power of two: they are made for calls of up to so many answers.
@@ -61,6 +63,7 @@ class BuildRequest:
     drafter: str | None = None
     positions_per_specialist: int | None = None
     draft_vocab_size: int | None = None
+    acceptance: bool = True
     tree: TreeShape = field(default_factory=TreeShape)
     capacity: int | None = None  # tokens of prompt and answer together
     precision: Precision | Scheme = "fp32"
@@ -96,7 +99,7 @@ class BuildRequest:
     def contest(self) -> bool:
         """Whether the drafter's precision is left to a build that ONNX Runtime on the CPU can measure."""
         left_out = self.drafter is not None and self.draft_precision is None
-        return left_out and self.form == "shared" and self.float_type == "fp32"
+        return left_out and self.acceptance and self.form == "shared" and self.float_type == "fp32"
 
     @property
     def schemes(self) -> dict[GraphName, Scheme]:
@@ -122,6 +125,11 @@ def plan(request: BuildRequest) -> "Plan":
         raise InputError(
             "a draft vocabulary needs a drafter: name one, or leave it out",
             options=("drafter", "draft_vocab_size"),
+        )
+    if request.drafter is None and not request.acceptance:
+        raise InputError(
+            "acceptance is a drafter's, and there is none: name one, or do not leave it out",
+            options=("drafter", "acceptance"),
         )
     if request.drafter is None and request.draft_precision is not None:
         raise InputError(
@@ -196,7 +204,14 @@ def _quantise_request(request: BuildRequest) -> "QuantiseRequest | None":
     """Return what is asked of quantised graphs, and read the files that it takes; None where nothing is."""
     _check_options(request)
     options = request.quantisation
-    if not request.schemes and options.samples is None and request.drafter is None:
+    learns = request.drafter is not None and request.acceptance
+    if not request.acceptance and (request.schemes or options.samples is not None):
+        raise InputError(
+            "acceptance can be left out where no graph is quantised and no samples are given, as only then "
+            "no rounds are run: leave precisions and samples out, too",
+            options=("acceptance", "precision", "draft_precision", "samples"),
+        )
+    if not request.schemes and options.samples is None and not learns:
         return None
     from poss_export.bundling.quantise_request import QuantiseRequest
     from poss_export.calibration.record import load_record

@@ -46,6 +46,7 @@ def test_schemes_are_of_quantised_graphs_only() -> None:
         ({"drafter": "d", "precision": "fp16"}, False),
         ({"drafter": "d", "cache_form": "static"}, False),
         ({"drafter": "d", "backend": "tensorrt", "precision": "w8a8"}, False),
+        ({"drafter": "d", "acceptance": False}, False),
     ],
 )
 def test_a_drafter_for_the_cpu_may_be_quantised_unasked(asked: dict[str, Any], contest: bool) -> None:
@@ -58,6 +59,12 @@ def test_a_drafter_for_the_cpu_may_be_quantised_unasked(asked: dict[str, Any], c
     ("asked", "message", "options"),
     [
         ({"positions_per_specialist": 2}, "positions per specialist are a drafter's", {"drafter"}),
+        ({"acceptance": False}, "acceptance is a drafter's, and there is none", {"drafter", "acceptance"}),
+        (
+            {"drafter": "d", "acceptance": False, "precision": "int8"},
+            "acceptance can be left out where no graph is quantised",
+            {"acceptance", "precision"},
+        ),
         ({"draft_precision": "float"}, "a draft precision needs a drafter", {"drafter", "draft_precision"}),
         ({"precision": "fp99"}, "precision is 'fp99'; expected one of fp32, fp16", {"precision"}),
         ({"draft_precision": "int3"}, "draft precision is 'int3'; expected one of w8a8", {"draft_precision"}),

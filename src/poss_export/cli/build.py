@@ -34,6 +34,12 @@ _DRAFTER = (
     ),
     options.POSITIONS,
     options.DRAFT_VOCAB,
+    click.option(
+        "--acceptance/--no-acceptance",
+        default=BuildRequest.acceptance,
+        help="Learn from rounds on prompts what the drafter's scores are worth; without it every round "
+        "verifies the whole tree, and a target need not fit into memory in float32.",
+    ),
     click.option("--tree-depth", default=TreeShape.depth, help="Levels of the drafted tree."),
     click.option("--top-k", default=TreeShape.top_k, help="Beam of the drafted tree."),
     click.option(
@@ -206,6 +212,7 @@ def build(
     drafter: str | None,
     positions_per_specialist: int | None,
     draft_vocab_size: int | None,
+    acceptance: bool,
     tree_depth: int,
     top_k: int,
     tree_nodes: int | None,
@@ -252,6 +259,7 @@ def build(
         drafter=drafter,
         positions_per_specialist=positions_per_specialist,
         draft_vocab_size=draft_vocab_size,
+        acceptance=acceptance,
         tree=TreeShape.of(tree_depth, top_k, tree_nodes),
         capacity=capacity,
         precision=precision,
