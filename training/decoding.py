@@ -13,7 +13,7 @@ from poss_export.targets.decoder import Attend, Decoder, merge_heads, split_head
 from poss_export.targets.rope import rope_tables, rotate
 
 REPEATED = 24  # an answer whose last tokens, so many, it has said before has begun to loop
-SPAN = 32  # cache columns that a step reads are a multiple of this: few shapes
+SPAN = 64  # columns of caches are a multiple of this: few shapes, and few moves
 REFILL = 16  # a prompt waits until one slot in so many is free: prompts are read together
 
 
@@ -24,21 +24,22 @@ class _Slot:
 
 
 class BatchDecoder:
-    """Decodes prompts with `slots` places and in-place caches of `capacity` tokens each."""
+    """Decodes prompts at up to `slots` places, with room for `capacity` tokens each."""
 
     def __init__(self, decoder: Decoder, slots: int, capacity: int) -> None:
-        """Allocate the caches in the decoder's dtype and on its device."""
+        """Caches have the decoder's dtype, on its device; they are as wide and long as what is decoded."""
         config, weight = decoder.config, decoder.embed_tokens
         self.decoder, self.slots, self.device = decoder, slots, weight.device
         self.capacity = capacity
-        columns = -(-capacity // SPAN) * SPAN
-        # Keys lie column by column, so that scores and mixed values are each one product that copies nothing:
-        # a fused attention is three times slower on CPUs where every slot has one query row.
-        heads = (config.num_layers, slots, config.num_kv_heads)
-        self.keys = torch.zeros(*heads, config.head_dim, columns, dtype=weight.dtype, device=weight.device)
-        self.values = torch.zeros(*heads, columns, config.head_dim, dtype=weight.dtype, device=weight.device)
-        self.lengths = torch.zeros(slots, dtype=torch.int64, device=self.device)
-        tables = rope_tables(config.rope, config.head_dim, columns)
+        # A product of part of a cache's columns would copy them, which takes longer than to multiply: each
+        # layer's are as many as the longest answer needs. Fused attention takes longer still where every
+        # slot has one query row.
+        self.span = 0
+        none = torch.empty(0, config.num_kv_heads, 0, config.head_dim, dtype=weight.dtype, device=self.device)
+        self.caches = [(none, none)] * config.num_layers  # keys and values [places, kv_heads, span, head_dim]
+        self.lengths = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.busy = torch.zeros(0, dtype=torch.bool, device=self.device)
+        tables = rope_tables(config.rope, config.head_dim, capacity)
         self.cos, self.sin = (table.to(self.device, weight.dtype) for table in tables)
 
     def run(
@@ -51,16 +52,17 @@ class BatchDecoder:
     ) -> Iterator[tuple[int, list[int]]]:
         """Yield (prompt index, new tokens) as answers end.
 
-        `choose` maps logits `[slots, vocab]` to token ids `[slots]`. A prompt too long for its
+        `choose` maps logits `[places, vocab]` to token ids `[places]`. A prompt too long for its
         answer is left out. An answer ends at a stop id (included), at `max_new_tokens`, or where it loops.
         Each step asks whether all is `over`: then what has not ended is lost.
         """
         waiting = deque(i for i, p in enumerate(prompts) if len(p) + max_new_tokens <= self.capacity)
         active: dict[int, _Slot] = {}
-        last = torch.zeros(self.slots, dtype=torch.int64, device=self.device)
+        self._move([], min(self.slots, len(waiting)), 0)
+        last = torch.zeros(len(self.lengths), dtype=torch.int64, device=self.device)
         while (waiting or active) and not over():
-            free = [place for place in range(self.slots) if place not in active]
-            if waiting and len(free) * REFILL >= self.slots:
+            free = [place for place in range(len(last)) if place not in active]
+            if waiting and len(free) * REFILL >= len(last):
                 filled = {place: waiting.popleft() for place in free[: len(waiting)]}
                 first = choose(self._prefill(list(filled), [prompts[i] for i in filled.values()]))
                 last[list(filled)] = first
@@ -69,8 +71,12 @@ class BatchDecoder:
             for place, slot in list(active.items()):
                 if _ended(slot.tokens, max_new_tokens, stop_ids):
                     del active[place]
-                    self.lengths[place] = 0
+                    self._free(place)
                     yield slot.request, slot.tokens
+            if not waiting and 2 * len(active) <= len(last):  # idle places cost as much as others
+                last = last[list(active)]
+                self._move(list(active), len(active), self.span)
+                active = dict(enumerate(active.values()))
             if active:
                 last = choose(self._step(last))
                 chosen = last.tolist()
@@ -78,10 +84,38 @@ class BatchDecoder:
                     slot.tokens.append(chosen[place])
 
     @torch.inference_mode()
+    def _free(self, place: int) -> None:
+        self.lengths[place], self.busy[place] = 0, False
+
+    @torch.inference_mode()
+    def _move(self, kept: list[int], places: int, columns: int) -> None:
+        """Make so many places that hold at least so many columns; the first of them are those `kept`."""
+        span = -(-columns // SPAN) * SPAN
+        rows, seen = torch.tensor(kept, dtype=torch.int64, device=self.device), min(span, self.span)
+
+        def moved(cache: Tensor) -> Tensor:
+            new = cache.new_zeros(places, cache.shape[1], span, cache.shape[3])
+            new[: len(kept), :, :seen] = cache[rows, :, :seen]
+            return new
+
+        for layer, (keys, values) in enumerate(self.caches):  # one after the other: little is there twice
+            self.caches[layer] = moved(keys), moved(values)
+        self.lengths, self.busy = (
+            F.pad(state[rows], (0, places - len(kept))) for state in (self.lengths, self.busy)
+        )
+        self.span = span
+
+    def _reach(self, columns: int) -> None:
+        """Let all places hold so many columns."""
+        if columns > self.span or 2 * columns <= self.span - SPAN:
+            self._move(list(range(len(self.lengths))), len(self.lengths), columns)
+
+    @torch.inference_mode()
     def _prefill(self, places: list[int], prompts: list[list[int]]) -> Tensor:
         """Fill the caches of some places; return the logits of each prompt's last row `[places, vocab]`."""
         counts = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         seq, head_dim = int(counts.max()), self.decoder.config.head_dim
+        self._reach(max(seq, self.span))
         ids = torch.tensor([prompt + [0] * (seq - len(prompt)) for prompt in prompts], device=self.device)
         rows = torch.tensor(places, device=self.device)
         cos, sin = self.cos[:seq], self.sin[:seq]
@@ -90,44 +124,43 @@ class BatchDecoder:
             q, k, v = (split_heads(x, head_dim) for x in (query, key, value))
             k = rotate(k, cos, sin)
             # Rows behind a prompt are padding: its own rows do not see them, its answer overwrites them.
-            self.keys[layer, rows, :, :, :seq] = k.transpose(-1, -2)
-            self.values[layer, rows, :, :seq] = v
+            for cache, new in zip(self.caches[layer], (k, v), strict=True):
+                cache[rows, :, :seq] = new
             return merge_heads(
                 F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, is_causal=True, enable_gqa=True)
             )
 
         features = self.decoder.hidden(ids, attend)
-        self.lengths[rows] = counts
+        self.lengths[rows], self.busy[rows] = counts, True
         last = features.gather(1, (counts - 1)[:, None, None].expand(-1, 1, features.shape[-1]))
         return self.decoder.head(last)[:, 0]
 
     @torch.inference_mode()
     def _step(self, last: Tensor) -> Tensor:
         """Feed one token to every place; return logits `[slots, vocab]` (idle places: nonsense)."""
+        self._reach(int(self.lengths.max()) + 1)
         features = self.decoder.hidden(last[:, None], self._step_attend())
-        self.lengths += 1
-        self.lengths.clamp_(max=self.capacity - 1)  # idle places count on; they are reset when filled
+        self.lengths += self.busy
         return self.decoder.head(features)[:, 0]
 
     def _step_attend(self) -> Attend:
-        config, places = self.decoder.config, torch.arange(self.slots, device=self.device)
+        config, places = self.decoder.config, torch.arange(len(self.lengths), device=self.device)
         kv_heads, head_dim = config.num_kv_heads, config.head_dim
-        span = -(-(int(self.lengths.max()) + 1) // SPAN) * SPAN
-        hidden = torch.arange(span, device=self.device) > self.lengths[:, None]
-        bias = torch.zeros(hidden.shape, dtype=self.keys.dtype, device=self.device)
+        hidden = torch.arange(self.span, device=self.device) > self.lengths[:, None]
+        bias = torch.zeros(hidden.shape, dtype=self.cos.dtype, device=self.device)
         bias = bias.masked_fill_(hidden, -torch.inf).repeat_interleave(kv_heads, 0)[:, None]
         cos, sin = self.cos[self.lengths, None, None], self.sin[self.lengths, None, None]
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             # Query heads that share a KV head become query rows, so that no cache is repeated.
-            q = rotate(query.reshape(self.slots, kv_heads, -1, head_dim), cos, sin)
-            k = rotate(key.reshape(self.slots, kv_heads, 1, head_dim), cos, sin)[:, :, 0]
-            keys, values = self.keys[layer], self.values[layer]
-            keys[places, :, :, self.lengths] = k
-            values[places, :, self.lengths] = value.reshape(self.slots, kv_heads, head_dim)
-            seen = keys.flatten(0, 1)[:, :, :span], values.flatten(0, 1)[:, :span]
-            scores = torch.baddbmm(bias, q.flatten(0, 1), seen[0], alpha=head_dim**-0.5)
-            return torch.bmm(scores.softmax(-1), seen[1]).reshape(self.slots, 1, -1)
+            q = rotate(query.reshape(len(places), kv_heads, -1, head_dim), cos, sin)
+            k = rotate(key.reshape(len(places), kv_heads, 1, head_dim), cos, sin)[:, :, 0]
+            keys, values = self.caches[layer]
+            keys[places, :, self.lengths] = k
+            values[places, :, self.lengths] = value.reshape(len(places), kv_heads, head_dim)
+            keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+            scores = torch.baddbmm(bias, q.flatten(0, 1), keys.transpose(1, 2), alpha=head_dim**-0.5)
+            return torch.bmm(scores.softmax(-1), values).reshape(len(places), 1, -1)
 
         return attend
 
