@@ -1,7 +1,7 @@
 """Parity of graphs that were just exported: loaded as they are, or the target in pieces where it is large."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from poss_export.config import TargetConfig
 from poss_export.evaluation.parity import SCORES, compare, compare_trees, differences, steps_of
-from poss_export.evaluation.pieces import run_in_pieces
+from poss_export.evaluation.pieces import Array, Step, run_in_pieces
 from poss_export.exporters.widening import runnable_on_cpu, widen, widen_loaded, widened
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, Manifest
 from poss_export.onnx_file import map_weight
@@ -37,16 +37,21 @@ def compare_graphs(
     if not in_pieces(manifest.target.config):
         with runnable_on_cpu(folder, manifest) as runnable, Bundle(*runnable, OrtOptions()) as bundle:
             return compare(bundle, reference)
-    figures = _compare_target(folder, manifest, reference, progress)
+    comparing = "comparing the target with PyTorch"
+    figures = differences(
+        read_in_pieces(folder, manifest, steps_of(reference), comparing, progress), reference
+    )
     if manifest.drafter is not None and reference.trees:
         with _drafter(folder, manifest, reference) as drafter:
             figures[SCORES] = compare_trees(drafter, reference)
     return figures
 
 
-def _compare_target(
-    folder: Path, manifest: Manifest, reference: Reference, progress: Progress
-) -> dict[str, float]:
+def read_in_pieces(
+    folder: Path, manifest: Manifest, steps: Sequence[Step], activity: str, progress: Progress
+) -> list[tuple[Array, Array]]:
+    """Return what `run_in_pieces` does, of the target in `folder` as the CPU computes it."""
+
     def weight(tensor: TensorProto) -> NDArray[np.generic]:
         mapped = map_weight(tensor, folder)
         return widened(mapped) if tensor.data_type == TensorProto.BFLOAT16 else mapped
@@ -54,7 +59,7 @@ def _compare_target(
     model = onnx.load(folder / TARGET_GRAPH, load_external_data=False)
     widen_loaded(model)
     contract = contracts_of(_on_cpu(manifest))["target"].with_sizes(batch=1, capacity=manifest.capacity)
-    return differences(run_in_pieces(model, weight, contract, steps_of(reference), progress), reference)
+    return run_in_pieces(model, weight, contract, steps, activity, progress)
 
 
 @contextmanager

@@ -119,10 +119,32 @@ def _learning(plan: Plan) -> int:
     """Return the peak of what a drafter and a quantised target are measured by: graphs loaded as a whole."""
     if plan.quantise is None:
         return 0
-    wanted = plan.quantise.graphs.get("target")
-    small = 0 if wanted is None else target_bytes(plan.target, "fp32", wanted.scheme)
+    small, learned = _small(plan), _learned(plan)
+    # A quantised target's kernels pack its weights, and it may be all that is loaded.
+    return learned + small if runs_whole(plan) else learned - 4 * plan.target.parameters + 2 * small
+
+
+def runs_whole(plan: Plan) -> bool:
+    """Return whether this machine's memory holds a target in float32 and the one that is judged beside it.
+
+    What is learned from samples runs as a whole in any case.
+    """
+    wanted, found = None if plan.quantise is None else plan.quantise.graphs.get("target"), memory()
+    if wanted is None or wanted.need_samples or found is None:
+        return True
+    return _learned(plan) + _small(plan) <= found[0]
+
+
+def _learned(plan: Plan) -> int:
+    """Return the memory of a target and a drafter in float32."""
     drafter = 0 if plan.drafter is None else draft_parameters(plan.target, plan.drafter, plan.tree)
-    return int(_PROCESS + 4 * (plan.target.parameters + drafter) + small)
+    return int(_PROCESS + 4 * (plan.target.parameters + drafter))
+
+
+def _small(plan: Plan) -> int:
+    """Return the bytes of the quantised target, if there is one."""
+    wanted = None if plan.quantise is None else plan.quantise.graphs.get("target")
+    return 0 if wanted is None else target_bytes(plan.target, "fp32", wanted.scheme)
 
 
 def _exporting(plan: Plan) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from poss_export.bundling.comparing import compare_graphs, in_pieces
+from poss_export.bundling.estimate import runs_whole
 from poss_export.bundling.export import Export
 from poss_export.bundling.plan import Plan
 from poss_export.bundling.quantise import quantise_bundle
@@ -57,7 +58,9 @@ def make_graphs(
             report("exporting again, as the CPU runs it")
             common = replace(plan, cache_form="shared", precision="fp32")
             reference = _source(Path(name) / "reference", common, argv, silent, progress)
-        manifest = quantise_bundle(source, reference, folder, plan.quantise, report=report, progress=progress)
+        manifest = quantise_bundle(
+            source, reference, folder, plan.quantise, report=report, progress=progress, whole=runs_whole(plan)
+        )
     return replace(manifest, files=_described(folder, {}))
 
 

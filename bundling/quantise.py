@@ -1,10 +1,12 @@
 """From graphs in floating point to a bundle's own: learn from rounds, decide, rewrite, measure."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from poss_export.bundling.comparing import read_in_pieces
 from poss_export.bundling.draft_choice import DraftChoice, quantise_drafter
 from poss_export.bundling.export import Export
 from poss_export.bundling.learning import LONG, SHORT, hear, tell
@@ -14,8 +16,9 @@ from poss_export.bundling.rewriting import describe, write_graph, write_other
 from poss_export.calibration.acceptance_fit import from_record
 from poss_export.calibration.record import Record
 from poss_export.engine_spec import GraphName
-from poss_export.evaluation.quality import Trial, measure_quality
-from poss_export.evaluation.text_quality import read_windows
+from poss_export.evaluation.pieces import Step
+from poss_export.evaluation.quality import Trial, measure_quality, sizes
+from poss_export.evaluation.text_quality import judge, log_softmax, predictions, read_windows
 from poss_export.evaluation.thresholds import require_quality
 from poss_export.evaluation.widths import measure_widths
 from poss_export.manifest import ACCEPTANCE, GRAPHS, TARGET_GRAPH, Manifest
@@ -23,9 +26,11 @@ from poss_export.onnx_file import open_model
 from poss_export.progress import Progress, Report, silent
 from poss_export.quantisation.decisions import Decisions, decide
 from poss_export.quantisation.scratch import Scratch
+from poss_export.runtime.sessions.base import Ints
+from poss_export.runtime.tree import DraftTree
 
 _NEW_TOKENS = 32  # a prompt
-_STATIC_WINDOWS = 2
+_FEW_WINDOWS = 2  # where reading is slow
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class _Work:
     request: QuantiseRequest
     report: Report
     progress: Progress
+    whole: bool  # whether memory holds the reference, to be run
 
 
 def quantise_bundle(
@@ -47,6 +53,7 @@ def quantise_bundle(
     *,
     report: Report,
     progress: Progress = silent,
+    whole: bool = True,
 ) -> Manifest:
     """Write a bundle of `source`, quantised as asked, to the folder `to`; return its manifest without files.
 
@@ -60,6 +67,8 @@ def quantise_bundle(
         request: what is asked.
         report: told what begins.
         progress: told how far a long step is.
+        whole: whether memory holds the reference, to be run: otherwise a text is read with it piece by
+            piece, and neither answers nor times are measured beside it.
 
     Raises:
         InputError: samples or text cannot be used, or a pattern fits no layer.
@@ -68,7 +77,7 @@ def quantise_bundle(
     same = source.folder == reference.folder
     with TemporaryDirectory(dir=to) as temporary:
         folder = to if same else Path(temporary)
-        work = _Work(reference, Export(folder, reference.manifest), request, report, progress)
+        work = _Work(reference, Export(folder, reference.manifest), request, report, progress, whole)
         shared, decided = _quantise_shared(work, to)
         result = shared
         if not same:
@@ -103,7 +112,8 @@ def _quantise_shared(work: _Work, to: Path) -> tuple[Export, dict[GraphName, Dec
 def _quantise_target(work: _Work) -> Decisions:
     """Write the quantised target, and return what was decided of it."""
     reference, wanted, samples = work.reference, work.request.graphs["target"], work.request.samples
-    if samples is None and (reference.manifest.drafter is not None or wanted.need_samples):
+    helped = reference.manifest.drafter is not None and work.whole
+    if samples is None and (helped or wanted.need_samples):
         work.report("recording rounds")
         with reference.open() as bundle:
             longest = LONG if wanted.coarse else SHORT
@@ -168,14 +178,17 @@ def _judge(work: _Work, result: Export, shared: Export) -> dict[str, Any]:
     request, timed = work.request, _timed(result)
     bundle = work.reference.open()
     windows = read_windows(
-        bundle.text, bundle.target.capacity, request.text, None if timed else _STATIC_WINDOWS
+        bundle.text, bundle.target.capacity, request.text, None if timed and work.whole else _FEW_WINDOWS
     )
     figures: dict[str, Any] = {"request": request.quality_request}
     if timed:  # first: plain steps have the least width that it finds
         work.report("measuring widths")
         figures["widths"] = measure_widths(result.open(), windows)
-    answering = replace(shared, manifest=replace(shared.manifest, quality=figures))
-    figures |= _measure(work, result, answering, Trial(windows, request.prompts, _NEW_TOKENS, timed))
+    if work.whole:
+        answering = replace(shared, manifest=replace(shared.manifest, quality=figures))
+        figures |= _measure(work, result, answering, Trial(windows, request.prompts, _NEW_TOKENS, timed))
+    else:
+        figures |= _measure_in_pieces(work, result, windows)
     require_quality(figures, request.thresholds)
     return figures
 
@@ -187,3 +200,15 @@ def _measure(work: _Work, result: Export, answering: Export, trial: Trial) -> di
             return measure_quality(exact, pair, pair, trial, work.report)
         with result.open() as bundle:
             return measure_quality(exact, bundle, pair, trial, work.report)
+
+
+def _measure_in_pieces(work: _Work, result: Export, windows: Sequence[Ints]) -> dict[str, Any]:
+    """Return the figures of quality that need no loaded reference."""
+    steps, activity = [Step(DraftTree.chain(ids), ()) for ids in windows], "reading held-out text"
+    work.report(f"{activity} piece by piece")
+    exact = read_in_pieces(work.reference.folder, work.reference.manifest, steps, activity, work.progress)
+    with result.open() as bundle:
+        predicted = predictions(bundle.target, windows)
+        text = judge(windows, (log_softmax(logits) for _, logits in exact), predicted)
+    bytes_ = sizes(work.reference.folder, result.folder)
+    return {"text": asdict(text), "rounds": {}, "bytes": bytes_, "in_pieces": True}

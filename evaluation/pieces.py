@@ -49,6 +49,7 @@ def run_in_pieces(
     weight: Callable[[onnx.TensorProto], Array],
     contract: GraphContract,
     steps: Sequence[Step],
+    activity: str,
     progress: Progress,
 ) -> list[tuple[Array, Array]]:
     """Return features `[nodes, feature_size]` and logits `[nodes, vocab]` of every step, from empty caches.
@@ -58,6 +59,7 @@ def run_in_pieces(
         weight: returns one of these.
         contract: the graph's, of a batch and a capacity.
         steps: the calls.
+        activity: what progress is told of.
         progress: told of the bytes of weights that were read.
     """
     large = {tensor.name: tensor for tensor in model.graph.initializer if tensor.external_data}
@@ -83,7 +85,7 @@ def run_in_pieces(
                     values[name] = value
         del session, results, result
         done += sum(_size(large[name]) for name in piece.weights)
-        progress("comparing the target with PyTorch", done // 10**6, total // 10**6, "MB")
+        progress(activity, done // 10**6, total // 10**6, "MB")
     return [(values[contract.feature_output][0], values["logits"][0]) for values in known]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from poss_export.engine_spec import GraphName
@@ -44,8 +45,7 @@ def measure_quality(
     if trial.timed:
         report("timing")
         figures["ms"] = {"reference": median_times(reference), "quantised": median_times(bundle)}
-    figures["bytes"] = {"reference": _sizes(reference), "quantised": _sizes(bundle)}
-    return figures
+    return {**figures, "bytes": sizes(reference.folder, bundle.folder)}
 
 
 def judge_rounds(reference: Bundle, bundle: Bundle, trial: Trial) -> dict[str, Any]:
@@ -72,6 +72,11 @@ def judge_rounds(reference: Bundle, bundle: Bundle, trial: Trial) -> dict[str, A
     }
 
 
-def _sizes(bundle: Bundle) -> dict[GraphName, int]:
-    files = {graph: bundle.folder / f"{name}.data" for graph, name in GRAPHS.items()}
+def sizes(reference: Path, quantised: Path) -> dict[str, dict[GraphName, int]]:
+    """Return the bytes of the weights of each graph in two folders."""
+    return {"reference": _sizes(reference), "quantised": _sizes(quantised)}
+
+
+def _sizes(folder: Path) -> dict[GraphName, int]:
+    files = {graph: folder / f"{name}.data" for graph, name in GRAPHS.items()}
     return {graph: file.stat().st_size for graph, file in files.items() if file.exists()}

@@ -55,10 +55,11 @@ def judge(
 
 def judge_text(reference: TargetSession, candidate: TargetSession, windows: Sequence[Ints]) -> TextQuality:
     """Return the quality of a target, each window read at once into empty caches."""
-    return judge(windows, _predictions(reference, windows), _predictions(candidate, windows))
+    return judge(windows, predictions(reference, windows), predictions(candidate, windows))
 
 
-def _predictions(target: TargetSession, windows: Iterable[Ints]) -> Iterator[Floats]:
+def predictions(target: TargetSession, windows: Iterable[Ints]) -> Iterator[Floats]:
+    """Yield a target's log-probabilities after every token of each window, read at once into empty caches."""
     return (log_softmax(read_logits(target, ids)) for ids in windows)
 
 

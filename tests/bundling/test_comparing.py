@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from poss_export.bundling import comparing
+from poss_export.bundling import comparing, graphs, quantise
 from poss_export.bundling.build import build_bundle
 from poss_export.bundling.plan import Plan, plan_build
-from poss_export.config import TreeShape
+from poss_export.bundling.request import BuildRequest, QuantisationOptions, plan
+from poss_export.config import CacheForm, Thresholds, TreeShape
 from poss_export.drafters.checkpoint import DrafterCheckpoint
 from poss_export.errors import ParityError
 from poss_export.evaluation import pieces
@@ -105,3 +106,27 @@ def test_nothing_of_a_piece_is_kept(
     monkeypatch.setattr(pieces, "load_graph", Watched)
     build_bundle(replace(make_plan("shared", "fp32"), drafter=None), tmp_path / "out")
     assert alive
+
+
+@pytest.mark.parametrize("form", ["shared", "static"])
+def test_a_target_that_memory_does_not_hold_is_judged_beside_pieces(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: CacheForm
+) -> None:
+    """The text is the same, and so is what it says; answers and times would need the whole."""
+    text = tmp_path / "text"
+    text.write_text(" ".join(f"<{index % 90 + 3}>" for index in range(0, 900, 7)))
+    loose = QuantisationOptions(held_out=text, thresholds=Thresholds(perplexity=9, agreement=0, tau=0))
+    asked: Any = {"precision": "int4", "cache_form": form, "capacity": CAPACITY, "quantisation": loose}
+    request = BuildRequest(str(tiny_folder("llama")), **asked)
+    whole = build_bundle(plan(request), tmp_path / "whole").quality
+    monkeypatch.setattr(graphs, "runs_whole", lambda _: False)
+    beside = build_bundle(plan(request), tmp_path / "beside").quality
+    assert whole is not None
+    assert beside is not None
+    assert (whole.get("in_pieces"), beside["in_pieces"], "ms" in beside) == (None, True, False)
+    monkeypatch.setattr(quantise, "_FEW_WINDOWS", None)
+    beside = build_bundle(plan(request), tmp_path / "all").quality
+    assert beside is not None
+    if form == "shared":
+        assert beside["text"] == pytest.approx(whole["text"], rel=1e-4)
+    assert beside["bytes"] == whole["bytes"]

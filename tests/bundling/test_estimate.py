@@ -54,6 +54,19 @@ def test_what_is_learned_takes_whole_graphs(make_plan: Callable[..., Plan]) -> N
     assert estimate.disk_bytes(plan) > sum(plan.to_dict()["files"].values()) + 4 * parameters
 
 
+def test_what_memory_does_not_hold_is_judged_in_pieces(
+    make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan("fp32", LLAMA3_8B)
+    weights_only = replace(plan, quantise=QuantiseRequest({"target": GraphRequest("int4")}))
+    from_samples = replace(plan, quantise=QuantiseRequest({"target": GraphRequest("w8a8")}))
+    monkeypatch.setattr(estimate, "memory", lambda: (24 * GB, 20 * GB))
+    assert [estimate.runs_whole(one) for one in (plan, weights_only, from_samples)] == [True, False, True]
+    assert estimate._peak_memory(weights_only) < 16 * GB < 32 * GB < estimate._peak_memory(from_samples)
+    monkeypatch.setattr(estimate, "memory", lambda: (64 * GB, 60 * GB))
+    assert estimate.runs_whole(weights_only)
+
+
 def test_the_disk_holds_what_was_estimated(
     make_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

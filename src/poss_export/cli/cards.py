@@ -154,6 +154,8 @@ def quality_rows(quality: Mapping[str, Any]) -> Rows:
     if rounds:
         rows["tau"] = f"{rounds['tau']:.2f} tokens a round, in floating point {rounds['reference_tau']:.2f}"
         rows["fixed trees"] = f"{rounds['equal_answers']} of {rounds['prompts']} answers are target-only's"
+    if quality.get("in_pieces"):
+        rows["perplexity"] += ", which read the text piece by piece"
     return rows
 
 
