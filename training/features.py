@@ -14,7 +14,7 @@ from poss_export.progress import Progress, silent
 from poss_export.targets.decoder import Decoder, causal_attend
 from poss_export.training.dialogues import Dialogues
 
-BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536}  # padding included, by device
+BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}  # padding included, by device
 ROWS = {"cpu": 256, "cuda": 4096}  # of logits at a time
 TOP_TARGETS = 64  # of the target's next-token distribution; they keep about 98 % of the mass
 
