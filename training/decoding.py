@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -27,16 +28,16 @@ class BatchDecoder:
     """Decodes prompts at up to `slots` places, with room for `capacity` tokens each."""
 
     def __init__(self, decoder: Decoder, slots: int, capacity: int) -> None:
-        """Caches have the decoder's dtype, on its device; they are as wide and long as what is decoded."""
+        """Allocate the caches, in the decoder's dtype and on its device."""
         config, weight = decoder.config, decoder.embed_tokens
         self.decoder, self.slots, self.device = decoder, slots, weight.device
         self.capacity = capacity
-        # A product of part of a cache's columns would copy them, which takes longer than to multiply: each
-        # layer's are as many as the longest answer needs. Fused attention takes longer still where every
-        # slot has one query row.
-        self.span = 0
-        none = torch.empty(0, config.num_kv_heads, 0, config.head_dim, dtype=weight.dtype, device=self.device)
-        self.caches = [(none, none)] * config.num_layers  # keys and values [places, kv_heads, span, head_dim]
+        # A product of part of a cache's columns would copy them, which takes longer than to multiply: the
+        # memory holds as many columns as the longest answer needs. Fused attention takes longer still where
+        # every slot has one query row.
+        size = slots * config.num_kv_heads * -(-capacity // SPAN) * SPAN * config.head_dim
+        self._memory = torch.zeros(2 * config.num_layers, size, dtype=weight.dtype, device=self.device)
+        self.span, self.caches = 0, list[Tensor]()  # keys and values of every layer, as `_views` gives them
         self.lengths = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.busy = torch.zeros(0, dtype=torch.bool, device=self.device)
         tables = rope_tables(config.rope, config.head_dim, capacity)
@@ -90,20 +91,20 @@ class BatchDecoder:
     @torch.inference_mode()
     def _move(self, kept: list[int], places: int, columns: int) -> None:
         """Make so many places that hold at least so many columns; the first of them are those `kept`."""
-        span = -(-columns // SPAN) * SPAN
-        rows, seen = torch.tensor(kept, dtype=torch.int64, device=self.device), min(span, self.span)
-
-        def moved(cache: Tensor) -> Tensor:
-            new = cache.new_zeros(places, cache.shape[1], span, cache.shape[3])
-            new[: len(kept), :, :seen] = cache[rows, :, :seen]
-            return new
-
-        for layer, (keys, values) in enumerate(self.caches):  # one after the other: little is there twice
-            self.caches[layer] = moved(keys), moved(values)
+        rows = torch.tensor(kept, dtype=torch.int64, device=self.device)
+        old, self.span = self.caches, -(-columns // SPAN) * SPAN
+        self.caches = self._views(places)
+        for before, after in zip(old, self.caches, strict=False):  # there are none before the first call
+            seen = before[rows, :, : self.span]
+            after[: len(kept), :, : seen.shape[2]] = seen
         self.lengths, self.busy = (
             F.pad(state[rows], (0, places - len(kept))) for state in (self.lengths, self.busy)
         )
-        self.span = span
+
+    def _views(self, places: int) -> list[Tensor]:
+        """Return the caches `[places, kv_heads, span, head_dim]` of keys, values, keys ... by layers."""
+        shape = (places, self.decoder.config.num_kv_heads, self.span, self.decoder.config.head_dim)
+        return [memory[: prod(shape)].view(shape) for memory in self._memory]
 
     def _reach(self, columns: int) -> None:
         """Let all places hold so many columns."""
@@ -124,7 +125,7 @@ class BatchDecoder:
             q, k, v = (split_heads(x, head_dim) for x in (query, key, value))
             k = rotate(k, cos, sin)
             # Rows behind a prompt are padding: its own rows do not see them, its answer overwrites them.
-            for cache, new in zip(self.caches[layer], (k, v), strict=True):
+            for cache, new in zip(self.caches[2 * layer : 2 * layer + 2], (k, v), strict=True):
                 cache[rows, :, :seq] = new
             return merge_heads(
                 F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, is_causal=True, enable_gqa=True)
@@ -155,7 +156,7 @@ class BatchDecoder:
             # Query heads that share a KV head become query rows, so that no cache is repeated.
             q = rotate(query.reshape(len(places), kv_heads, -1, head_dim), cos, sin)
             k = rotate(key.reshape(len(places), kv_heads, 1, head_dim), cos, sin)[:, :, 0]
-            keys, values = self.caches[layer]
+            keys, values = self.caches[2 * layer : 2 * layer + 2]
             keys[places, :, self.lengths] = k
             values[places, :, self.lengths] = value.reshape(len(places), kv_heads, head_dim)
             keys, values = keys.flatten(0, 1), values.flatten(0, 1)
