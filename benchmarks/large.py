@@ -2,10 +2,12 @@
 
     python -m benchmarks.large llama-3-8b --precision fp16 --cache-form static
     python -m benchmarks.large llama-3.2-1b --precision fp32 --cache-form shared --draft-vocab 16384 --use
+    python -m benchmarks.large llama-3.2-1b --precision fp16 --cache-form static --engines 8.9
 
 Weights are random numbers in bfloat16, written to a folder that is removed, as is the bundle. `--layers`
 leaves layers out: the peak does not depend on their number. `--draft-vocab` builds with an EAGLE drafter
-of the target's whole vocabulary, cut to so many tokens. `--use` verifies the bundle, lets it answer, and
+of the target's whole vocabulary, cut to so many tokens; `--no-acceptance` leaves out what runs whole graphs.
+`--engines` builds TensorRT-RTX's for a device of that compute capability, too. `--use` verifies the bundle, lets it answer, and
 profiles it.
 """
 
@@ -186,6 +188,20 @@ def use(bundle: Path, checkpoint: Path, drafter: Path | None) -> None:
         print(f"{name}: {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB, load {os.getloadavg()[0]:.1f}")
 
 
+def print_engines(bundle: Path, estimates: dict[str, dict[str, int]]) -> None:
+    """Print what each engine took, beside its estimate."""
+    from poss_export.manifest import read_manifest
+
+    manifest = read_manifest(bundle)
+    for entry in manifest.engines:
+        expected, size = estimates[entry.spec.graph], manifest.files[entry.spec.file].size
+        print(
+            f"engine of the {entry.spec.graph}: {entry.build_seconds:.0f} s, peak memory "
+            f"{entry.peak_memory / 1e9:.2f} GB, estimated {expected['peak_memory'] / 1e9:.2f}; "
+            f"{size / 1e9:.2f} GB, estimated {expected['engine'] / 1e9:.2f}"
+        )
+
+
 @click.command()
 @click.argument("shape", type=click.Choice(list(SHAPES)))
 @click.option("--precision", default="fp16")
@@ -193,6 +209,8 @@ def use(bundle: Path, checkpoint: Path, drafter: Path | None) -> None:
 @click.option("--layers", type=int, help="Of the target; all, if left out.")
 @click.option("--vocab", type=int, help="Of the target; the published one, if left out.")
 @click.option("--draft-vocab", type=int, help="Build with a drafter that is cut to so many tokens.")
+@click.option("--no-acceptance", is_flag=True, help="Learn nothing of the drafter.")
+@click.option("--engines", metavar="X.Y", help="Build TensorRT-RTX's for that compute capability.")
 @click.option("--use", "used", is_flag=True, help="Verify, answer and profile, too.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where there is room for it.")
 def main(
@@ -202,12 +220,15 @@ def main(
     layers: int | None,
     vocab: int | None,
     draft_vocab: int | None,
+    no_acceptance: bool,
+    engines: str | None,
     used: bool,
     folder: Path | None,
 ) -> None:
     """Write a checkpoint of SHAPE, build it and say what that took."""
     from poss_export.bundling.estimate import estimate_export
     from poss_export.bundling.request import BuildRequest, plan
+    from poss_export.engine_spec import EngineOptions
 
     given = {"num_hidden_layers": layers, "vocab_size": vocab}
     facts = SHAPES[shape] | {name: value for name, value in given.items() if value is not None}
@@ -222,7 +243,14 @@ def main(
             write_drafter(facts, drafter)
             request |= {"drafter": str(drafter), "draft_vocab_size": draft_vocab, "draft_precision": "float"}
             options += ["--drafter", drafter, "--draft-vocab", draft_vocab, "--draft-precision", "float"]
-        expected = estimate_export(plan(BuildRequest(str(checkpoint), **request)))
+        if no_acceptance:
+            request["acceptance"] = False
+            options.append("--no-acceptance")
+        if engines is not None:
+            request |= {"backend": "tensorrt-rtx", "engines": EngineOptions((engines,))}
+            options += ["--backend", "tensorrt-rtx", "--compute-capability", engines]
+        planned = plan(BuildRequest(str(checkpoint), **request))
+        expected = estimate_export(planned)
         form = ["--precision", precision, "--cache-form", cache_form]
         seconds, peak = run("build", checkpoint, "-o", bundle, *form, *options)
         disk = sum(file.stat().st_size for file in bundle.iterdir())
@@ -231,6 +259,8 @@ def main(
         print(f"peak memory {peak / 1e9:.2f} GB, estimated {expected.peak_memory / 1e9:.2f}")
         print(f"{seconds:.0f} s, estimated {expected.seconds}")
         print(f"disk {disk / 1e9:.2f} GB, estimated {expected.disk / 1e9:.2f}", flush=True)
+        if engines is not None:
+            print_engines(bundle, planned.to_dict()["engines"]["estimates"])
         if used:
             use(bundle, checkpoint, drafter if draft_vocab else None)
 
