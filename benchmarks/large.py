@@ -7,8 +7,8 @@
 Weights are random numbers in bfloat16, written to a folder that is removed, as is the bundle. `--layers`
 leaves layers out: the peak does not depend on their number. `--draft-vocab` builds with an EAGLE drafter
 of the target's whole vocabulary, cut to so many tokens; `--no-acceptance` leaves out what runs whole graphs.
-`--engines` builds TensorRT-RTX's for a device of that compute capability, too. `--use` verifies the bundle, lets it answer, and
-profiles it.
+`--engines` builds TensorRT-RTX's for a device of that compute capability, too. `--use` verifies the bundle,
+lets it answer, and profiles it.
 """
 
 import json
