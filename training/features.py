@@ -3,7 +3,7 @@
 Computed once, one teacher-forced pass over every dialogue, and kept in memory by the trainer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,13 +32,18 @@ class TargetView:
     top_ids: Tensor
     top_probabilities: Tensor
 
-    def __add__(self, other: "TargetView") -> "TargetView":
-        """Return the view of these dialogues followed by the others."""
-        return TargetView(*map(torch.cat, zip(vars(self).values(), vars(other).values(), strict=True)))
+    @classmethod
+    def joined(cls, views: "Sequence[TargetView]") -> "TargetView":
+        """Return the view of the dialogues of several, one after the other."""
+        return views[0] if len(views) == 1 else cls(*map(torch.cat, zip(*map(_tensors, views), strict=True)))
 
     def to(self, device: torch.device) -> "TargetView":
         """Return the view on a device."""
-        return TargetView(*(tensor.to(device) for tensor in vars(self).values()))
+        return TargetView(*(tensor.to(device) for tensor in _tensors(self)))
+
+
+def _tensors(view: TargetView) -> list[Tensor]:
+    return list(vars(view).values())
 
 
 def batches_by_length(dialogues: Dialogues, order: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
