@@ -41,7 +41,7 @@ class Target:
         """Return the decoder in memory: float32, on the CPU, in eval mode, without gradients.
 
         Raises:
-            CheckpointError: a tensor is missing, unexpected, quantised, or of a shape that does not fit.
+            CheckpointError: a tensor is missing, unexpected, or of a shape that does not fit.
         """
         return load_decoder(self.config, self.weights())
 

@@ -106,7 +106,7 @@ def _read_scheme(stated: Stated, layout: str) -> Scheme:
 def _read_tile(stated: Stated) -> tuple[str, Tile]:
     """Return what shares a scale, in words and as a tile."""
     size, block = stated.width("group_size", -1), stated.block("block_structure")
-    plain = "tensor" if size is None else "group"
+    plain = "group" if size is not None else "tensor" if stated.get("group_size") is None else "channel"
     strategy = stated.among("strategy", ("tensor", "channel", "group", "block"), plain)
     if strategy == "tensor":
         return "one scale a weight", (None, None)

@@ -8,9 +8,9 @@ import torch
 from poss_export.targets.grids import Parts
 from poss_export.targets.weights import FLOATS, Stored
 
-ROUNDED = "its runtimes round activations to 8 bits as well, here they stay in floating point"
-CACHED = "its runtimes round keys and values in the cache to 8 bits, here they stay in floating point"
-CACHE = frozenset({"k_scale", "v_scale"})  # what that takes
+ROUNDED = "its runtimes round activations, too; here they stay in floating point, and answers may differ"
+CACHED = "its runtimes round cached keys and values; here they stay in floating point, and answers may differ"
+CACHE = frozenset({"k_scale", "v_scale", "kv_scale", "output_scale"})  # what that takes, as files call it
 
 
 @dataclass(frozen=True)

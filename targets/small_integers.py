@@ -12,19 +12,21 @@ from poss_export.targets.quantised import Quantisation, float_type
 from poss_export.targets.stated import Stated
 from poss_export.targets.weights import Stored
 
-# What says how weights were found, or how a runtime is to read them, and changes none.
-_GPTQ_SAID = (
+# What says how weights were found, or how a runtime is to read them, and changes none: of AutoGPTQ,
+# transformers and GPTQModel, of AutoRound, and of AutoAWQ.
+_SAID = (
     *("quant_method", "dataset", "tokenizer", "damp_percent", "damp_auto_increment", "true_sequential"),
     *("static_groups", "act_group_aware", "mse", "lm_head", "meta", "quantizer", "method", "v2", "v2_alpha"),
     *("model_name_or_path", "model_file_base_name", "model_seqlen", "block_name_to_quantize"),
     *("module_name_preceding_first_block", "modules_in_block_to_quantize", "batch_size", "pad_token_id"),
     *("max_input_length", "cache_block_outputs", "backend", "exllama_config", "use_exllama"),
     *("disable_exllama", "use_cuda_fp16", "offload_to_disk", "offload_to_disk_path"),
+    *("amp", "autoround_version", "enable_minmax_tuning", "enable_norm_bias_tuning"),
+    *("enable_quanted_input", "gradient_accumulate_steps", "iters", "low_gpu_mem_usage", "lr", "minmax_lr"),
+    *("nsamples", "quant_block_list", "scale_dtype", "seqlen", "to_quant_block_names"),
+    *("do_fuse", "modules_to_fuse", "fuse_max_seq_len"),
 )
-_AWQ_SAID = (
-    *("quant_method", "method", "backend", "do_fuse", "modules_to_fuse", "fuse_max_seq_len"),
-    *("exllama_config", "sym", "meta", "lm_head", "dataset", "tokenizer", "batch_size"),
-)
+_READ = ("bits", "group_size", "desc_act", "sym", "checkpoint_format", "format", "pack_dtype", "data_type")
 _AWQ_BITS = 4
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word the number of each of eight outputs is
 
@@ -35,12 +37,10 @@ def read_gptq(stated: Stated) -> Quantisation:
     width = stated.width("group_size", 128)
     ordered = stated.among("desc_act", (True, False), False)
     symmetric = stated.among("sym", (True, False, None))
-    name = "checkpoint_format" if stated.get("checkpoint_format") is not None else "format"
-    layout = stated.among(name, ("gptq", "gptq_v2"), "gptq")
-    stated.among("pack_dtype", ("int32",), "int32")
+    layout = stated.among(stated.first("checkpoint_format", "format"), ("gptq", "gptq_v2"), "gptq")
+    _check_words(stated)
     stated.only(
-        *_GPTQ_SAID,
-        *("bits", "group_size", "desc_act", "sym", "checkpoint_format", "format", "pack_dtype"),
+        *(*_SAID, *_READ),
         dynamic="it quantises some layers in another way, which is not read",
         rotation="its rotations are not computed here",
         adapter="its adapters are not computed here",
@@ -115,15 +115,12 @@ def read_awq(stated: Stated) -> Quantisation:
     """Return how weights of AWQ are read: in 4 bits, in the layout of its GEMM kernel."""
     bits = stated.among("bits", (_AWQ_BITS,), _AWQ_BITS)
     width = stated.width("group_size", 128)
-    stated.among("version" if stated.get("version") is not None else "format", ("gemm",), "gemm")
+    stated.among(stated.first("version", "checkpoint_format", "format"), ("gemm",), "gemm")
     stated.among("zero_point", (True,), True, why="runtimes differ in weights without zeros")
     stated.among("desc_act", (False,), False)
-    stated.among("pack_dtype", ("int32",), "int32")
+    _check_words(stated)
     floats = stated.names("modules_to_not_convert")
-    stated.only(
-        *(*_AWQ_SAID, "bits", "group_size", "version", "format", "zero_point", "desc_act", "pack_dtype"),
-        "modules_to_not_convert",
-    )
+    stated.only(*_SAID, *_READ, "version", "zero_point", "modules_to_not_convert")
     return Quantisation(
         f"awq ({bits} bits, {_groups(width)})",
         marks=frozenset({"qweight"}),
@@ -161,6 +158,11 @@ def _awq_numbers(words: Tensor) -> Tensor:
     """Return the numbers of the outputs that words `[rows, words]` hold, `[rows, outputs]`."""
     numbers: Tensor = unpack(words, _AWQ_BITS).unflatten(1, (-1, len(_AWQ_PLACES)))
     return numbers[..., list(_AWQ_PLACES)].flatten(1)
+
+
+def _check_words(stated: Stated) -> None:
+    stated.among("pack_dtype", ("int32",), "int32")
+    stated.among("data_type", ("int",), "int")
 
 
 def _groups(width: int | None) -> str:

@@ -28,6 +28,10 @@ class Stated:
         value = self.values.get(name)
         return default if value is None else value
 
+    def first(self, *names: str) -> str:
+        """Return the first of several names that is a field, or the last of them."""
+        return next((name for name in names if self.get(name) is not None), names[-1])
+
     def part(self, name: str) -> "Stated":
         """Return a field that is an object itself, empty where it is left out."""
         return Stated.of(f"{self.whose}.{name}", self.get(name, {}))
@@ -61,12 +65,10 @@ class Stated:
 
     def names(self, *fields: str) -> tuple[str, ...]:
         """Return the names that are listed in a field; the first of several that is there counts."""
-        for field in fields:
-            if (value := self.get(field)) is not None:
-                if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-                    raise self.refused(field, "expected a list of names")
-                return tuple(value)
-        return ()
+        value = self.get(field := self.first(*fields), [])
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise self.refused(field, "expected a list of names")
+        return tuple(value)
 
     def only(self, *known: str, **reasons: str) -> None:
         """Raise CheckpointError where another field says something; some have `reasons`."""
