@@ -125,6 +125,7 @@ def _weight(
     groups: tuple[Group, ...], ignore: tuple[str, ...], parts: Parts, dtype: torch.dtype | None
 ) -> Stored:
     scheme = _scheme_of(parts.module, groups, ignore)
+    parts.only("weight", "weight_packed")
     if scheme.floating:
         if "weight_zero_point" in parts.tensors:  # of early files, which have it always
             _checked(scheme, parts, parts.need("weight_zero_point").whole().float())

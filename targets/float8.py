@@ -40,7 +40,7 @@ def read_fp8(stated: Stated) -> Quantisation:
 def _block_weight(
     tile: Tile | None, floats: tuple[str, ...], parts: Parts, dtype: torch.dtype | None
 ) -> Stored:
-    name = next(name for name in _SCALES if name in parts.tensors)
+    name = parts.only(*_SCALES)
     if tile is None:  # transformers fills its blocks in; others mean one scale
         blocks = name == _SCALES[0] and len(parts.need(name).shape) == 2
         tile = _BLOCK if blocks else (None, None)

@@ -96,6 +96,17 @@ class Parts:
             raise self.refused(name, f"is {tensor.dtype}; expected {' or '.join(map(str, dtypes))}")
         return tensor
 
+    def only(self, *names: str) -> str:
+        """Return which of several tensors is there; the first of them where none is.
+
+        Raises:
+            CheckpointError: more than one is.
+        """
+        found = [name for name in names if name in self.tensors] or [names[0]]
+        if len(found) > 1:
+            raise self.refused(found[0], f"is there, and {found[1]} too")
+        return found[0]
+
     def matrix(self, name: str, *dtypes: torch.dtype) -> Stored:
         """Return a tensor of two dimensions; raises as `need`."""
         tensor = self.need(name, *dtypes)

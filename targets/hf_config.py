@@ -67,7 +67,7 @@ def read_config(folder: Path) -> TargetConfig:
     check_architecture(architecture, _ARCHITECTURES)
     for name in _SIZES:
         _need(path, stated, name)
-    read_quantisation(stated)
+    read_quantisation(stated)  # which refuses what is not read
     values = _as_transformers_reads(path, stated)
     _refuse_variants(values)
     heads, hidden = values["num_attention_heads"], values["hidden_size"]

@@ -43,9 +43,11 @@ class Quantisation:
         found = dict[str, Stored]()
         for module, parts in modules.items():
             if self.marks & parts.keys():
-                weight = self.read(Parts(module, parts), dtype)
+                opened = Parts(module, parts)
                 parts = {last: part for last, part in parts.items() if last not in self.spent}
-                parts["weight"] = weight
+                if "weight" in parts:
+                    raise opened.refused("weight", "is there, and its codes too")
+                parts["weight"] = self.read(opened, dtype)
             found |= {f"{module}.{last}" if module else last: part for last, part in parts.items()}
         return found
 

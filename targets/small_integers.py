@@ -65,12 +65,12 @@ def _gptq_weight(
 ) -> Stored:
     packed = parts.matrix("qweight", torch.int32)
     words, outputs = packed.shape
+    if words * 32 % bits or outputs * bits % 32:
+        raise parts.refused("qweight", f"has shape {list(packed.shape)}, which is no whole of {bits} bits")
     inputs = words * 32 // bits
     groups = tiles_of((outputs, inputs), (1, width))[1]
     scales = parts.tiles("scales", (groups, outputs))
-    zeros = parts.tiles("qzeros", (groups, -(-outputs * bits // 32)), torch.int32)
-    if words * 32 % bits or outputs * bits % 32:
-        raise parts.refused("qweight", f"has shape {list(packed.shape)}, which is no whole of {bits} bits")
+    zeros = parts.tiles("qzeros", (groups, outputs * bits // 32), torch.int32)
     if ordered:
         parts.need("g_idx")
 
