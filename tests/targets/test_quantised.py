@@ -11,8 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from poss_export.errors import CheckpointError
+from poss_export.targets import grids
 from poss_export.targets.checkpoint import open_target
 from poss_export.targets.grids import unpack
+from poss_export.targets.methods import read_quantisation
+from poss_export.targets.weights import in_memory
 from tests.fixtures.quantised import (
     IDS,
     UP,
@@ -26,7 +29,7 @@ from tests.fixtures.quantised import (
     words,
     write_quantised,
 )
-from tests.fixtures.quantised_cases import CASES, FLOAT8, GPTQ, INPUTS, group, packed
+from tests.fixtures.quantised_cases import CASES, FLOAT8, FP8, GPTQ, INPUTS, group, packed
 
 TABLE = (Path(__file__).parents[2] / "docs" / "targets.md").read_text().splitlines()
 
@@ -155,8 +158,22 @@ def test_numbers_of_any_bits(bits: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["gptq 3 bits", "awq", "fp8 blocks", "int4 with zeros"])
-def test_any_rows_can_be_read(name: str, write_case: Callable[..., tuple[Path, Path]]) -> None:
-    quantised, _ = write_case(*CASES[name])
-    for weight in open_target(str(quantised)).weights().values():
-        for part in weight.parts:
-            assert torch.equal(part.whole()[5:23], part.read(5, 23))
+def test_any_rows_can_be_read(
+    name: str, write_case: Callable[..., tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantised, floats = write_case(*CASES[name])
+    monkeypatch.setattr(grids, "_AT_ONCE", 500)  # values: some rows
+    expected = open_target(str(floats)).weights()
+    for key, weight in open_target(str(quantised)).weights().items():
+        for part, plain in zip(weight.parts, expected[key].parts, strict=True):
+            assert torch.equal(part.read(5, 23), plain.read(5, 23))
+            assert torch.equal(part.whole(), plain.whole())
+
+
+def test_blocks_that_are_not_stated() -> None:
+    """They are 128 x 128."""
+    parts, weight = float8((128, 128))((200, 300))
+    tensors = {f"m.{name}": in_memory(tensor).parts[0] for name, tensor in parts.items()}
+    quantisation = read_quantisation({"quantization_config": FP8})
+    assert quantisation is not None
+    assert torch.equal(quantisation.dequantise(tensors, None)["m.weight"].whole(), weight)
