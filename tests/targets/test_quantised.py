@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from poss_export.errors import CheckpointError
 from poss_export.targets import grids
 from poss_export.targets.checkpoint import open_target
-from poss_export.targets.grids import unpack
+from poss_export.targets.grids import Grid, unpack
 from poss_export.targets.methods import read_quantisation
 from poss_export.targets.weights import in_memory
 from tests.fixtures.quantised import (
@@ -162,12 +162,20 @@ def test_any_rows_can_be_read(
     name: str, write_case: Callable[..., tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantised, floats = write_case(*CASES[name])
-    monkeypatch.setattr(grids, "_AT_ONCE", 500)  # values: some rows
+    monkeypatch.setattr(grids, "_AT_ONCE", most := 500)  # values: some rows
+    sizes, dequantise = list[int](), Grid.rows
+
+    def watched(grid: Grid, first: int, last: int) -> torch.Tensor:
+        sizes.append((last - first) * len(grid.columns))
+        return dequantise(grid, first, last)
+
+    monkeypatch.setattr(Grid, "rows", watched)
     expected = open_target(str(floats)).weights()
     for key, weight in open_target(str(quantised)).weights().items():
         for part, plain in zip(weight.parts, expected[key].parts, strict=True):
             assert torch.equal(part.read(5, 23), plain.read(5, 23))
             assert torch.equal(part.whole(), plain.whole())
+    assert 0 < max(sizes) <= most
 
 
 def test_blocks_that_are_not_stated() -> None:
