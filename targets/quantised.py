@@ -8,8 +8,9 @@ import torch
 from poss_export.targets.grids import Parts
 from poss_export.targets.weights import FLOATS, Stored
 
-ROUNDED = "its runtimes round activations, too; here they stay in floating point, and answers may differ"
-CACHED = "its runtimes round cached keys and values; here they stay in floating point, and answers may differ"
+_FLOATING = "here they stay in floating point, and answers may differ"
+ROUNDED = f"runtimes of its quantised weights round activations, too; {_FLOATING}"
+CACHED = f"runtimes of its quantised weights round cached keys and values, too; {_FLOATING}"
 CACHE = frozenset({"k_scale", "v_scale", "kv_scale", "output_scale"})  # what that takes, as files call it
 
 

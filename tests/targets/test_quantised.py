@@ -142,12 +142,14 @@ def test_what_runtimes_round_beside_is_told(write_case: Callable[..., tuple[Path
     quantised, floats = write_case(*CASES["int8"])
     opened = open_target(str(quantised))
     assert opened.dequantised == "compressed-tensors (int8, a scale an output)"
-    assert [doubt.split(",")[0] for doubt in opened.doubts] == ["its runtimes round activations"]
+    assert [doubt.split(",")[0] for doubt in opened.doubts] == [
+        "runtimes of its quantised weights round activations"
+    ]
     restate(quantised, lambda stated: stated.update(kv_cache_scheme={"num_bits": 8}))
     tensors = load_file(quantised / "model.safetensors")
     tensors["model.layers.0.self_attn.k_scale"] = torch.ones(1)
     save_file(tensors, quantised / "model.safetensors")
-    assert "its runtimes round cached keys and values" in open_target(str(quantised)).doubts[1]
+    assert "round cached keys and values" in open_target(str(quantised)).doubts[1]
     assert torch.equal(logits(quantised), logits(floats))
 
 

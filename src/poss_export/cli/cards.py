@@ -118,7 +118,7 @@ def target_card(facts: "TargetFacts") -> Table:
 
 def from_quantised(kind: str | None) -> str:
     """Return from which kind of quantised weights a target was made; nothing of one in floating point."""
-    return "" if kind is None else f"its weights, from {kind}"
+    return "" if kind is None else f"from {kind}"
 
 
 def millions(parameters: int) -> str:
