@@ -67,6 +67,7 @@ class TargetFacts:
     parameters: int
     config: TargetConfig
     weight_files: tuple[str, ...]
+    dequantised: str | None  # as `Target` says it
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
@@ -134,4 +135,5 @@ def _target_facts(spec: str) -> TargetFacts:
         parameters=target.parameters,
         config=target.config,
         weight_files=tuple(str(path) for path in target.weight_files),
+        dequantised=target.dequantised,
     )

@@ -150,7 +150,7 @@ def _describe(plan: Plan, embedding: EmbeddingTable, argv: Sequence[str]) -> Man
         made = plan.drafter
         drafter = DrafterEntry(made.name, made.sha256, made.drafter.config, plan.tree, made.vocabulary)
     return Manifest(
-        target=TargetEntry(target.name, target.sha256, target.config, embedding),
+        target=TargetEntry(target.name, target.sha256, target.config, embedding, target.dequantised),
         drafter=drafter,
         precision=plan.precision,
         cache_form=plan.cache_form,

@@ -24,6 +24,7 @@ def target_facts(manifest: Manifest, target: Target) -> list[Fact]:
     return [
         ("target", manifest.target.sha256, target.sha256),
         ("target configuration", manifest.target.config, target.config),
+        ("kind of quantised weights", manifest.target.dequantised, target.dequantised),
     ]
 
 

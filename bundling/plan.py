@@ -108,7 +108,11 @@ class Plan:
         """Return the plan as plain JSON values; sizes in bytes, those of graphs without their structure."""
         weights = self._weight_bytes()
         values: dict[str, Any] = {
-            "target": {"name": self.target.name, "parameters": self.target.parameters},
+            "target": {
+                "name": self.target.name,
+                "parameters": self.target.parameters,
+                "dequantised": self.target.dequantised,
+            },
             "drafter": None,
             "precision": self.precision,
             "quantisation": {graph: asked["scheme"] for graph, asked in self.quantise_requests.items()},

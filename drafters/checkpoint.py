@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from poss_export.manifest import MANIFEST
 from poss_export.targets.checkpoint import hash_files
 from poss_export.targets.decoder import Decoder
 from poss_export.targets.hf import DERIVED, open_weights, published_name, weight_files
+from poss_export.targets.methods import stated_method
 
 _MADE_HERE = Dialect(OURS, "it was made here")
 _BLOCK = 1024  # rows of a table that are compared at once
@@ -128,6 +130,11 @@ def load_drafter(spec: str, positions_per_specialist: int | None = None) -> Draf
             raise InputError(
                 f"drafter {spec!r} is a language model of its own, which can be a target; give the folder of "
                 "a drafter that was trained for the target"
+            )
+        if (method := stated_method(values)) is not None:
+            raise CheckpointError(
+                f"drafter {spec!r} has quantised weights ({shortened(method)}), which are read of targets "
+                "only; use the original checkpoint"
             )
         release = read_release(folder, values, tensors, positions_per_specialist)
         return DrafterCheckpoint(

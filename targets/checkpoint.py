@@ -30,6 +30,7 @@ class Target:
     weights: Callable[[], Mapping[str, Weight]]  # of the decoder, by their names in its state dict
     text_libraries: tuple[str, ...] = ()  # whose versions may decide what its text is
     doubts: tuple[str, ...] = ()  # what its files leave open
+    dequantised: str | None = None  # from what, where the weights of its folder are quantised
 
     @property
     def parameters(self) -> int:
@@ -40,7 +41,7 @@ class Target:
         """Return the decoder in memory: float32, on the CPU, in eval mode, without gradients.
 
         Raises:
-            CheckpointError: a tensor is missing, unexpected, quantised, or of a shape that does not fit.
+            CheckpointError: a tensor is missing, unexpected, or of a shape that does not fit.
         """
         return load_decoder(self.config, self.weights())
 
@@ -126,7 +127,7 @@ def _open_gguf(path: Path, name: str | None = None) -> Target:
 
 def _open_folder(folder: Path) -> Target:
     config, files = hf_config.read_config(folder), hf.weight_files(folder)
-    tensors = hf.open_weights(files)
+    tensors, dequantised = hf.open_floats(folder, files)
     if config.tied_embeddings and hf.has_own_head(tensors):
         config = replace(config, tied_embeddings=False)
     return Target(
@@ -137,4 +138,5 @@ def _open_folder(folder: Path) -> Target:
         lambda: hf.read_weights(config, tensors),
         ("transformers",),
         hf_config.doubts(folder),
+        dequantised,
     )

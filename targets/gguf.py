@@ -240,7 +240,11 @@ def read_weights(tensors: tuple[GgufTensor, ...], config: TargetConfig) -> dict[
     Raises:
         CheckpointError: as `pack`.
     """
-    found = {_hugging_face_name(t.name): Stored(t.shape, t.read) for t in tensors if t.name != _ROPE_FACTORS}
+    found = {
+        _hugging_face_name(t.name): Stored(t.shape, torch.float32, t.read)
+        for t in tensors
+        if t.name != _ROPE_FACTORS
+    }
     if config.architecture == "llama":
         for name in (name for name in found if ".q_proj." in name or ".k_proj." in name):
             found[name] = _in_halves(found[name], config.head_dim)
@@ -257,7 +261,7 @@ def _in_halves(tensor: Stored, head_dim: int) -> Stored:
         rows = tensor.read(start, end).reshape(halves).transpose(1, 2).reshape(-1, *tensor.shape[1:])
         return rows[first - start : last - start]
 
-    return Stored(tensor.shape, read)
+    return Stored(tensor.shape, tensor.dtype, read)
 
 
 def _hugging_face_name(name: str) -> str:

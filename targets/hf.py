@@ -15,13 +15,13 @@ from torch import Tensor
 from poss_export.config import TargetConfig
 from poss_export.errors import CheckpointError
 from poss_export.targets.json_file import read_json
+from poss_export.targets.methods import read_quantisation, stated_type
 from poss_export.targets.packing import pack
-from poss_export.targets.weights import Stored, Weight
+from poss_export.targets.weights import FLOATS, Stored, Weight
 
 Tensors = dict[str, Stored]  # by name
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference, each perhaps with an index
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 DERIVED = "rotary_emb.inv_freq"  # old releases saved it; the configuration says the same
 
 
@@ -63,8 +63,12 @@ def open_weights(files: tuple[Path, ...]) -> Tensors:
 
 
 def _open_safetensors(path: Path) -> Tensors:
+    def facts(file: Any, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+        shape = tuple(file.get_slice(name).get_shape())
+        return shape, (file.get_slice(name)[:0] if shape else file.get_tensor(name)).dtype
+
     with _safetensors(path) as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        found = {name: facts(file, name) for name in file.keys()}  # noqa: SIM118
 
     def read(name: str, first: int, last: int) -> Tensor:
         # Opened anew each time: what is mapped and was read counts as memory until the file is closed.
@@ -72,7 +76,7 @@ def _open_safetensors(path: Path) -> Tensors:
             tensor: Tensor = file.get_tensor(name)
             return tensor[first:last] if tensor.dim() else tensor
 
-    return {name: Stored(shape, partial(read, name)) for name, shape in shapes.items()}
+    return {name: Stored(shape, dtype, partial(read, name)) for name, (shape, dtype) in found.items()}
 
 
 def _safetensors(path: Path) -> Any:
@@ -93,7 +97,10 @@ def _open_bin(path: Path) -> Tensors:
             tensor = load()[name]
             return tensor[first:last] if tensor.dim() else tensor
 
-    return {name: Stored(tuple(tensor.shape), partial(read, name)) for name, tensor in load().items()}
+    return {
+        name: Stored(tuple(tensor.shape), tensor.dtype, partial(read, name))
+        for name, tensor in load().items()
+    }
 
 
 def has_own_head(tensors: Tensors) -> bool:
@@ -106,31 +113,32 @@ def has_own_head(tensors: Tensors) -> bool:
     )
 
 
-def read_weights(config: TargetConfig, tensors: Tensors) -> Mapping[str, Weight]:
-    """Return the weights of a decoder, which are read when they are used.
+def open_floats(folder: Path, files: tuple[Path, ...]) -> tuple[Tensors, str | None]:
+    """Return the tensors of a target, and from what they are dequantised when they are read, if they are.
 
     Raises:
-        CheckpointError: as `pack`; where one is read, also that it is quantised.
+        CheckpointError: as `open_weights`; one is quantised, and not as config.json says.
     """
+    stated, tensors = read_json(folder / "config.json"), open_weights(files)
+    quantisation = read_quantisation(stated)
+    if quantisation is not None:
+        tensors = quantisation.dequantise(tensors, stated_type(stated))
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            raise CheckpointError(
+                f"tensor {name!r} is {tensor.dtype}, a type of quantised weights, but neither config.json's "
+                "quantization_config nor a scale beside it says what it stands for; use the original "
+                "checkpoint"
+            )
+    return tensors, None if quantisation is None else quantisation.kind
+
+
+def read_weights(config: TargetConfig, tensors: Tensors) -> Mapping[str, Weight]:
+    """Return the weights of a decoder, which are read when they are used; raises as `pack`."""
     derived = {name for name in tensors if name.endswith(DERIVED)}
     if config.tied_embeddings:
         derived.add("lm_head.weight")
-    return pack(config, {name: _in_floats(name, tensors[name]) for name in tensors if name not in derived})
-
-
-def _in_floats(name: str, tensor: Stored) -> Stored:
-    """Return a stored tensor that refuses to be read where it is quantised."""
-
-    def read(first: int, last: int) -> Tensor:
-        rows = tensor.read(first, last)
-        if rows.dtype not in FLOATS:
-            raise CheckpointError(
-                f"tensor {name!r} is {rows.dtype}: quantised weights are not supported; "
-                "use the original checkpoint"
-            )
-        return rows
-
-    return Stored(tensor.shape, read)
+    return pack(config, {name: tensor for name, tensor in tensors.items() if name not in derived})
 
 
 @contextmanager

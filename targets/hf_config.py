@@ -18,6 +18,7 @@ from poss_export.config import RopeConfig, TargetConfig
 from poss_export.errors import CheckpointError
 from poss_export.targets.architectures import check_architecture
 from poss_export.targets.json_file import read_json
+from poss_export.targets.methods import read_quantisation
 
 _ARCHITECTURES = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 # What a file must state: the defaults are the sizes of somebody else's model.
@@ -66,7 +67,7 @@ def read_config(folder: Path) -> TargetConfig:
     check_architecture(architecture, _ARCHITECTURES)
     for name in _SIZES:
         _need(path, stated, name)
-    _refuse_quantised(stated)
+    read_quantisation(stated)  # which refuses what is not read
     values = _as_transformers_reads(path, stated)
     _refuse_variants(values)
     heads, hidden = values["num_attention_heads"], values["hidden_size"]
@@ -100,10 +101,13 @@ def _need(path: Path, values: Mapping[str, Any], name: str) -> Any:
 
 def doubts(folder: Path) -> tuple[str, ...]:
     """Return what config.json leaves open."""
-    own = read_json(folder / "config.json").get("auto_map")
+    stated = read_json(folder / "config.json")
+    own, quantisation = stated.get("auto_map"), read_quantisation(stated)
+    told = () if quantisation is None else quantisation.doubts
     if not isinstance(own, Mapping) or not any(name.startswith("AutoModel") for name in own):
-        return ()
+        return told
     return (
+        *told,
         "its config.json names code of its own for the model (auto_map), which is not run: it is computed "
         "as transformers computes its model_type",
     )
@@ -156,14 +160,6 @@ def _refuse_unread(path: Path, config: Any, read: Mapping[str, Any]) -> None:
                 f"{path}: {name} {shortened(value)} is not known to this version, which might compute "
                 "something else; use a newer version of poss-export"
             )
-
-
-def _refuse_quantised(values: Mapping[str, Any]) -> None:
-    if (quantised := values.get("quantization_config")) is not None:
-        method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
-        raise CheckpointError(
-            f"quantised weights ({shortened(method)}) are not supported; use the original checkpoint"
-        )
 
 
 def _refuse_variants(values: Mapping[str, Any]) -> None:

@@ -82,9 +82,14 @@ def pack(config: TargetConfig, tensors: Mapping[str, Stored]) -> dict[str, Weigh
             weights[f"{ours}.mlp.down.bias"] = biases(mlp, {"down": hidden})
         weights[f"{ours}.input_norm.weight"] = plain(f"{theirs}.input_layernorm.weight", hidden)
         weights[f"{ours}.post_norm.weight"] = plain(f"{theirs}.post_attention_layernorm.weight", hidden)
-    if unused:
+    if unused := {name: tensor for name, tensor in unused.items() if not _adds_nothing(name, tensor)}:
         raise CheckpointError(
             f"unexpected tensors {', '.join(sorted(unused)[:5])} ({len(unused)} in all): the checkpoint has "
             "parts that this decoder does not compute; use a plain checkpoint of a supported architecture"
         )
     return weights
+
+
+def _adds_nothing(name: str, tensor: Stored) -> bool:
+    """Whether a tensor is a bias of zeros: quantisers write some for layers that have none."""
+    return name.endswith(".bias") and not bool(tensor.whole().any())

@@ -7,18 +7,20 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # types that need no scale
 _TILE = 128  # rows that are transposed together
 _BLOCK = 1 << 24  # values that are read at a time: what a conversion has in memory beside its result
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of a checkpoint, or one in memory: its shape is known, its rows are read when asked for.
+    """A tensor of a checkpoint, or one in memory: shape and type are known, its rows are read when asked for.
 
-    read: returns the rows from the first number up to the second, in the type that they are stored in.
+    read: returns the rows from the first number up to the second, in this type.
     """
 
     shape: tuple[int, ...]
+    dtype: torch.dtype
     read: Callable[[int, int], Tensor]
 
     def whole(self) -> Tensor:
@@ -79,7 +81,7 @@ class Weight:
 
 def in_memory(tensor: Tensor) -> Weight:
     """Return a tensor as a weight that is stored in memory."""
-    return Weight((Stored(tuple(tensor.shape), lambda first, last: tensor[first:last]),))
+    return Weight((Stored(tuple(tensor.shape), tensor.dtype, lambda first, last: tensor[first:last]),))
 
 
 def weights_of(module: nn.Module) -> dict[str, Weight]:

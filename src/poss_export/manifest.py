@@ -60,12 +60,16 @@ class EmbeddingTable:
 
 @dataclass(frozen=True)
 class TargetEntry:
-    """The target: `sha256` is that of the checkpoint it was exported from."""
+    """The target: `sha256` is that of the checkpoint it was exported from.
+
+    `dequantised` says from what, where the weights of its folder are quantised.
+    """
 
     name: str
     sha256: str
     config: TargetConfig
     embedding: EmbeddingTable
+    dequantised: str | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TargetEntry":

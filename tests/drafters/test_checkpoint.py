@@ -99,6 +99,16 @@ def test_double_precision_is_read(tmp_path: Path) -> None:
     assert all(weight.dtype == torch.float32 for weight in loaded.parameters())
 
 
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    tensors, stated = eagle().random(), {"quantization_config": {"quant_method": "fp8"}}
+    message = "has quantised weights ('fp8'), which are read of targets only; use the original"
+    assert message in refused(write(tmp_path / "stated", {**eagle().config, **stated}, tensors))
+    assert load_drafter(str(write(tmp_path / "none", {**eagle().config, "quantization_config": {}}, tensors)))
+    tensors["fc.weight"] = tensors["fc.weight"].to(torch.float8_e4m3fn)
+    message = "of another type: fc.weight torch.float8_e4m3fn"
+    assert message in refused(write(tmp_path / "typed", eagle().config, tensors))
+
+
 def test_what_is_no_drafter_is_called_by_its_name(
     tiny_bundle: Path, tiny_folder: Callable[[str], Path]
 ) -> None:

@@ -81,7 +81,7 @@ def test_weights_are_joined_turned_and_converted(dtype: torch.dtype) -> None:
     def read(part: torch.Tensor, first: int, last: int) -> torch.Tensor:
         return part[first:last].double()
 
-    stored = tuple(Stored(tuple(part.shape), partial(read, part)) for part in parts)
+    stored = tuple(Stored(tuple(part.shape), torch.float64, partial(read, part)) for part in parts)
     joined = torch.cat(parts)
     assert torch.equal(Weight(stored).read(dtype), joined.to(dtype))
     turned = Weight(stored, transposed=True)

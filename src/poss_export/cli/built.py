@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 def print_bundle(folder: Path, manifest: "Manifest") -> None:
     """Print its size and how near its graphs are to PyTorch, then its quality and its engines."""
-    from poss_export.cli.cards import choice_line, lossless, quality_rows
+    from poss_export.cli.cards import choice_line, from_quantised, lossless, quality_rows
 
     figures = ", ".join(f"{name} {value:.1e}" for name, value in manifest.parity.items())
     click.echo(f"{folder}: {megabytes(sum(f.size for f in manifest.files.values()))}, parity {figures}")
+    if told := from_quantised(manifest.target.dequantised):
+        click.echo(f"dequantised: {told}")
     if choice := choice_line(manifest.calibration):
         click.echo(f"drafter: {choice}")
     if manifest.quality is not None:

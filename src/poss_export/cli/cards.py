@@ -43,6 +43,7 @@ def _bundle_rows(facts: "BundleFacts") -> Rows:
     manifest = facts.manifest
     return {
         "target": _target_line(facts),
+        "dequantised": from_quantised(manifest.target.dequantised),
         "drafter": _drafter_line(facts),
         "vocabulary": _vocabulary_line(manifest),
         "drafter's precision": choice_line(manifest.calibration),
@@ -109,9 +110,15 @@ def target_card(facts: "TargetFacts") -> Table:
         "vocabulary": f"{config.vocab_size:,} tokens{', tied embeddings' if config.tied_embeddings else ''}",
         "context": f"{config.max_positions:,} tokens",
         "weights": _count(len(facts.weight_files), "file"),
+        "dequantised": from_quantised(facts.dequantised),
         "sha256": facts.sha256,
     }
     return card(f"{facts.name}: target", rows)
+
+
+def from_quantised(kind: str | None) -> str:
+    """Return from which kind of quantised weights a target was made; nothing of one in floating point."""
+    return "" if kind is None else f"from {kind}"
 
 
 def millions(parameters: int) -> str:
