@@ -146,6 +146,7 @@ def write_checkpoint(facts: dict[str, Any], folder: Path) -> None:
 
     (folder / "config.json").write_text(json.dumps({**COMMON, **facts}))
     (folder / "tokenizer.json").write_text(open_target(EMBEDDED_TARGET).text.tokenizer_json)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     block = random_block()
     files, places = shards({**COMMON, **facts}), dict[str, str]()
     for number, shapes in enumerate(files, start=1):
