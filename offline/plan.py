@@ -11,6 +11,7 @@ from pathlib import Path
 DEFAULT = ("30:dialogues*3", "30:eagle", "28:poss-2<eagle,fspad<eagle,parallelspec<eagle", "12:eagle3")
 ANSWER_TOKENS = 5_000_000  # after which dialogues are enough: what is left of their time is for the drafters
 WRITERS = "dialogues"  # the job that writes dialogues in place of a drafter
+PARTS = "part-*.npz"  # of a folder of them
 _JOB = re.compile(r"(?P<name>[\w.-]+?)(\*(?P<count>\d+)|<(?P<start>[\w.-]+))?")
 
 
@@ -78,7 +79,9 @@ def arguments(
     if job.writes:
         ended = ("--answer-tokens", str(ANSWER_TOKENS), "--minutes", f"{minutes:.2f}")
         return ["synthesise", target, "-o", str(dialogues[0]), *ended]
-    read = [word for path in dialogues if path.exists() for word in ("--dialogues", str(path))]
+    # Where nothing was written in time, the others are there.
+    there = [path for path in dialogues if path.is_file() or any(path.glob(PARTS))]
+    read = [word for path in there for word in ("--dialogues", str(path))]
     begun = [] if start is None else ["--start", str(start)]
     return [
         *("train", target, "--preset", job.name, "-o", str(work / job.name)),

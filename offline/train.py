@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 from offline.parts import MEGABYTE
-from offline.plan import DEFAULT, WRITERS, Job, PlanError, Stage, arguments, read_plan
+from offline.plan import DEFAULT, PARTS, WRITERS, Job, PlanError, Stage, arguments, read_plan
 from offline.processes import COMMAND, end, start
 from offline.results import Results
 
@@ -114,7 +114,7 @@ class Run:
 
     def _state(self, job: Job) -> dict[str, object]:
         if job.writes:
-            parts = [part.stat().st_size for part in self.dialogues[0].glob("part-*.npz")]
+            parts = [part.stat().st_size for part in self.dialogues[0].glob(PARTS)]
             return {"parts": len(parts), "megabytes": round(sum(parts) / MEGABYTE, 1)}
         log = self.work / job.name / "training.jsonl"
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []

@@ -37,6 +37,8 @@ def test_what_is_no_plan_is_refused(texts: list[str], words: str) -> None:
 def test_a_drafter_reads_the_dialogues_that_are_there(tmp_path: Path) -> None:
     written, packed = tmp_path / "dialogues", tmp_path / "packed"
     packed.mkdir()
+    (packed / "part-0000.npz").touch()
+    written.mkdir()  # nothing came of it in time
     command = arguments(Job("poss-2", "eagle"), "t", (written, packed), tmp_path, tmp_path / "eagle", 2.5)
     assert command[:4] == ["train", "t", "--preset", "poss-2"]
     assert command.count("--dialogues") == 1
