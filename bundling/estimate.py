@@ -159,7 +159,8 @@ def _exporting(plan: Plan) -> int:
     if not in_pieces(config):
         compared = plan.target.parameters * (both + 4)  # and packed for the kernels
     drafter = 0 if plan.drafter is None else draft_parameters(plan.target, plan.drafter, plan.tree)
-    compared += drafter * (both + 4)
+    alone = drafter * (both + 4)  # it is compared behind the target, or beside one that is loaded
+    compared = max(compared, alone) if in_pieces(config) else compared + alone
     return int(_PROCESS + 4 * drafter + max(4 * layer, item * max(table, layer // 2), compared))
 
 
