@@ -5,10 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# The first drafter gets the most, for all that start from it have what it learnt. Small networks leave most
-# of a large GPU idle, so those that follow share it; eagle3, which reads three layers of the target, holds
-# features of 3.8 KB a token of all dialogues, the others 1.5 KB: it comes alone.
-DEFAULT = ("30:dialogues*3", "30:eagle", "28:poss-2<eagle,fspad<eagle,parallelspec<eagle", "12:eagle3")
+# The first drafter and its unrolled training get the most, for all that start from it have what it learnt
+# (docs/drafter-study.md). Small networks leave most of a large GPU idle, so those that follow share it;
+# eagle3, which reads three layers of the target, holds features of 3.8 KB a token of all dialogues, the
+# others 1.5 KB: it comes alone.
+DEFAULT = (
+    "30:dialogues*3",
+    "20:eagle",
+    "14:hass<eagle",
+    "26:poss-2<hass,fspad<hass,parallelspec<hass",
+    "10:eagle3",
+)
 ANSWER_TOKENS = 5_000_000  # after which dialogues are enough: what is left of their time is for the drafters
 WRITERS = "dialogues"  # the job that writes dialogues in place of a drafter
 PARTS = "part-*.npz"  # of a folder of them
