@@ -1,4 +1,4 @@
-"""One small decoder for every supported target: Llama 2/3, SmolLM2, Mistral, Phi-3/4, Qwen2, Qwen3.
+"""One small decoder for every supported target (docs/targets.md).
 
 The decoder knows nothing of caches. Each layer hands its projected query, key and value to an
 `Attend` function, and whoever calls decides what that is: a graph with shared or static caches
@@ -6,13 +6,14 @@ The decoder knows nothing of caches. Each layer hands its projected query, key a
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from poss_export.config import TargetConfig
-from poss_export.drafter_config import DrafterConfig
+from poss_export.targets.mixing import capped, causal_masks, mix
 from poss_export.targets.rope import rope_tables, rotate
 from poss_export.targets.weights import Weight, weights_of
 
@@ -20,6 +21,9 @@ from poss_export.targets.weights import Weight, weights_of
 #   query: [batch, seq, heads * head_dim]; key, value: [batch, seq, kv_heads * head_dim]; not rotated yet
 #   result: as query
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 
 
 class Linear(nn.Module):
@@ -52,20 +56,26 @@ class RMSNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU with gate and up projections in one matrix: one pass over the input, one matmul to launch."""
+    """Gated units, gate and up projections in one matrix: one pass over the input, one matmul to launch."""
 
     def __init__(
-        self, hidden: int, intermediate: int, outputs: int | None = None, bias: bool = False
+        self,
+        hidden: int,
+        intermediate: int,
+        outputs: int | None = None,
+        bias: bool = False,
+        activation: Activation = F.silu,
     ) -> None:
         """Allocate the two matrices; `outputs` None is `hidden`."""
         super().__init__()
+        self.activation = activation
         self.gate_up = Linear(hidden, 2 * intermediate, bias)
         self.down = Linear(intermediate, outputs or hidden, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., hidden]` to `[..., outputs]`."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        down: Tensor = self.down(F.silu(gate) * up)
+        down: Tensor = self.down(self.activation(gate) * up)
         return down
 
 
@@ -83,7 +93,16 @@ class Layer(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.output = Linear(self.widths[0], config.hidden_size, bias=config.output_bias)
         self.post_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.mlp = MLP(
+            config.hidden_size,
+            config.intermediate_size,
+            bias=config.mlp_bias,
+            activation=ACTIVATIONS[config.activation],
+        )
+        self.behind_attention, self.behind_mlp = (
+            RMSNorm(config.hidden_size, config.rms_norm_eps) if config.outer_norms else nn.Identity()
+            for _ in range(2)
+        )
 
     def forward(self, x: Tensor, index: int, attend: Attend) -> Tensor:
         """Map the residual stream `[batch, seq, hidden]` through layer `index`."""
@@ -91,8 +110,8 @@ class Layer(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             query = self.q_norm(query.unflatten(-1, (-1, self.head_dim))).flatten(-2)
             key = self.k_norm(key.unflatten(-1, (-1, self.head_dim))).flatten(-2)
-        x = x + self.output(attend(index, query, key, value))
-        x = x + self.mlp(self.post_norm(x))
+        x = x + self.behind_attention(self.output(attend(index, query, key, value)))
+        x = x + self.behind_mlp(self.mlp(self.post_norm(x)))
         return x
 
 
@@ -121,7 +140,7 @@ class Decoder(nn.Module):
         return layer
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Return embeddings `[..., hidden]` of `ids` `[...]`."""
+        """Return embeddings `[..., hidden]` of `ids` `[...]`, as stored: drafters read them unscaled."""
         return F.embedding(ids, self.embed_tokens)
 
     def head_rows(self, ids: Tensor) -> Tensor:
@@ -141,6 +160,8 @@ class Decoder(nn.Module):
         taps * hidden]`; without, the features.
         """
         x, tapped = self.embed(input_ids), list[Tensor]()
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
         for index in range(self.config.num_layers):
             if index in taps:
                 tapped.append(x)
@@ -151,8 +172,12 @@ class Decoder(nn.Module):
     def head(self, features: Tensor) -> Tensor:
         """Return logits `[batch, rows, vocab]` of features `[batch, rows, hidden]`."""
         # Two dimensions make this one Gemm that reads the table as it lies: tied weights stay one tensor.
-        logits = F.linear(features.flatten(0, 1), self.lm_head)
-        return logits.view(features.shape[0], features.shape[1], self.config.vocab_size)
+        scores = F.linear(features.flatten(0, 1), self.lm_head)
+        return self.logits(scores.view(features.shape[0], features.shape[1], self.config.vocab_size))
+
+    def logits(self, scores: Tensor) -> Tensor:
+        """Return the logits of features whose products with the rows of the head are `scores`."""
+        return capped(scores, self.config.logit_cap)
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
@@ -166,16 +191,19 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def causal_attend(
-    config: TargetConfig | DrafterConfig, seq: int, dtype: torch.dtype, device: torch.device | None = None
+    config: TargetConfig, seq: int, dtype: torch.dtype, device: torch.device | None = None
 ) -> Attend:
     """Return an `Attend` over whole sequences from position 0, without caches."""
-    cos, sin = (table.to(device, dtype) for table in rope_tables(config.rope, config.head_dim, seq))
+    tables = [
+        [table.to(device, dtype) for table in rope_tables(rope, config.head_dim, seq)]
+        for rope in config.ropes
+    ]
+    masks = causal_masks(config, seq, device)
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q, k, v = (split_heads(x, config.head_dim) for x in (query, key, value))
-        mixed = F.scaled_dot_product_attention(
-            rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True, enable_gqa=True
-        )
-        return merge_heads(mixed)
+        rope, mask = config.of_layer(layer, tables), config.of_layer(layer, masks)
+        scale, cap = config.attention_scale, config.attention_cap
+        return merge_heads(mix(rotate(q, *rope), rotate(k, *rope), v, mask, scale=scale, cap=cap))
 
     return attend

@@ -9,6 +9,20 @@ from poss_export.config import TargetConfig
 from poss_export.errors import CheckpointError
 from poss_export.targets.weights import Stored, Weight
 
+GEMMA = ("gemma", "gemma2", "gemma3_text")  # whose norms multiply by 1 + weight
+_NORMS = {"input_norm": "input", "post_norm": "post_attention"}
+_OUTER_NORMS = {
+    "input_norm": "input",
+    "behind_attention": "post_attention",
+    "post_norm": "pre_feedforward",
+    "behind_mlp": "post_feedforward",
+}
+
+
+def plus_one(weight: Stored) -> Stored:
+    """Return 1 + a stored weight, added in float32: bfloat16 would round it."""
+    return Stored(weight.shape, lambda first, last: 1 + weight.read(first, last).float())
+
 
 def pack(config: TargetConfig, tensors: Mapping[str, Stored]) -> dict[str, Weight]:
     """Return the weights of a decoder by their names in its state dict; none is read.
@@ -39,6 +53,10 @@ def pack(config: TargetConfig, tensors: Mapping[str, Stored]) -> dict[str, Weigh
     def plain(name: str, *shape: int) -> Weight:
         return Weight((take(name, *shape),))
 
+    def gain(name: str, size: int) -> Weight:
+        stored = take(name, size)
+        return Weight((plus_one(stored) if config.architecture in GEMMA else stored,))
+
     def matrix(name: str, outputs: int, inputs: int) -> Weight:
         return Weight((take(name, outputs, inputs),), transposed=True)
 
@@ -58,7 +76,7 @@ def pack(config: TargetConfig, tensors: Mapping[str, Stored]) -> dict[str, Weigh
 
     weights = {
         "embed_tokens": plain("model.embed_tokens.weight", config.vocab_size, hidden),
-        "norm.weight": plain("model.norm.weight", hidden),
+        "norm.weight": gain("model.norm.weight", hidden),
     }
     weights["lm_head"] = weights["embed_tokens"]
     if not config.tied_embeddings:
@@ -71,7 +89,7 @@ def pack(config: TargetConfig, tensors: Mapping[str, Stored]) -> dict[str, Weigh
             weights[f"{ours}.qkv.bias"] = biases(attention, rows)
         if config.qk_norm:
             for norm in ("q_norm", "k_norm"):
-                weights[f"{ours}.{norm}.weight"] = plain(f"{attention}.{norm}.weight", head_dim)
+                weights[f"{ours}.{norm}.weight"] = gain(f"{attention}.{norm}.weight", head_dim)
         weights[f"{ours}.output.weight"] = matrix(f"{attention}.o_proj.weight", hidden, rows["q"])
         if config.output_bias:
             weights[f"{ours}.output.bias"] = biases(attention, {"o": hidden})
@@ -80,8 +98,8 @@ def pack(config: TargetConfig, tensors: Mapping[str, Stored]) -> dict[str, Weigh
         if config.mlp_bias:
             weights[f"{ours}.mlp.gate_up.bias"] = biases(mlp, halves)
             weights[f"{ours}.mlp.down.bias"] = biases(mlp, {"down": hidden})
-        weights[f"{ours}.input_norm.weight"] = plain(f"{theirs}.input_layernorm.weight", hidden)
-        weights[f"{ours}.post_norm.weight"] = plain(f"{theirs}.post_attention_layernorm.weight", hidden)
+        for norm, name in (_OUTER_NORMS if config.outer_norms else _NORMS).items():
+            weights[f"{ours}.{norm}.weight"] = gain(f"{theirs}.{name}_layernorm.weight", hidden)
     if unused:
         raise CheckpointError(
             f"unexpected tensors {', '.join(sorted(unused)[:5])} ({len(unused)} in all): the checkpoint has "

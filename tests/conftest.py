@@ -56,6 +56,8 @@ _YARN_ROPE = {
     "factor": 8.0,
     "original_max_position_embeddings": 16,
 }
+_CAPS = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}
+_LAYERS = ["sliding_attention", "full_attention"]
 # name: (transformers' model type, what is special about it)
 _TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"tie_word_embeddings": True}),
@@ -64,6 +66,11 @@ _TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": 64, "head_dim": 32}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"head_dim": 32, "num_key_value_heads": 4}),
+    # Windows that a few tokens are longer than, rotary embeddings by layer, caps that bite.
+    "windows": ("mistral", {"sliding_window": 6}),
+    "gemma": ("gemma", {"head_dim": 16}),
+    "gemma2": ("gemma2", {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 100, **_CAPS}),
+    "gemma3": ("gemma3_text", {"head_dim": 32, "sliding_window": 6, "layer_types": _LAYERS}),
 }
 
 
@@ -87,8 +94,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         auto: Any = AutoModelForCausalLM  # its methods are half annotated
         model = auto.from_config(AutoConfig.for_model(model_type, **{**_SIZES, **special}))
         torch.manual_seed(0)
+        gain = float(not model_type.startswith("gemma"))  # whose norms add 1
         for weight in model.parameters():  # large enough that every part of the decoder shows
-            torch.nn.init.normal_(weight, mean=float(weight.dim() == 1), std=0.3)
+            torch.nn.init.normal_(weight, mean=gain if weight.dim() == 1 else 0, std=0.3)
         folder = tmp_path_factory.mktemp(name)
         model.save_pretrained(folder)
         words = {f"<{i}>": i for i in range(_SIZES["vocab_size"])}
@@ -97,6 +105,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         if model_type.startswith("qwen"):  # transformers makes byte-level BPE of whatever is there
             tokenizer = Qwen2Tokenizer(words).backend_tokenizer
         tokenizer.save(str(folder / "tokenizer.json"))
+        if model_type.startswith("gemma"):  # whose own class knows byte-level BPE alone
+            (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
         return folder
 
     return write

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from poss_export.targets.decoder import Attend, Decoder, merge_heads, split_heads
+from poss_export.targets.mixing import capped, causal_masks, mix
 from poss_export.targets.rope import rope_tables, rotate
 
 REPEATED = 24  # an answer whose last tokens, so many, it has said before has begun to loop
@@ -38,8 +38,12 @@ class BatchDecoder:
         self.keys = torch.zeros(*heads, config.head_dim, columns, dtype=weight.dtype, device=weight.device)
         self.values = torch.zeros(*heads, columns, config.head_dim, dtype=weight.dtype, device=weight.device)
         self.lengths = torch.zeros(slots, dtype=torch.int64, device=self.device)
-        tables = rope_tables(config.rope, config.head_dim, columns)
-        self.cos, self.sin = (table.to(self.device, weight.dtype) for table in tables)
+        self.tables = [
+            tuple(
+                table.to(self.device, weight.dtype) for table in rope_tables(rope, config.head_dim, columns)
+            )
+            for rope in config.ropes
+        ]
 
     def run(
         self,
@@ -81,20 +85,23 @@ class BatchDecoder:
     def _prefill(self, places: list[int], prompts: list[list[int]]) -> Tensor:
         """Fill the caches of some places; return the logits of each prompt's last row `[places, vocab]`."""
         counts = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        seq, head_dim = int(counts.max()), self.decoder.config.head_dim
+        config, seq = self.decoder.config, int(counts.max())
         ids = torch.tensor([prompt + [0] * (seq - len(prompt)) for prompt in prompts], device=self.device)
         rows = torch.tensor(places, device=self.device)
-        cos, sin = self.cos[:seq], self.sin[:seq]
+        masks, (scale, cap) = (
+            causal_masks(config, seq, self.device),
+            (config.attention_scale, config.attention_cap),
+        )
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            q, k, v = (split_heads(x, head_dim) for x in (query, key, value))
+            q, k, v = (split_heads(x, config.head_dim) for x in (query, key, value))
+            cos, sin = (table[:seq] for table in config.of_layer(layer, self.tables))
             k = rotate(k, cos, sin)
             # Rows behind a prompt are padding: its own rows do not see them, its answer overwrites them.
             self.keys[layer, rows, :, :, :seq] = k.transpose(-1, -2)
             self.values[layer, rows, :, :seq] = v
-            return merge_heads(
-                F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, is_causal=True, enable_gqa=True)
-            )
+            mask = config.of_layer(layer, masks)
+            return merge_heads(mix(rotate(q, cos, sin), k, v, mask, scale=scale, cap=cap))
 
         features = self.decoder.hidden(ids, attend)
         self.lengths[rows] = counts
@@ -113,23 +120,40 @@ class BatchDecoder:
         config, places = self.decoder.config, torch.arange(self.slots, device=self.device)
         kv_heads, head_dim = config.num_kv_heads, config.head_dim
         span = -(-(int(self.lengths.max()) + 1) // SPAN) * SPAN
-        hidden = torch.arange(span, device=self.device) > self.lengths[:, None]
-        bias = torch.zeros(hidden.shape, dtype=self.keys.dtype, device=self.device)
-        bias = bias.masked_fill_(hidden, -torch.inf).repeat_interleave(kv_heads, 0)[:, None]
-        cos, sin = self.cos[self.lengths, None, None], self.sin[self.lengths, None, None]
+        scale = head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        biases = [
+            torch.zeros(hidden.shape, dtype=self.keys.dtype, device=self.device)
+            .masked_fill_(hidden, -torch.inf)
+            .repeat_interleave(kv_heads, 0)[:, None]
+            for hidden in self._hidden(span)
+        ]
+        rotations = [[table[self.lengths, None, None] for table in tables] for tables in self.tables]
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             # Query heads that share a KV head become query rows, so that no cache is repeated.
+            cos, sin = config.of_layer(layer, rotations)
             q = rotate(query.reshape(self.slots, kv_heads, -1, head_dim), cos, sin)
             k = rotate(key.reshape(self.slots, kv_heads, 1, head_dim), cos, sin)[:, :, 0]
             keys, values = self.keys[layer], self.values[layer]
             keys[places, :, :, self.lengths] = k
             values[places, :, self.lengths] = value.reshape(self.slots, kv_heads, head_dim)
             seen = keys.flatten(0, 1)[:, :, :span], values.flatten(0, 1)[:, :span]
-            scores = torch.baddbmm(bias, q.flatten(0, 1), seen[0], alpha=head_dim**-0.5)
+            bias = config.of_layer(layer, biases)
+            if config.attention_cap is None:
+                scores = torch.baddbmm(bias, q.flatten(0, 1), seen[0], alpha=scale)
+            else:
+                scores = capped(torch.bmm(q.flatten(0, 1), seen[0]) * scale, config.attention_cap) + bias
             return torch.bmm(scores.softmax(-1), seen[1]).reshape(self.slots, 1, -1)
 
         return attend
+
+    def _hidden(self, span: int) -> list[Tensor]:
+        """Return which of the first columns a step may not read, `[slots, span]`: of all, and of windows."""
+        columns, last = torch.arange(span, device=self.device), self.lengths[:, None]
+        hidden = [columns > last]
+        if (window := self.decoder.config.window) is not None:
+            hidden.append(hidden[0] | (columns <= last - window))
+        return hidden
 
 
 def _ended(tokens: list[int], max_new_tokens: int, stop_ids: Sequence[int]) -> bool:
