@@ -177,6 +177,8 @@ class Decoder(nn.Module):
 
     def logits(self, scores: Tensor) -> Tensor:
         """Return the logits of features whose products with the rows of the head are `scores`."""
+        if self.config.logit_divisor != 1:
+            scores = scores / self.config.logit_divisor
         return capped(scores, self.config.logit_cap)
 
 

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from poss_export.config import TargetConfig
+from poss_export.config import Architecture, TargetConfig
 from poss_export.errors import CheckpointError
 from poss_export.targets.architectures import check_architecture
-from poss_export.targets.hf_rope import read_ropes
+from poss_export.targets.hf_rope import longest, read_ropes
 from poss_export.targets.json_file import read_json
 from poss_export.targets.packing import GEMMA
 
-_ARCHITECTURES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+_ARCHITECTURES = get_args(Architecture)
 # What a file must state: the defaults are the sizes of somebody else's model.
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # The values at which there is nothing that our decoder would have to compute.
@@ -51,11 +51,12 @@ _KNOWN = {
     *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_parameters"),
     *("tie_word_embeddings", "hidden_act", "hidden_activation", "attention_bias", "mlp_bias"),
     *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
+    *("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
     "use_bidirectional_attention",
     *("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache"),
     *("initializer_range", "attention_dropout", "resid_pdrop", "embd_pdrop", "pretraining_tp"),
-    "original_max_position_embeddings",  # Phi-3's, whose longrope is refused
+    "original_max_position_embeddings",
 }
 _QK_NORMS = ("qwen3", "gemma3_text")
 _OUTER_NORMS = ("gemma2", "gemma3_text")
@@ -82,7 +83,6 @@ def read_config(folder: Path) -> TargetConfig:
     heads, hidden = values["num_attention_heads"], values["hidden_size"]
     head_dim = values.get("head_dim")
     biased = values.get("attention_bias", False)
-    scalar = values.get("query_pre_attn_scalar")
     return TargetConfig(
         architecture=architecture,
         vocab_size=values["vocab_size"],
@@ -100,12 +100,29 @@ def read_config(folder: Path) -> TargetConfig:
         mlp_bias=values.get("mlp_bias", False),
         activation=_activation(values),
         outer_norms=architecture in _OUTER_NORMS,
-        embedding_scale=hidden**0.5 if architecture in GEMMA else 1.0,
-        attention_scale=None if scalar is None else scalar**-0.5,
         attention_cap=values.get("attn_logit_softcapping"),
         logit_cap=values.get("final_logit_softcapping"),
+        **_scales(values),
         **_reach(values),
     )
+
+
+def _scales(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the factors that an architecture multiplies by."""
+    if values["model_type"] == "granite":
+        return {
+            "embedding_scale": values["embedding_multiplier"],
+            "attention_scale": values["attention_multiplier"],
+            "residual_scale": values["residual_multiplier"],
+            "logit_divisor": values["logits_scaling"],
+        }
+    if values["model_type"] in GEMMA:
+        scalar = values.get("query_pre_attn_scalar")
+        return {
+            "embedding_scale": values["hidden_size"] ** 0.5,
+            "attention_scale": None if scalar is None else scalar**-0.5,
+        }
+    return {}
 
 
 def _reach(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +131,7 @@ def _reach(values: Mapping[str, Any]) -> dict[str, Any]:
     rope, window_rope = read_ropes(values)
     if len(windowed) == values["num_hidden_layers"]:
         rope = window_rope
-    most = values["max_position_embeddings"]
+    most = min(values["max_position_embeddings"], longest(values))
     if not windowed and window is not None:  # transformers passes it over; up to there nobody can err
         most, window = min(most, window), None
     return {

@@ -17,8 +17,40 @@ def read_ropes(values: Mapping[str, Any]) -> tuple[RopeConfig, RopeConfig]:
         kinds = ("full_attention", "sliding_attention")
         far, near = (read_rope({"rope_parameters": facts[kind]}) for kind in kinds)
         return far, near
-    rope = read_rope(values)
+    rope = _read_phi3(values) if values["model_type"] == "phi3" else read_rope(values)
     return rope, rope
+
+
+def longest(values: Mapping[str, Any]) -> int | float:
+    """Return up to how many positions a rotary embedding is the same whatever the length of the text."""
+    facts = values.get("rope_parameters") or {}
+    long = facts.get("rope_type") == "longrope"
+    return facts["original_max_position_embeddings"] if long else math.inf
+
+
+def _read_phi3(values: Mapping[str, Any]) -> RopeConfig:
+    """Return a rotary embedding that may rotate a part of each head, and scale frequencies one by one."""
+    facts: Mapping[str, Any] = values["rope_parameters"]
+    head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
+    part = facts.get("partial_rotary_factor", 1)
+    rotated = None if part == 1 else int(head_dim * part)
+    if rotated is not None and (rotated % 2 or not 0 < rotated < head_dim):
+        raise CheckpointError(
+            f"partial_rotary_factor {part!r} rotates {rotated} of the {head_dim} values of a head; expected "
+            "an even number of them: fetch config.json again"
+        )
+    if facts.get("rope_type") != "longrope":
+        return replace(read_rope({"rope_parameters": {**facts, "partial_rotary_factor": 1}}), rotated=rotated)
+    original = facts["original_max_position_embeddings"]
+    factor, attention = facts.get("factor"), facts.get("attention_factor")
+    if factor is None:
+        factor = values["max_position_embeddings"] / original
+    if attention is None:
+        attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    divisors = tuple(facts["short_factor"])
+    return RopeConfig(
+        facts["rope_theta"], "longrope", attention_factor=attention, divisors=divisors, rotated=rotated
+    )
 
 
 def read_rope(values: Mapping[str, Any]) -> RopeConfig:

@@ -32,6 +32,28 @@ class Stored:
         for first in range(0, rows, step):
             yield first, min(first + step, rows)
 
+    def part(self, first: int, last: int) -> "Stored":
+        """Return some of its rows as a tensor."""
+        return Stored(
+            (last - first, *self.shape[1:]), lambda start, end: self.read(first + start, first + end)
+        )
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Stored":
+        """Return it with a function of its rows, which changes their values alone, applied in float32."""
+        return Stored(self.shape, lambda first, last: function(self.read(first, last).float()))
+
+    def in_order(self, order: Tensor) -> "Stored":
+        """Return it with the rows of each block of `len(order)` rows in another order."""
+        size = len(order)
+
+        def read(first: int, last: int) -> Tensor:
+            # Rows of one block come from all over it.
+            start, end = first - first % size, last + -last % size
+            rows: Tensor = self.read(start, end).unflatten(0, (-1, size))[:, order].flatten(0, 1)
+            return rows[first - start : last - start]
+
+        return Stored(self.shape, read)
+
 
 @dataclass(frozen=True)
 class Weight:

@@ -58,6 +58,12 @@ _YARN_ROPE = {
 }
 _CAPS = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}
 _LAYERS = ["sliding_attention", "full_attention"]
+_MULTIPLIERS = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.1,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}
 # name: (transformers' model type, what is special about it)
 _TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"tie_word_embeddings": True}),
@@ -68,6 +74,8 @@ _TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"head_dim": 32, "num_key_value_heads": 4}),
     # Windows that a few tokens are longer than, rotary embeddings by layer, caps that bite.
     "windows": ("mistral", {"sliding_window": 6}),
+    "granite": ("granite", _MULTIPLIERS),
+    "phi4": ("phi3", {"pad_token_id": 0, "head_dim": 16, "partial_rotary_factor": 0.5}),
     "gemma": ("gemma", {"head_dim": 16}),
     "gemma2": ("gemma2", {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 100, **_CAPS}),
     "gemma3": ("gemma3_text", {"head_dim": 32, "sliding_window": 6, "layer_types": _LAYERS}),

@@ -16,7 +16,9 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Scheme = Literal["w8a8", "w8a16", "w8a24", "w8a32", "int8", "int4", "fp8"]
 DraftPrecision = Literal[Scheme, "float"]
 CacheForm = Literal["shared", "static"]
-Architecture = Literal["llama", "mistral", "phi3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"]
+Architecture = Literal[
+    "llama", "mistral", "phi3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite"
+]
 Choice = TypeVar("Choice")
 Observer = Literal["min-max", "percentile", "entropy", "mse"]  # how far the range of an activation reaches
 
@@ -26,7 +28,7 @@ class RopeConfig:
     """Rotary position embedding; `factor` and the fields below it are used where `scaling` needs them."""
 
     theta: float = 10000.0
-    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
+    scaling: Literal["none", "linear", "llama3", "yarn", "longrope"] = "none"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -35,10 +37,17 @@ class RopeConfig:
     beta_slow: float = 1.0
     truncate: bool = True  # whether yarn's band begins and ends at whole frequencies
     attention_factor: float = 1.0  # of cosine and sine
+    divisors: tuple[float, ...] = ()  # of longrope's frequencies, one each
+    rotated: int | None = None  # the first values of a head, so many, are rotated; None: all
 
     def __post_init__(self) -> None:
         """Check the values."""
         check_fields(self, "rotary embedding's")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RopeConfig":
+        """Read the fields as JSON has them."""
+        return cls(**{**values, "divisors": tuple(values.get("divisors", ()))})
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,8 @@ class TargetConfig:
     attention_scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
     attention_cap: float | None = None  # c of c * tanh(score / c)
     logit_cap: float | None = None  # likewise
+    logit_divisor: float = 1.0
+    residual_scale: float = 1.0  # of what attention and MLP add; their last weights have it in them
     windowed_layers: tuple[int, ...] = ()
     window: int | None = None  # how many of the last tokens these see, their own included; None: all
     window_rope: RopeConfig | None = None  # of these layers; None: that of the others
@@ -121,10 +132,10 @@ class TargetConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TargetConfig":
         """Read what `to_dict` wrote."""
-        read = {**values, "rope": RopeConfig(**values["rope"])}
+        read = {**values, "rope": RopeConfig.from_dict(values["rope"])}
         read["windowed_layers"] = tuple(values.get("windowed_layers", ()))
         if values.get("window_rope") is not None:
-            read["window_rope"] = RopeConfig(**values["window_rope"])
+            read["window_rope"] = RopeConfig.from_dict(values["window_rope"])
         return cls(**read)
 
 

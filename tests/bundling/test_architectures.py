@@ -36,6 +36,9 @@ def built(folder: Path, drafter: Any, place: Path, form: CacheForm) -> Path:
     ("name", "form"),
     [
         pytest.param("windows", "shared", marks=SLOW),
+        pytest.param("phi4", "shared", marks=SLOW),
+        pytest.param("granite", "shared", marks=SLOW),
+        pytest.param("granite", "static", marks=SLOW),
         pytest.param("gemma", "shared", marks=SLOW),
         ("gemma2", "static"),
         pytest.param("gemma2", "shared", marks=SLOW),

@@ -11,16 +11,8 @@ from poss_export.targets.checkpoint import open_target
 from poss_export.targets.decoder import causal_attend
 
 ARCHITECTURES = (
-    "llama",
-    "llama3",
-    "biased",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "windows",
-    "gemma",
-    "gemma2",
-    "gemma3",
+    *("llama", "llama3", "biased", "mistral", "qwen2", "qwen3"),
+    *("windows", "phi4", "granite", "gemma", "gemma2", "gemma3"),
 )
 
 

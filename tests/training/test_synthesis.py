@@ -16,7 +16,7 @@ from poss_export.training.synthesis import greedy
 from poss_export.training.vocabulary import check_size, choose_vocabulary, coverage
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gemma2", "gemma3", "windows"])
+@pytest.mark.parametrize("name", ["qwen2", "gemma2", "gemma3", "windows", "granite"])
 def test_batched_decoding_equals_plain_decoding(tiny_folder: Callable[[str], Path], name: str) -> None:
     decoder = open_target(str(tiny_folder(name))).load_decoder()
     random = np.random.default_rng(0)
