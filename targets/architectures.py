@@ -11,7 +11,7 @@ _COHERE = "attention and MLP stand side by side in a block, behind a LayerNorm"
 _OLMO = "its norms stand behind attention and MLP"
 # By the names of transformers and of llama.cpp: what our decoder does not compute.
 _REASONS = {
-    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen2moe", "qwen3_moe", "qwen3moe", "olmoe"), _EXPERTS),
+    **dict.fromkeys(("qwen2_moe", "qwen2moe", "qwen3moe", "olmoe"), _EXPERTS),
     **dict.fromkeys(("granitemoe", "deepseek_v2", "deepseek_v3", "deepseek2"), _EXPERTS),
     **dict.fromkeys(("gpt_oss", "gpt-oss"), f"{_EXPERTS}, and its attention has sinks"),
     **dict.fromkeys(("llama4", "llama4_text"), f"{_EXPERTS}, and some layers have attention in chunks"),

@@ -79,6 +79,48 @@ class MLP(nn.Module):
         return down
 
 
+def _mlp(config: TargetConfig) -> MLP:
+    sizes = config.hidden_size, config.intermediate_size
+    return MLP(*sizes, bias=config.mlp_bias, activation=ACTIVATIONS[config.activation])
+
+
+class Experts(nn.Module):
+    """MLPs side by side as one large one, of which each token passes those that a router chooses for it.
+
+    All are computed for every token; the units of an expert are weighted before the last product, which adds
+    the experts up.
+    """
+
+    def __init__(self, config: TargetConfig) -> None:
+        """Allocate the router and the matrices of all experts."""
+        super().__init__()
+        self.count, self.chosen, self.normed = (
+            config.num_experts,
+            config.experts_per_token,
+            config.normed_experts,
+        )
+        self.activation = ACTIVATIONS[config.activation]
+        units = config.num_experts * config.intermediate_size
+        self.router = Linear(config.hidden_size, config.num_experts)
+        self.gate_up = Linear(config.hidden_size, 2 * units)  # all gates, then all up projections
+        self.down = Linear(units, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., hidden]` to `[..., hidden]`."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        units = (self.activation(gate) * up).unflatten(-1, (self.count, -1))
+        mixed: Tensor = self.down((units * self._weights(x)[..., None]).flatten(-2))
+        return mixed
+
+    def _weights(self, x: Tensor) -> Tensor:
+        """Return the weight of each expert `[..., experts]`, 0 of those that are not chosen."""
+        best, chosen = self.router(x).float().softmax(-1).topk(self.chosen)
+        if self.normed:
+            best = best / best.sum(-1, keepdim=True)
+        places = chosen[..., None] == torch.arange(self.count, device=x.device)  # [..., chosen, experts]
+        return torch.where(places, best[..., None], 0.0).sum(-2).to(x.dtype)
+
+
 class Layer(nn.Module):
     """One pre-norm decoder layer."""
 
@@ -93,12 +135,7 @@ class Layer(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.output = Linear(self.widths[0], config.hidden_size, bias=config.output_bias)
         self.post_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(
-            config.hidden_size,
-            config.intermediate_size,
-            bias=config.mlp_bias,
-            activation=ACTIVATIONS[config.activation],
-        )
+        self.mlp = Experts(config) if config.num_experts else _mlp(config)
         self.behind_attention, self.behind_mlp = (
             RMSNorm(config.hidden_size, config.rms_norm_eps) if config.outer_norms else nn.Identity()
             for _ in range(2)

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from poss_export.config import Architecture, TargetConfig
 from poss_export.errors import CheckpointError
 from poss_export.targets.architectures import check_architecture
+from poss_export.targets.hf_experts import expert_sizes, read_experts
 from poss_export.targets.hf_rope import longest, read_ropes
 from poss_export.targets.json_file import read_json
 from poss_export.targets.packing import GEMMA
@@ -56,12 +57,14 @@ _KNOWN = {
     *("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache"),
     *("initializer_range", "attention_dropout", "resid_pdrop", "embd_pdrop", "pretraining_tp"),
-    "original_max_position_embeddings",
+    *("original_max_position_embeddings", "num_local_experts", "num_experts", "num_experts_per_tok"),
+    *("moe_intermediate_size", "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"),
+    *("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
 }
-_QK_NORMS = ("qwen3", "gemma3_text")
+_QK_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
 _OUTER_NORMS = ("gemma2", "gemma3_text")
 _WINDOWS_BY_LAYER = ("qwen2", "qwen3", "gemma2", "gemma3_text")  # as layer_types says
-_WINDOWS_EVERYWHERE = ("mistral", "phi3")  # in all layers, where there is one
+_WINDOWS_EVERYWHERE = ("mistral", "mixtral", "phi3", "qwen3_moe")  # in all layers, where there is one
 _LONGEST = 300  # letters of somebody else's message
 
 
@@ -77,17 +80,19 @@ def read_config(folder: Path) -> TargetConfig:
     check_architecture(architecture, _ARCHITECTURES)
     for name in _SIZES:
         _need(path, stated, name)
+    for names in expert_sizes(architecture):
+        _need(path, stated, *names)
     _refuse_quantised(stated)
     values = _as_transformers_reads(path, stated)
     _refuse_variants(values)
     heads, hidden = values["num_attention_heads"], values["hidden_size"]
     head_dim = values.get("head_dim")
     biased = values.get("attention_bias", False)
+    sizes = {"intermediate_size": values["intermediate_size"], **read_experts(values)}
     return TargetConfig(
         architecture=architecture,
         vocab_size=values["vocab_size"],
         hidden_size=hidden,
-        intermediate_size=values["intermediate_size"],
         num_layers=values["num_hidden_layers"],
         num_heads=heads,
         num_kv_heads=values["num_key_value_heads"],
@@ -102,6 +107,7 @@ def read_config(folder: Path) -> TargetConfig:
         outer_norms=architecture in _OUTER_NORMS,
         attention_cap=values.get("attn_logit_softcapping"),
         logit_cap=values.get("final_logit_softcapping"),
+        **sizes,
         **_scales(values),
         **_reach(values),
     )
@@ -143,10 +149,12 @@ def _reach(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _need(path: Path, values: Mapping[str, Any], name: str) -> Any:
-    if (value := values.get(name)) is None:
-        raise CheckpointError(f"{path}: {name!r} is missing; fetch the checkpoint again")
-    return value
+def _need(path: Path, values: Mapping[str, Any], *names: str) -> Any:
+    """Return a field that a file must state, by one of its names."""
+    found = [values[name] for name in names if values.get(name) is not None]
+    if not found:
+        raise CheckpointError(f"{path}: {names[0]!r} is missing; fetch the checkpoint again")
+    return found[0]
 
 
 def doubts(folder: Path) -> tuple[str, ...]:

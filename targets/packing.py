@@ -9,7 +9,7 @@ from itertools import pairwise
 from poss_export.config import TargetConfig
 from poss_export.errors import CheckpointError
 from poss_export.targets.rope import halves_first
-from poss_export.targets.weights import Stored, Weight
+from poss_export.targets.weights import Stored, Weight, beside
 
 GEMMA = ("gemma", "gemma2", "gemma3_text")  # whose norms multiply by 1 + weight
 _NORMS = {"input_norm": "input", "post_norm": "post_attention"}
@@ -19,6 +19,15 @@ _OUTER_NORMS = {
     "post_norm": "pre_feedforward",
     "behind_mlp": "post_feedforward",
 }
+# How checkpoints name the router, and the gate, up and down projections of an expert.
+_MIXTRAL, _QWEN = (
+    [f"{block}.gate.weight", *(f"{block}.experts.{{}}.{name}.weight" for name in names)]
+    for block, names in (
+        ("block_sparse_moe", ("w1", "w3", "w2")),
+        ("mlp", ("gate_proj", "up_proj", "down_proj")),
+    )
+)
+_FUSED = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")  # of all experts
 Named = Iterator[tuple[str, Weight]]
 
 
@@ -41,7 +50,7 @@ def pack(config: TargetConfig, tensors: Mapping[str, Stored]) -> dict[str, Weigh
     weights["norm.weight"] = _gain(config, unused.take("model.norm.weight", config.hidden_size))
     for index in range(config.num_layers):
         layer = unused.below(f"model.layers.{index}.")
-        for part in (_attention, _mlp, _norms):
+        for part in (_attention, _experts if config.num_experts else _mlp, _norms):
             weights |= {f"layers.{index}.{name}": weight for name, weight in part(config, layer)}
     unused.check_empty()
     return weights
@@ -56,6 +65,10 @@ class _Unused:
     def below(self, prefix: str) -> "_Unused":
         """Return the same tensors, whose names go on with a prefix."""
         return _Unused(self.tensors, self.prefix + prefix)
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor is there."""
+        return self.prefix + name in self.tensors
 
     def take(self, name: str, *shape: int) -> Stored:
         """Return a tensor of this shape, which is used now."""
@@ -108,6 +121,26 @@ def _mlp(config: TargetConfig, layer: _Unused) -> Named:
         parts = tuple(own.take(f"{part}_proj.bias", count) for part, count in halves.items())
         yield "mlp.gate_up.bias", Weight(parts)
         yield "mlp.down.bias", _added(config, own.take("down_proj.bias", hidden))
+
+
+def _experts(config: TargetConfig, layer: _Unused) -> Named:
+    count, hidden, inner = config.num_experts, config.hidden_size, config.intermediate_size
+    router, *names = _MIXTRAL if layer.has(_MIXTRAL[0]) else _QWEN
+    yield "mlp.router.weight", Weight((layer.take(router, count, hidden),), transposed=True)
+    if layer.has(_FUSED[0]):  # as transformers 5 has them in memory
+        both = layer.take(_FUSED[0], count, 2 * inner, hidden)
+        gates, ups = (
+            [both.item(expert).part(first, first + inner) for expert in range(count)] for first in (0, inner)
+        )
+        last = layer.take(_FUSED[1], count, hidden, inner)
+        downs = [last.item(expert) for expert in range(count)]
+    else:
+        gates, ups, downs = (
+            [layer.take(name.format(expert), *shape) for expert in range(count)]
+            for name, shape in zip(names, ((inner, hidden), (inner, hidden), (hidden, inner)), strict=True)
+        )
+    yield "mlp.gate_up.weight", Weight((*gates, *ups), transposed=True)
+    yield "mlp.down.weight", _added(config, beside(downs), transposed=True)
 
 
 def _norms(config: TargetConfig, layer: _Unused) -> Named:

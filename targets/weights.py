@@ -1,6 +1,6 @@
 """Weights that are still where they are stored: read when they are used, a block of rows at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -38,6 +38,10 @@ class Stored:
             (last - first, *self.shape[1:]), lambda start, end: self.read(first + start, first + end)
         )
 
+    def item(self, index: int) -> "Stored":
+        """Return one of its rows, which are tensors, as a tensor."""
+        return Stored(self.shape[1:], lambda first, last: self.read(index, index + 1)[0][first:last])
+
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Stored":
         """Return it with a function of its rows, which changes their values alone, applied in float32."""
         return Stored(self.shape, lambda first, last: function(self.read(first, last).float()))
@@ -53,6 +57,15 @@ class Stored:
             return rows[first - start : last - start]
 
         return Stored(self.shape, read)
+
+
+def beside(parts: Sequence[Stored]) -> Stored:
+    """Return matrices of the same rows joined along their columns."""
+    columns = sum(part.shape[1] for part in parts)
+    return Stored(
+        (parts[0].shape[0], columns),
+        lambda first, last: torch.cat([p.read(first, last) for p in parts], dim=1),
+    )
 
 
 @dataclass(frozen=True)

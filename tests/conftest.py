@@ -75,6 +75,8 @@ _TINY: dict[str, tuple[str, dict[str, Any]]] = {
     # Windows that a few tokens are longer than, rotary embeddings by layer, caps that bite.
     "windows": ("mistral", {"sliding_window": 6}),
     "granite": ("granite", _MULTIPLIERS),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": ("qwen3_moe", {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 48}),
     "phi4": ("phi3", {"pad_token_id": 0, "head_dim": 16, "partial_rotary_factor": 0.5}),
     "gemma": ("gemma", {"head_dim": 16}),
     "gemma2": ("gemma2", {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 100, **_CAPS}),
@@ -110,10 +112,10 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         words = {f"<{i}>": i for i in range(_SIZES["vocab_size"])}
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="<0>"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        if model_type.startswith("qwen"):  # transformers makes byte-level BPE of whatever is there
+        if model_type in ("qwen2", "qwen3"):  # transformers makes byte-level BPE of whatever is there
             tokenizer = Qwen2Tokenizer(words).backend_tokenizer
         tokenizer.save(str(folder / "tokenizer.json"))
-        if model_type.startswith("gemma"):  # whose own class knows byte-level BPE alone
+        if model_type.startswith(("gemma", "qwen3_moe")):  # whose own classes know no plain words
             (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
         return folder
 

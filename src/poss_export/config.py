@@ -17,7 +17,17 @@ Scheme = Literal["w8a8", "w8a16", "w8a24", "w8a32", "int8", "int4", "fp8"]
 DraftPrecision = Literal[Scheme, "float"]
 CacheForm = Literal["shared", "static"]
 Architecture = Literal[
-    "llama", "mistral", "phi3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite"
+    "llama",
+    "mistral",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+    "mixtral",
+    "qwen3_moe",
 ]
 Choice = TypeVar("Choice")
 Observer = Literal["min-max", "percentile", "entropy", "mse"]  # how far the range of an activation reaches
@@ -71,6 +81,9 @@ class TargetConfig:
     output_bias: bool = False  # of attention
     mlp_bias: bool = False
     activation: Literal["silu", "gelu_tanh"] = "silu"  # of the MLP's gates
+    num_experts: int = 0  # MLPs of `intermediate_size` in each layer; 0: one that every token passes
+    experts_per_token: int = 0
+    normed_experts: bool = True  # whether the weights of those that a token passes sum to 1
     outer_norms: bool = False  # norms behind attention and MLP too, as Gemma 2 and 3 have
     embedding_scale: float = 1.0  # what the decoder multiplies embeddings by; drafters read them as stored
     attention_scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
@@ -90,6 +103,11 @@ class TargetConfig:
                 f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
                 f"{self.num_kv_heads}: the configuration is damaged; fetch the checkpoint again"
             )
+        if self.experts_per_token > self.num_experts:
+            raise CheckpointError(
+                f"a token passes {self.experts_per_token} of {self.num_experts} experts: the configuration "
+                "is damaged; fetch the checkpoint again"
+            )
         if self.head_dim % 2:
             raise CheckpointError(
                 f"a head has {self.head_dim} values, which have no halves to rotate: the configuration is "
@@ -108,9 +126,15 @@ class TargetConfig:
         attention = 2 * hidden * (queries + keys)
         attention += self.qkv_bias * (queries + 2 * keys) + self.qk_norm * 2 * self.head_dim
         attention += self.output_bias * hidden + self.mlp_bias * (2 * self.intermediate_size + hidden)
-        layer = attention + 3 * hidden * self.intermediate_size + norms
+        router = self.num_experts * hidden
+        layer = attention + self.mlps * 3 * hidden * self.intermediate_size + router + norms
         tables = (1 if self.tied_embeddings else 2) * self.vocab_size * hidden
         return tables + self.num_layers * layer + hidden
+
+    @property
+    def mlps(self) -> int:
+        """MLPs in a layer."""
+        return max(self.num_experts, 1)
 
     @property
     def ropes(self) -> tuple[RopeConfig, ...]:

@@ -37,6 +37,9 @@ def built(folder: Path, drafter: Any, place: Path, form: CacheForm) -> Path:
     [
         pytest.param("windows", "shared", marks=SLOW),
         pytest.param("phi4", "shared", marks=SLOW),
+        pytest.param("mixtral", "static", marks=SLOW),
+        pytest.param("qwen3_moe", "static", marks=SLOW),
+        pytest.param("qwen3_moe", "shared", marks=SLOW),
         pytest.param("granite", "shared", marks=SLOW),
         pytest.param("granite", "static", marks=SLOW),
         pytest.param("gemma", "shared", marks=SLOW),

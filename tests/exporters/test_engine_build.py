@@ -72,8 +72,10 @@ def test_one_device_at_a_time(capability: str, one_engine: Callable[..., Any], t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize(("name", "attention"), [("gemma3", {"fused"}), ("gemma2", set())])
-def test_windows_keep_the_fused_kernel_and_caps_need_none(
+@pytest.mark.parametrize(
+    ("name", "attention"), [("gemma3", {"fused"}), ("qwen3_moe", {"fused"}), ("gemma2", set())]
+)
+def test_windows_and_experts_keep_the_fused_kernel_and_caps_need_none(
     name: str, precision: str, attention: set[str], one_engine: Callable[..., Any]
 ) -> None:
     assert set(one_engine(precision=precision, name=name).attention.values()) == attention

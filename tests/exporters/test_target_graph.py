@@ -21,8 +21,8 @@ from poss_export.targets.decoder import Decoder
 Outputs = dict[str, NDArray[Any]]
 
 ARCHITECTURES = (
-    *("llama", "llama3", "biased", "mistral", "qwen2", "qwen3", "granite", "gemma2", "gemma3"),
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("windows", "phi4", "gemma")),
+    *("llama", "llama3", "biased", "mistral", "qwen2", "qwen3", "granite", "gemma2", "gemma3", "qwen3_moe"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("windows", "phi4", "gemma", "mixtral")),
 )
 FORMS: tuple[CacheForm, ...] = ("shared", "static")
 PROMPT = [5, 17, 60, 3, 44, 9, 71]

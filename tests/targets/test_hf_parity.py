@@ -12,7 +12,7 @@ from poss_export.targets.decoder import causal_attend
 
 ARCHITECTURES = (
     *("llama", "llama3", "biased", "mistral", "qwen2", "qwen3"),
-    *("windows", "phi4", "granite", "gemma", "gemma2", "gemma3"),
+    *("windows", "phi4", "granite", "gemma", "gemma2", "gemma3", "mixtral", "qwen3_moe"),
 )
 
 
