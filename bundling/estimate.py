@@ -155,7 +155,8 @@ def _exporting(plan: Plan) -> int:
     layer = (plan.target.parameters - tables) // config.num_layers
     # The CPU computes in float32: weights of other types are there twice.
     both = 4 if item == 4 else item + 4
-    compared = max(table, MOST_BYTES // item) * both
+    units = 2 * config.mlps * config.intermediate_size  # of the largest matrix of a layer
+    compared = max(table, units * config.hidden_size, MOST_BYTES // item) * both
     if not in_pieces(config):
         compared = plan.target.parameters * (both + 4)  # and packed for the kernels
     drafter = 0 if plan.drafter is None else draft_parameters(plan.target, plan.drafter, plan.tree)

@@ -168,10 +168,10 @@ def _check_tables(
     from poss_export.exporters.tables import missing_tables, rotary
 
     config, precision, rows = target.config, manifest.precision, manifest.capacity
-    graphs = {TARGET_GRAPH: rotary(config.rope, config.head_dim, rows, precision)}
+    graphs = {TARGET_GRAPH: rotary(config.ropes, config.head_dim, rows, precision)}
     if drafter is not None:
         own = drafter.drafter.config
-        graphs[DRAFT_GRAPH] = rotary(own.rope, own.head_dim, rows, precision)
+        graphs[DRAFT_GRAPH] = rotary((own.rope,), own.head_dim, rows, precision)
         graphs[DRAFT_GRAPH]["draft ids"] = drafter.drafter.draft_ids
     wrong = [
         f"{graph} has other {name}"

@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from poss_export.drafters.model import Drafter
-from poss_export.targets.decoder import Decoder, causal_attend
+from poss_export.targets.decoder import Decoder, causal_attend, merge_heads, split_heads
+from poss_export.targets.mixing import mix
+from poss_export.targets.rope import rope_tables, rotate
 
 TOKENS = 64  # of a text that both readings draft
 _DEPTH, _APART = 4, 4  # tokens of a drafted chain, and between the rows where they begin
@@ -56,8 +58,10 @@ def _chains(drafter: Drafter, embeddings: Tensor, taps: Tensor, ids: Tensor, hea
 
 def _draft(drafter: Drafter, position: int, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return (predict, feedback) `[hidden]` of the last of the rows `[n, row_size]`, by causal attention."""
-    attend, x = causal_attend(drafter.config, len(rows), rows.dtype), rows[None]
+    config, x = drafter.config, rows[None]
+    tables = rope_tables(config.rope, config.head_dim, len(rows))
     for layer in (*drafter.shared_layers, drafter.specialist(position)):
-        mixed = attend(0, layer.q(x), *layer.key_value(x))
+        q, k, v = (split_heads(one, config.head_dim) for one in (layer.q(x), *layer.key_value(x)))
+        mixed = merge_heads(mix(rotate(q, *tables), rotate(k, *tables), v, None))
         x, feedback = layer.finish(x, mixed)
     return x[0, -1], feedback[0, -1]

@@ -19,7 +19,7 @@ from poss_export.drafters.layout import EMBEDDINGS, HEAD, named_tensors
 from poss_export.drafters.model import Drafter
 from poss_export.drafters.taps_releases import is_unsettled, read_taps_release
 from poss_export.errors import CheckpointError, InputError
-from poss_export.targets.hf_config import read_rope
+from poss_export.targets.hf_rope import read_rope
 from poss_export.targets.weights import FLOATS
 
 _SETTINGS = {

@@ -15,7 +15,7 @@ from poss_export.drafters.dialects import Dialect, Tensors, Values, count_layers
 from poss_export.drafters.facts import Facts, released_positions, sizes
 from poss_export.drafters.layout import EMBEDDINGS, HEAD
 from poss_export.errors import CheckpointError
-from poss_export.targets.hf_config import read_rope
+from poss_export.targets.hf_rope import read_rope
 
 _OF_SPECULATORS = (dialects.SPECULATORS_EAGLE3, dialects.SPECULATORS_P_EAGLE)
 _PARALLEL = (dialects.P_EAGLE, dialects.SPECULATORS_P_EAGLE)

@@ -1,6 +1,6 @@
 """Tables that a graph must hold as they are: parity sees their rows as far as its few tokens reach."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 Tables = Mapping[str, Tensor]
 
 
-def rotary(rope: RopeConfig, head_dim: int, positions: int, precision: Precision) -> dict[str, Tensor]:
+def rotary(
+    ropes: Sequence[RopeConfig], head_dim: int, positions: int, precision: Precision
+) -> dict[str, Tensor]:
     """Return the rotary tables `[positions, head_dim / 2]` of a graph in this precision, by name."""
     dtype: torch.dtype = getattr(torch, FLOAT[precision])
-    tables = rope_tables(rope, head_dim, positions)
-    return {name: table.to(dtype) for name, table in zip(("cosines", "sines"), tables, strict=True)}
+    return {
+        words + name: table.to(dtype)
+        for words, rope in zip(("", "windowed layers' "), ropes, strict=False)
+        for name, table in zip(("cosines", "sines"), rope_tables(rope, head_dim, positions), strict=True)
+    }
 
 
 def missing_tables(graph: Path, tables: Tables) -> list[str]:

@@ -31,21 +31,27 @@ class TargetGraph(nn.Module):
         self.decoder, self.cache_form, self.taps = decoder, cache_form, taps
         # What fills up a call may stand behind the capacity: nobody reads it, but the operator counts it.
         rows = capacity + (WIDEST - 1 if cache_form == "shared" else 0)
-        tables = rope_tables(decoder.config.rope, decoder.config.head_dim, rows)
-        self.cos, self.sin = (nn.Buffer(table.to(decoder.norm.weight.dtype)) for table in tables)
+        self.config = decoder.config.within(capacity)
+        for prefix, rope in zip(("", "window_"), self.config.ropes, strict=False):
+            for name, table in zip(
+                ("cos", "sin"), rope_tables(rope, self.config.head_dim, rows), strict=True
+            ):
+                self.register_buffer(prefix + name, table.to(decoder.norm.weight.dtype))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Map the contract's inputs to its outputs, each in the contract's order."""
         input_ids, position_ids, tree_mask, past_length, logits_rows, *past = inputs
         form = CACHE_FORMS[self.cache_form]
-        caches = form(past, past_length, position_ids, tree_mask, (self.cos, self.sin))
+        buffers = list(self.buffers())
+        tables = list(zip(buffers[::2], buffers[1::2], strict=True))
+        caches = form(self.config, past, past_length, position_ids, tree_mask, tables)
         features, read = self.decoder.hidden_and_read(input_ids, caches.attend, self.taps)
         rows = logits_rows[..., None].expand(-1, -1, features.shape[-1])
         picked = features.gather(1, rows)
         if self.cache_form == "static":
             logits = self.decoder.head(picked)
             return logits, logits.argmax(-1), read, *caches.present
-        logits = multiply_by_table(picked, self.decoder.lm_head)
+        logits = self.decoder.logits(multiply_by_table(picked, self.decoder.lm_head))
         return logits, likeliest(logits), read, *caches.present
 
 

@@ -6,20 +6,18 @@ from poss_export.errors import CheckpointError
 
 _EXPERTS = "it sends each token through some of many experts"
 _IMAGES = "it reads images, too"
-_GEMMA = "its norms multiply by 1 + weight and its embeddings are scaled"
-_CAPPED = f"{_GEMMA}, norms stand on both sides of a block, and some layers attend in a window"
+_FOLDER_ONLY = "its GGUF files are not read; use its Hugging Face folder"
 _COHERE = "attention and MLP stand side by side in a block, behind a LayerNorm"
 _OLMO = "its norms stand behind attention and MLP"
 # By the names of transformers and of llama.cpp: what our decoder does not compute.
 _REASONS = {
-    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen2moe", "qwen3_moe", "qwen3moe", "olmoe"), _EXPERTS),
+    **dict.fromkeys(("qwen2_moe", "qwen2moe", "qwen3moe", "olmoe"), _EXPERTS),
     **dict.fromkeys(("granitemoe", "deepseek_v2", "deepseek_v3", "deepseek2"), _EXPERTS),
     **dict.fromkeys(("gpt_oss", "gpt-oss"), f"{_EXPERTS}, and its attention has sinks"),
     **dict.fromkeys(("llama4", "llama4_text"), f"{_EXPERTS}, and some layers have attention in chunks"),
     **dict.fromkeys(("mllama", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava"), _IMAGES),
-    "gemma": _GEMMA,
-    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), _CAPPED),
-    "granite": "embeddings, attention, residuals and logits have multipliers",
+    "gemma3": f"{_IMAGES}; gemma3_text does not, and its folder is read",
+    **dict.fromkeys(("gemma", "gemma2", "granite", "phi3"), _FOLDER_ONLY),
     **dict.fromkeys(("cohere", "cohere2", "command-r"), _COHERE),
     **dict.fromkeys(("olmo2", "olmo3"), _OLMO),
     "smollm3": "some of its layers rotate nothing",

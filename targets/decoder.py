@@ -1,4 +1,4 @@
-"""One small decoder for every supported target: Llama 2/3, SmolLM2, Mistral, Phi-3/4, Qwen2, Qwen3.
+"""One small decoder for every supported target (docs/targets.md).
 
 The decoder knows nothing of caches. Each layer hands its projected query, key and value to an
 `Attend` function, and whoever calls decides what that is: a graph with shared or static caches
@@ -6,13 +6,14 @@ The decoder knows nothing of caches. Each layer hands its projected query, key a
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from poss_export.config import TargetConfig
-from poss_export.drafter_config import DrafterConfig
+from poss_export.targets.mixing import capped, causal_masks, mix
 from poss_export.targets.rope import rope_tables, rotate
 from poss_export.targets.weights import Weight, weights_of
 
@@ -20,6 +21,9 @@ from poss_export.targets.weights import Weight, weights_of
 #   query: [batch, seq, heads * head_dim]; key, value: [batch, seq, kv_heads * head_dim]; not rotated yet
 #   result: as query
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 
 
 class Linear(nn.Module):
@@ -52,21 +56,69 @@ class RMSNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU with gate and up projections in one matrix: one pass over the input, one matmul to launch."""
+    """Gated units, gate and up projections in one matrix: one pass over the input, one matmul to launch."""
 
     def __init__(
-        self, hidden: int, intermediate: int, outputs: int | None = None, bias: bool = False
+        self,
+        hidden: int,
+        intermediate: int,
+        outputs: int | None = None,
+        bias: bool = False,
+        activation: Activation = F.silu,
     ) -> None:
         """Allocate the two matrices; `outputs` None is `hidden`."""
         super().__init__()
+        self.activation = activation
         self.gate_up = Linear(hidden, 2 * intermediate, bias)
         self.down = Linear(intermediate, outputs or hidden, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., hidden]` to `[..., outputs]`."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        down: Tensor = self.down(F.silu(gate) * up)
+        down: Tensor = self.down(self.activation(gate) * up)
         return down
+
+
+def _mlp(config: TargetConfig) -> MLP:
+    sizes = config.hidden_size, config.intermediate_size
+    return MLP(*sizes, bias=config.mlp_bias, activation=ACTIVATIONS[config.activation])
+
+
+class Experts(nn.Module):
+    """MLPs side by side as one large one, of which each token passes those that a router chooses for it.
+
+    All are computed for every token; the units of an expert are weighted before the last product, which adds
+    the experts up.
+    """
+
+    def __init__(self, config: TargetConfig) -> None:
+        """Allocate the router and the matrices of all experts."""
+        super().__init__()
+        self.count, self.chosen, self.normed = (
+            config.num_experts,
+            config.experts_per_token,
+            config.normed_experts,
+        )
+        self.activation = ACTIVATIONS[config.activation]
+        units = config.num_experts * config.intermediate_size
+        self.router = Linear(config.hidden_size, config.num_experts)
+        self.gate_up = Linear(config.hidden_size, 2 * units)  # all gates, then all up projections
+        self.down = Linear(units, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., hidden]` to `[..., hidden]`."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        units = (self.activation(gate) * up).unflatten(-1, (self.count, -1))
+        mixed: Tensor = self.down((units * self._weights(x)[..., None]).flatten(-2))
+        return mixed
+
+    def _weights(self, x: Tensor) -> Tensor:
+        """Return the weight of each expert `[..., experts]`, 0 of those that are not chosen."""
+        best, chosen = self.router(x).float().softmax(-1).topk(self.chosen)
+        if self.normed:
+            best = best / best.sum(-1, keepdim=True)
+        places = chosen[..., None] == torch.arange(self.count, device=x.device)  # [..., chosen, experts]
+        return torch.where(places, best[..., None], 0.0).sum(-2).to(x.dtype)
 
 
 class Layer(nn.Module):
@@ -83,7 +135,11 @@ class Layer(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.output = Linear(self.widths[0], config.hidden_size, bias=config.output_bias)
         self.post_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.mlp = Experts(config) if config.num_experts else _mlp(config)
+        self.behind_attention, self.behind_mlp = (
+            RMSNorm(config.hidden_size, config.rms_norm_eps) if config.outer_norms else nn.Identity()
+            for _ in range(2)
+        )
 
     def forward(self, x: Tensor, index: int, attend: Attend) -> Tensor:
         """Map the residual stream `[batch, seq, hidden]` through layer `index`."""
@@ -91,8 +147,8 @@ class Layer(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             query = self.q_norm(query.unflatten(-1, (-1, self.head_dim))).flatten(-2)
             key = self.k_norm(key.unflatten(-1, (-1, self.head_dim))).flatten(-2)
-        x = x + self.output(attend(index, query, key, value))
-        x = x + self.mlp(self.post_norm(x))
+        x = x + self.behind_attention(self.output(attend(index, query, key, value)))
+        x = x + self.behind_mlp(self.mlp(self.post_norm(x)))
         return x
 
 
@@ -121,7 +177,7 @@ class Decoder(nn.Module):
         return layer
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Return embeddings `[..., hidden]` of `ids` `[...]`."""
+        """Return embeddings `[..., hidden]` of `ids` `[...]`, as stored: drafters read them unscaled."""
         return F.embedding(ids, self.embed_tokens)
 
     def head_rows(self, ids: Tensor) -> Tensor:
@@ -141,6 +197,8 @@ class Decoder(nn.Module):
         taps * hidden]`; without, the features.
         """
         x, tapped = self.embed(input_ids), list[Tensor]()
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
         for index in range(self.config.num_layers):
             if index in taps:
                 tapped.append(x)
@@ -151,8 +209,14 @@ class Decoder(nn.Module):
     def head(self, features: Tensor) -> Tensor:
         """Return logits `[batch, rows, vocab]` of features `[batch, rows, hidden]`."""
         # Two dimensions make this one Gemm that reads the table as it lies: tied weights stay one tensor.
-        logits = F.linear(features.flatten(0, 1), self.lm_head)
-        return logits.view(features.shape[0], features.shape[1], self.config.vocab_size)
+        scores = F.linear(features.flatten(0, 1), self.lm_head)
+        return self.logits(scores.view(features.shape[0], features.shape[1], self.config.vocab_size))
+
+    def logits(self, scores: Tensor) -> Tensor:
+        """Return the logits of features whose products with the rows of the head are `scores`."""
+        if self.config.logit_divisor != 1:
+            scores = scores / self.config.logit_divisor
+        return capped(scores, self.config.logit_cap)
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
@@ -166,16 +230,19 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def causal_attend(
-    config: TargetConfig | DrafterConfig, seq: int, dtype: torch.dtype, device: torch.device | None = None
+    config: TargetConfig, seq: int, dtype: torch.dtype, device: torch.device | None = None
 ) -> Attend:
     """Return an `Attend` over whole sequences from position 0, without caches."""
-    cos, sin = (table.to(device, dtype) for table in rope_tables(config.rope, config.head_dim, seq))
+    tables = [
+        [table.to(device, dtype) for table in rope_tables(rope, config.head_dim, seq)]
+        for rope in config.ropes
+    ]
+    masks = causal_masks(config, seq, device)
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q, k, v = (split_heads(x, config.head_dim) for x in (query, key, value))
-        mixed = F.scaled_dot_product_attention(
-            rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True, enable_gqa=True
-        )
-        return merge_heads(mixed)
+        rope, mask = config.of_layer(layer, tables), config.of_layer(layer, masks)
+        scale, cap = config.attention_scale, config.attention_cap
+        return merge_heads(mix(rotate(q, *rope), rotate(k, *rope), v, mask, scale=scale, cap=cap))
 
     return attend

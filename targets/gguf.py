@@ -246,22 +246,10 @@ def read_weights(tensors: tuple[GgufTensor, ...], config: TargetConfig) -> dict[
         if t.name != _ROPE_FACTORS
     }
     if config.architecture == "llama":
+        halves = torch.arange(config.head_dim).view(-1, 2).T.flatten()  # llama.cpp interleaves llama's
         for name in (name for name in found if ".q_proj." in name or ".k_proj." in name):
-            found[name] = _in_halves(found[name], config.head_dim)
+            found[name] = found[name].in_order(halves)
     return pack(config, found)
-
-
-def _in_halves(tensor: Stored, head_dim: int) -> Stored:
-    """Return rows of a q or k projection in our order: llama.cpp interleaves llama's rotary halves."""
-    halves = (-1, head_dim // 2, 2, *tensor.shape[1:])
-
-    def read(first: int, last: int) -> Tensor:
-        # Rows of one head come from all over it.
-        start, end = first - first % head_dim, last + -last % head_dim
-        rows = tensor.read(start, end).reshape(halves).transpose(1, 2).reshape(-1, *tensor.shape[1:])
-        return rows[first - start : last - start]
-
-    return Stored(tensor.shape, tensor.dtype, read)
 
 
 def _hugging_face_name(name: str) -> str:

@@ -5,29 +5,36 @@ architecture. So transformers reads the file, and whatever our decoder does not 
 """
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any
+from typing import Any, Literal, get_args
 
-from poss_export.config import RopeConfig, TargetConfig
+from poss_export.config import Architecture, TargetConfig
 from poss_export.errors import CheckpointError
 from poss_export.targets.architectures import check_architecture
+from poss_export.targets.hf_experts import expert_sizes, read_experts
+from poss_export.targets.hf_rope import longest, read_ropes
 from poss_export.targets.json_file import read_json
 from poss_export.targets.methods import read_quantisation
+from poss_export.targets.packing import GEMMA
 
-_ARCHITECTURES = ("llama", "mistral", "phi3", "qwen2", "qwen3")
+_ARCHITECTURES = get_args(Architecture)
 # What a file must state: the defaults are the sizes of somebody else's model.
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # The values at which there is nothing that our decoder would have to compute.
 _PLAIN: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),
     "is_causal": (True,),
+    "use_bidirectional_attention": (None, False),
     "per_layer_config": (None,),
+}
+# Activations by the names of transformers.
+_ACTIVATIONS: dict[Any, Literal["silu", "gelu_tanh"]] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
 }
 # Fields of other architectures that change what is computed, with the values at which they do not.
 _FOREIGN: dict[str, tuple[Any, ...]] = {
@@ -44,19 +51,26 @@ _FOREIGN: dict[str, tuple[Any, ...]] = {
 _KNOWN = {
     *_SIZES,
     *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_parameters"),
-    *("tie_word_embeddings", "hidden_act", "attention_bias", "mlp_bias"),
+    *("tie_word_embeddings", "hidden_act", "hidden_activation", "attention_bias", "mlp_bias"),
+    *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
+    *("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
+    "use_bidirectional_attention",
     *("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache"),
     *("initializer_range", "attention_dropout", "resid_pdrop", "embd_pdrop", "pretraining_tp"),
-    "original_max_position_embeddings",  # Phi-3's, whose longrope is refused
+    *("original_max_position_embeddings", "num_local_experts", "num_experts", "num_experts_per_tok"),
+    *("moe_intermediate_size", "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"),
+    *("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
 }
+_QK_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
+_OUTER_NORMS = ("gemma2", "gemma3_text")
+_WINDOWS_BY_LAYER = ("qwen2", "qwen3", "gemma2", "gemma3_text")  # as layer_types says
+_WINDOWS_EVERYWHERE = ("mistral", "mixtral", "phi3", "qwen3_moe")  # in all layers, where there is one
 _LONGEST = 300  # letters of somebody else's message
 
 
 def read_config(folder: Path) -> TargetConfig:
     """Return the target's facts from config.json.
-
-    A sliding window caps `max_positions`: up to its width it is plain attention, and no further is supported.
 
     Raises:
         CheckpointError: transformers cannot read it, or our decoder would compute something else.
@@ -67,36 +81,81 @@ def read_config(folder: Path) -> TargetConfig:
     check_architecture(architecture, _ARCHITECTURES)
     for name in _SIZES:
         _need(path, stated, name)
+    for names in expert_sizes(architecture):
+        _need(path, stated, *names)
     read_quantisation(stated)  # which refuses what is not read
     values = _as_transformers_reads(path, stated)
     _refuse_variants(values)
     heads, hidden = values["num_attention_heads"], values["hidden_size"]
     head_dim = values.get("head_dim")
     biased = values.get("attention_bias", False)
+    sizes = {"intermediate_size": values["intermediate_size"], **read_experts(values)}
     return TargetConfig(
         architecture=architecture,
         vocab_size=values["vocab_size"],
         hidden_size=hidden,
-        intermediate_size=values["intermediate_size"],
         num_layers=values["num_hidden_layers"],
         num_heads=heads,
         num_kv_heads=values["num_key_value_heads"],
         head_dim=hidden // heads if head_dim is None else head_dim,
         rms_norm_eps=values["rms_norm_eps"],
-        max_positions=min(values["max_position_embeddings"], _sliding_window(values)),
-        rope=read_rope(values),
         tied_embeddings=values["tie_word_embeddings"],
         qkv_bias=biased or architecture == "qwen2",
-        qk_norm=architecture == "qwen3",
+        qk_norm=architecture in _QK_NORMS,
         output_bias=biased,
         mlp_bias=values.get("mlp_bias", False),
+        activation=_activation(values),
+        outer_norms=architecture in _OUTER_NORMS,
+        attention_cap=values.get("attn_logit_softcapping"),
+        logit_cap=values.get("final_logit_softcapping"),
+        **sizes,
+        **_scales(values),
+        **_reach(values),
     )
 
 
-def _need(path: Path, values: Mapping[str, Any], name: str) -> Any:
-    if (value := values.get(name)) is None:
-        raise CheckpointError(f"{path}: {name!r} is missing; fetch the checkpoint again")
-    return value
+def _scales(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the factors that an architecture multiplies by."""
+    if values["model_type"] == "granite":
+        return {
+            "embedding_scale": values["embedding_multiplier"],
+            "attention_scale": values["attention_multiplier"],
+            "residual_scale": values["residual_multiplier"],
+            "logit_divisor": values["logits_scaling"],
+        }
+    if values["model_type"] in GEMMA:
+        scalar = values.get("query_pre_attn_scalar")
+        return {
+            "embedding_scale": values["hidden_size"] ** 0.5,
+            "attention_scale": None if scalar is None else scalar**-0.5,
+        }
+    return {}
+
+
+def _reach(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how far tokens see, and how their places are told: windows, rotary embeddings, the context."""
+    windowed, window = _windows(values)
+    rope, window_rope = read_ropes(values)
+    if len(windowed) == values["num_hidden_layers"]:
+        rope = window_rope
+    most = min(values["max_position_embeddings"], longest(values))
+    if not windowed and window is not None:  # transformers passes it over; up to there nobody can err
+        most, window = min(most, window), None
+    return {
+        "max_positions": most,
+        "rope": rope,
+        "windowed_layers": windowed,
+        "window": window,
+        "window_rope": window_rope if windowed and window_rope != rope else None,
+    }
+
+
+def _need(path: Path, values: Mapping[str, Any], *names: str) -> Any:
+    """Return a field that a file must state, by one of its names."""
+    found = [values[name] for name in names if values.get(name) is not None]
+    if not found:
+        raise CheckpointError(f"{path}: {names[0]!r} is missing; fetch the checkpoint again")
+    return found[0]
 
 
 def doubts(folder: Path) -> tuple[str, ...]:
@@ -164,17 +223,30 @@ def _refuse_unread(path: Path, config: Any, read: Mapping[str, Any]) -> None:
 
 def _refuse_variants(values: Mapping[str, Any]) -> None:
     """Refuse what the decoder would compute wrongly or not at all."""
-    for name, plain in _PLAIN.items():
+    uncapped = {"attn_logit_softcapping": (None,)} if values["model_type"] == "gemma3_text" else {}
+    for name, plain in {**_PLAIN, **uncapped}.items():
         if (value := values.get(name, plain[0])) not in plain:
             raise CheckpointError(
                 f"{name} {shortened(value)} is not supported; this version knows {plain[0]!r} only"
             )
 
 
-def _sliding_window(values: Mapping[str, Any]) -> int | float:
-    """Return how far attention reaches in the layers where it is limited; infinity without such layers."""
-    kinds = set(values.get("layer_types") or ())
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
+def _activation(values: Mapping[str, Any]) -> Literal["silu", "gelu_tanh"]:
+    name = "hidden_activation" if values["model_type"] in _OUTER_NORMS else "hidden_act"
+    if (value := values[name]) not in _ACTIVATIONS:
+        raise CheckpointError(
+            f"{name} {shortened(value)} is not supported; this version knows {', '.join(_ACTIVATIONS)}"
+        )
+    return _ACTIVATIONS[value]
+
+
+def _windows(values: Mapping[str, Any]) -> tuple[tuple[int, ...], int | None]:
+    """Return which layers attend in a window, and how many tokens it has.
+
+    One that no layer has is None, one that transformers does not read has no layers.
+    """
+    kinds, layers = values.get("layer_types") or (), values["num_hidden_layers"]
+    if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
         raise CheckpointError(
             f"layer_types {', '.join(sorted(unknown))} are not supported; this version knows full_attention, "
             "sliding_attention"
@@ -182,63 +254,13 @@ def _sliding_window(values: Mapping[str, Any]) -> int | float:
     window: int | None = values.get("sliding_window")
     if window is not None and type(window) is not int:
         raise CheckpointError(f"sliding_window is {shortened(window)}; expected a number of tokens, or null")
-    if kinds == {"full_attention"} and values["model_type"] != "mistral":  # which has a window in every layer
-        return float("inf")
-    if window is None and "sliding_attention" in kinds:
+    if values["model_type"] in _WINDOWS_EVERYWHERE:
+        return (tuple(range(layers)) if window is not None else ()), window
+    windowed = tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+    if window is None and windowed:
         raise CheckpointError(
             "layer_types has sliding_attention, but there is no sliding_window: fetch config.json again"
         )
-    return float("inf") if window is None else window
-
-
-def read_rope(values: Mapping[str, Any]) -> RopeConfig:
-    """Return the rotary embedding of a config.json; raises CheckpointError where it is an unknown one."""
-    # transformers 5 writes rope_parameters; older releases wrote rope_theta and rope_scaling, which go first.
-    facts = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    if not isinstance(facts, Mapping) or any(isinstance(value, Mapping) for value in facts.values()):
-        raise CheckpointError(
-            f"rope parameters {shortened(facts)} are not supported; expected one set, the same in every layer"
-        )
-    if (part := facts.get("partial_rotary_factor", values.get("partial_rotary_factor", 1))) != 1:
-        raise CheckpointError(
-            f"partial_rotary_factor {part!r} is not supported; only heads that are rotated as a whole are"
-        )
-    theta = facts.get("rope_theta") or values.get("rope_theta") or RopeConfig.theta
-    kind = facts.get("rope_type", facts.get("type", "default"))
-    if kind in ("default", "dynamic"):  # dynamic changes nothing up to max_position_embeddings
-        return RopeConfig(theta)
-    try:
-        if kind == "linear":
-            return RopeConfig(theta, "linear", facts["factor"])
-        if kind == "llama3":
-            names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-            return RopeConfig(theta, "llama3", *(facts[name] for name in names))
-        if kind == "yarn":
-            return _read_yarn(theta, facts)
-    except KeyError as error:
-        raise CheckpointError(f"rope scaling {kind!r} lacks {error}; fetch config.json again") from None
-    raise CheckpointError(
-        f"rope scaling {kind!r} is not supported; this version knows default, dynamic, linear, llama3, yarn"
-    )
-
-
-def _read_yarn(theta: float, facts: Mapping[str, Any]) -> RopeConfig:
-    """Return YaRN with what it leaves out as transformers fills it in; raises KeyError for what it needs."""
-    factor, attention = facts["factor"], facts.get("attention_factor")
-    rope = RopeConfig(
-        theta,
-        "yarn",
-        factor,
-        original_max_positions=facts["original_max_position_embeddings"],
-        beta_fast=facts.get("beta_fast") or RopeConfig.beta_fast,
-        beta_slow=facts.get("beta_slow") or RopeConfig.beta_slow,
-        truncate=facts.get("truncate", True),
-        attention_factor=1.0 if attention is None else attention,
-    )
-    if attention is not None:
-        return rope
-    mscale, mscale_all = facts.get("mscale"), facts.get("mscale_all_dim")
-    if not (mscale and mscale_all):
-        mscale, mscale_all = 1, 0
-    sharper = 0.1 * math.log(max(factor, 1))
-    return replace(rope, attention_factor=(mscale * sharper + 1) / (mscale_all * sharper + 1))
+    if values["model_type"] in _WINDOWS_BY_LAYER:
+        return windowed, window if windowed else None
+    return (), window

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from poss_export.targets.decoder import merge_heads, split_heads
+from poss_export.targets.mixing import mix
 from poss_export.targets.rope import rotate
 
 OPSET = 24
@@ -43,6 +44,8 @@ def group_query_attention(
     sin: Tensor,
     position_ids: Tensor,
     bias: Tensor,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rotate, append to the caches and attend: ONNX Runtime's GroupQueryAttention.
 
@@ -61,6 +64,8 @@ def group_query_attention(
         sin: `[positions, D / 2]`.
         position_ids: int64 `[B, S]`; ONNX Runtime takes them as consecutive where nothing is cached.
         bias: `[B, 1, S, total_length]`, added to the scores.
+        scale: of the scores; None: 1 / sqrt(D).
+        cap: of the scores, before the bias.
 
     Returns:
         Mixed values `[B, S, H * D]`, present key and present value.
@@ -80,10 +85,12 @@ def group_query_attention(
             position_ids,
             bias,
         )
+        attributes = {"num_heads": query.shape[-1] // head_dim, "kv_num_heads": past_key.shape[1]}
+        special = {name: value for name, value in (("scale", scale), ("softcap", cap)) if value is not None}
         mixed, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
             inputs,
-            {"num_heads": query.shape[-1] // head_dim, "kv_num_heads": past_key.shape[1], "do_rotary": 1},
+            {**attributes, "do_rotary": 1, **special},
             dtypes=[query.dtype] * 3,
             shapes=[query.shape, past_key.shape, past_value.shape],
             version=1,
@@ -95,9 +102,7 @@ def group_query_attention(
     keys = tensor_scatter(past_key, rotate(k, *tables), first)
     values = tensor_scatter(past_value, v, first)
     total = int(total_length)
-    mixed = F.scaled_dot_product_attention(
-        rotate(q, *tables), keys[:, :, :total], values[:, :, :total], attn_mask=bias, enable_gqa=True
-    )
+    mixed = mix(rotate(q, *tables), keys[:, :, :total], values[:, :, :total], bias, scale=scale, cap=cap)
     return merge_heads(mixed), keys, values
 
 

@@ -4,12 +4,15 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from poss_export.config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Return the float32 `[head_dim / 2]` inverse frequencies after scaling."""
+    """Return the float32 `[head_dim / 2]` inverse frequencies after scaling; 0 where nothing is rotated."""
+    unrotated = 0 if rope.rotated is None else (head_dim - rope.rotated) // 2
+    head_dim -= 2 * unrotated
     frequencies = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     if rope.scaling == "linear":
         frequencies = frequencies / rope.factor
@@ -23,7 +26,9 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     elif rope.scaling == "yarn":
         blend = _yarn_blend(rope, head_dim)
         frequencies = frequencies * (blend + (1 - blend) / rope.factor)
-    return frequencies.float()
+    elif rope.scaling == "longrope":
+        frequencies = frequencies / torch.tensor(rope.divisors, dtype=torch.float64)
+    return F.pad(frequencies.float(), (0, unrotated))
 
 
 def _yarn_blend(rope: RopeConfig, head_dim: int) -> Tensor:
@@ -45,8 +50,22 @@ def _yarn_blend(rope: RopeConfig, head_dim: int) -> Tensor:
 
 def rope_tables(rope: RopeConfig, head_dim: int, positions: int) -> tuple[Tensor, Tensor]:
     """Return float32 cosine and sine tables, each `[positions, head_dim / 2]`."""
-    angles = torch.outer(torch.arange(positions, dtype=torch.float32), inverse_frequencies(rope, head_dim))
-    return angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
+    frequencies = inverse_frequencies(rope, head_dim)
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
+    factors = torch.where(frequencies > 0, rope.attention_factor, 1.0)
+    return angles.cos() * factors, angles.sin() * factors
+
+
+def halves_first(rotated: int, head_dim: int) -> Tensor:
+    """Return the order in which the first `rotated` values of a head lie as if all of them were rotated.
+
+    Two values that are rotated together are half a head apart, as those are that stay as they are: int64
+    `[head_dim]`, for each place the value that comes there.
+    """
+    values = torch.arange(head_dim).split([rotated, head_dim - rotated])
+    return torch.cat(
+        [half for halves in zip(*(part.chunk(2) for part in values), strict=True) for half in halves]
+    )
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

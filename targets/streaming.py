@@ -67,4 +67,4 @@ class StreamedDecoder(Decoder):
     def head(self, features: Tensor) -> Tensor:
         """Return logits `[batch, rows, vocab]`, a block of the table after the other."""
         blocks = self._stored["lm_head"].row_blocks()
-        return torch.cat([F.linear(features, rows) for _, rows in blocks], dim=-1)
+        return self.logits(torch.cat([F.linear(features, rows) for _, rows in blocks], dim=-1))

@@ -1,6 +1,6 @@
 """Weights that are still where they are stored: read when they are used, a block of rows at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -33,6 +33,43 @@ class Stored:
         step = max(1, _BLOCK // max(1, prod(self.shape[1:])))
         for first in range(0, rows, step):
             yield first, min(first + step, rows)
+
+    def part(self, first: int, last: int) -> "Stored":
+        """Return some of its rows as a tensor."""
+        shape = (last - first, *self.shape[1:])
+        return Stored(shape, self.dtype, lambda start, end: self.read(first + start, first + end))
+
+    def item(self, index: int) -> "Stored":
+        """Return one of its rows, which are tensors, as a tensor."""
+        return Stored(
+            self.shape[1:], self.dtype, lambda first, last: self.read(index, index + 1)[0][first:last]
+        )
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Stored":
+        """Return it with a function of its rows, which changes their values alone, applied in float32."""
+        return Stored(self.shape, torch.float32, lambda first, last: function(self.read(first, last).float()))
+
+    def in_order(self, order: Tensor) -> "Stored":
+        """Return it with the rows of each block of `len(order)` rows in another order."""
+        size = len(order)
+
+        def read(first: int, last: int) -> Tensor:
+            # Rows of one block come from all over it.
+            start, end = first - first % size, last + -last % size
+            rows: Tensor = self.read(start, end).unflatten(0, (-1, size))[:, order].flatten(0, 1)
+            return rows[first - start : last - start]
+
+        return Stored(self.shape, self.dtype, read)
+
+
+def beside(parts: Sequence[Stored]) -> Stored:
+    """Return matrices of the same rows joined along their columns."""
+    columns = sum(part.shape[1] for part in parts)
+    return Stored(
+        (parts[0].shape[0], columns),
+        parts[0].dtype,
+        lambda first, last: torch.cat([p.read(first, last) for p in parts], dim=1),
+    )
 
 
 @dataclass(frozen=True)

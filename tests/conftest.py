@@ -56,6 +56,14 @@ _YARN_ROPE = {
     "factor": 8.0,
     "original_max_position_embeddings": 16,
 }
+_CAPS = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}
+_LAYERS = ["sliding_attention", "full_attention"]
+_MULTIPLIERS = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.1,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}
 # name: (transformers' model type, what is special about it)
 _TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"tie_word_embeddings": True}),
@@ -64,6 +72,15 @@ _TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": 64, "head_dim": 32}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"head_dim": 32, "num_key_value_heads": 4}),
+    # Windows that a few tokens are longer than, rotary embeddings by layer, caps that bite.
+    "windows": ("mistral", {"sliding_window": 6}),
+    "granite": ("granite", _MULTIPLIERS),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": ("qwen3_moe", {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 48}),
+    "phi4": ("phi3", {"pad_token_id": 0, "head_dim": 16, "partial_rotary_factor": 0.5}),
+    "gemma": ("gemma", {"head_dim": 16}),
+    "gemma2": ("gemma2", {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 100, **_CAPS}),
+    "gemma3": ("gemma3_text", {"head_dim": 32, "sliding_window": 6, "layer_types": _LAYERS}),
 }
 
 
@@ -87,16 +104,19 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         auto: Any = AutoModelForCausalLM  # its methods are half annotated
         model = auto.from_config(AutoConfig.for_model(model_type, **{**_SIZES, **special}))
         torch.manual_seed(0)
+        gain = float(not model_type.startswith("gemma"))  # whose norms add 1
         for weight in model.parameters():  # large enough that every part of the decoder shows
-            torch.nn.init.normal_(weight, mean=float(weight.dim() == 1), std=0.3)
+            torch.nn.init.normal_(weight, mean=gain if weight.dim() == 1 else 0, std=0.3)
         folder = tmp_path_factory.mktemp(name)
         model.save_pretrained(folder)
         words = {f"<{i}>": i for i in range(_SIZES["vocab_size"])}
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="<0>"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        if model_type.startswith("qwen"):  # transformers makes byte-level BPE of whatever is there
+        if model_type in ("qwen2", "qwen3"):  # transformers makes byte-level BPE of whatever is there
             tokenizer = Qwen2Tokenizer(words).backend_tokenizer
         tokenizer.save(str(folder / "tokenizer.json"))
+        if model_type.startswith(("gemma", "qwen3_moe")):  # whose own classes know no plain words
+            (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
         return folder
 
     return write

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from poss_export.targets.decoder import Attend, Decoder, merge_heads, split_heads
+from poss_export.targets.mixing import capped, causal_masks, mix
 from poss_export.targets.rope import rope_tables, rotate
 
 REPEATED = 24  # an answer whose last tokens, so many, it has said before has begun to loop
@@ -40,8 +41,12 @@ class BatchDecoder:
         self.span, self.caches = 0, list[Tensor]()  # keys and values of every layer, as `_views` gives them
         self.lengths = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.busy = torch.zeros(0, dtype=torch.bool, device=self.device)
-        tables = rope_tables(config.rope, config.head_dim, capacity)
-        self.cos, self.sin = (table.to(self.device, weight.dtype) for table in tables)
+        self.tables = [
+            tuple(
+                table.to(self.device, weight.dtype) for table in rope_tables(rope, config.head_dim, capacity)
+            )
+            for rope in config.ropes
+        ]
 
     def run(
         self,
@@ -115,21 +120,24 @@ class BatchDecoder:
     def _prefill(self, places: list[int], prompts: list[list[int]]) -> Tensor:
         """Fill the caches of some places; return the logits of each prompt's last row `[places, vocab]`."""
         counts = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        seq, head_dim = int(counts.max()), self.decoder.config.head_dim
+        config, seq = self.decoder.config, int(counts.max())
         self._reach(max(seq, self.span))
         ids = torch.tensor([prompt + [0] * (seq - len(prompt)) for prompt in prompts], device=self.device)
         rows = torch.tensor(places, device=self.device)
-        cos, sin = self.cos[:seq], self.sin[:seq]
+        masks, (scale, cap) = (
+            causal_masks(config, seq, self.device),
+            (config.attention_scale, config.attention_cap),
+        )
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            q, k, v = (split_heads(x, head_dim) for x in (query, key, value))
+            q, k, v = (split_heads(x, config.head_dim) for x in (query, key, value))
+            cos, sin = (table[:seq] for table in config.of_layer(layer, self.tables))
             k = rotate(k, cos, sin)
             # Rows behind a prompt are padding: its own rows do not see them, its answer overwrites them.
             for cache, new in zip(self.caches[2 * layer : 2 * layer + 2], (k, v), strict=True):
                 cache[rows, :, :seq] = new
-            return merge_heads(
-                F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, is_causal=True, enable_gqa=True)
-            )
+            mask = config.of_layer(layer, masks)
+            return merge_heads(mix(rotate(q, cos, sin), k, v, mask, scale=scale, cap=cap))
 
         features = self.decoder.hidden(ids, attend)
         self.lengths[rows], self.busy[rows] = counts, True
@@ -147,23 +155,39 @@ class BatchDecoder:
     def _step_attend(self) -> Attend:
         config, places = self.decoder.config, torch.arange(len(self.lengths), device=self.device)
         kv_heads, head_dim = config.num_kv_heads, config.head_dim
-        hidden = torch.arange(self.span, device=self.device) > self.lengths[:, None]
-        bias = torch.zeros(hidden.shape, dtype=self.cos.dtype, device=self.device)
-        bias = bias.masked_fill_(hidden, -torch.inf).repeat_interleave(kv_heads, 0)[:, None]
-        cos, sin = self.cos[self.lengths, None, None], self.sin[self.lengths, None, None]
+        scale = head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        biases = [
+            torch.zeros(hidden.shape, dtype=self._memory.dtype, device=self.device)
+            .masked_fill_(hidden, -torch.inf)
+            .repeat_interleave(kv_heads, 0)[:, None]
+            for hidden in self._hidden()
+        ]
+        rotations = [[table[self.lengths, None, None] for table in tables] for tables in self.tables]
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             # Query heads that share a KV head become query rows, so that no cache is repeated.
-            q = rotate(query.reshape(len(places), kv_heads, -1, head_dim), cos, sin)
+            cos, sin = config.of_layer(layer, rotations)
+            q = rotate(query.reshape(len(places), kv_heads, -1, head_dim), cos, sin).flatten(0, 1)
             k = rotate(key.reshape(len(places), kv_heads, 1, head_dim), cos, sin)[:, :, 0]
             keys, values = self.caches[2 * layer : 2 * layer + 2]
             keys[places, :, self.lengths] = k
             values[places, :, self.lengths] = value.reshape(len(places), kv_heads, head_dim)
-            keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-            scores = torch.baddbmm(bias, q.flatten(0, 1), keys.transpose(1, 2), alpha=head_dim**-0.5)
+            keys, values, bias = keys.flatten(0, 1).mT, values.flatten(0, 1), config.of_layer(layer, biases)
+            if config.attention_cap is None:
+                scores = torch.baddbmm(bias, q, keys, alpha=scale)
+            else:
+                scores = capped(torch.bmm(q, keys) * scale, config.attention_cap) + bias
             return torch.bmm(scores.softmax(-1), values).reshape(len(places), 1, -1)
 
         return attend
+
+    def _hidden(self) -> list[Tensor]:
+        """Return which columns a step may not read, `[places, span]`: of all, and of windows."""
+        columns, last = torch.arange(self.span, device=self.device), self.lengths[:, None]
+        hidden = [columns > last]
+        if (window := self.decoder.config.window) is not None:
+            hidden.append(hidden[0] | (columns <= last - window))
+        return hidden
 
 
 def _ended(tokens: list[int], max_new_tokens: int, stop_ids: Sequence[int]) -> bool:

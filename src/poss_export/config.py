@@ -3,8 +3,9 @@
 No torch here: the runtime reads the same facts from a bundle's manifest.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeVar
 
 from poss_export.errors import CheckpointError, InputError
 from poss_export.fields import check_fields
@@ -15,6 +16,20 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Scheme = Literal["w8a8", "w8a16", "w8a24", "w8a32", "int8", "int4", "fp8"]
 DraftPrecision = Literal[Scheme, "float"]
 CacheForm = Literal["shared", "static"]
+Architecture = Literal[
+    "llama",
+    "mistral",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+    "mixtral",
+    "qwen3_moe",
+]
+Choice = TypeVar("Choice")
 Observer = Literal["min-max", "percentile", "entropy", "mse"]  # how far the range of an activation reaches
 
 
@@ -23,7 +38,7 @@ class RopeConfig:
     """Rotary position embedding; `factor` and the fields below it are used where `scaling` needs them."""
 
     theta: float = 10000.0
-    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
+    scaling: Literal["none", "linear", "llama3", "yarn", "longrope"] = "none"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -32,17 +47,24 @@ class RopeConfig:
     beta_slow: float = 1.0
     truncate: bool = True  # whether yarn's band begins and ends at whole frequencies
     attention_factor: float = 1.0  # of cosine and sine
+    divisors: tuple[float, ...] = ()  # of longrope's frequencies, one each
+    rotated: int | None = None  # the first values of a head, so many, are rotated; None: all
 
     def __post_init__(self) -> None:
         """Check the values."""
         check_fields(self, "rotary embedding's")
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RopeConfig":
+        """Read the fields as JSON has them."""
+        return cls(**{**values, "divisors": tuple(values.get("divisors", ()))})
+
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """Facts of a target decoder (Llama 2/3, SmolLM2, Mistral, Phi-3/4, Qwen2, Qwen3)."""
+    """Facts of a target decoder; docs/targets.md names the architectures."""
 
-    architecture: Literal["llama", "mistral", "phi3", "qwen2", "qwen3"]
+    architecture: Architecture
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -58,6 +80,20 @@ class TargetConfig:
     qk_norm: bool = False
     output_bias: bool = False  # of attention
     mlp_bias: bool = False
+    activation: Literal["silu", "gelu_tanh"] = "silu"  # of the MLP's gates
+    num_experts: int = 0  # MLPs of `intermediate_size` in each layer; 0: one that every token passes
+    experts_per_token: int = 0
+    normed_experts: bool = True  # whether the weights of those that a token passes sum to 1
+    outer_norms: bool = False  # norms behind attention and MLP too, as Gemma 2 and 3 have
+    embedding_scale: float = 1.0  # what the decoder multiplies embeddings by; drafters read them as stored
+    attention_scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
+    attention_cap: float | None = None  # c of c * tanh(score / c)
+    logit_cap: float | None = None  # likewise
+    logit_divisor: float = 1.0
+    residual_scale: float = 1.0  # of what attention and MLP add; their last weights have it in them
+    windowed_layers: tuple[int, ...] = ()
+    window: int | None = None  # how many of the last tokens these see, their own included; None: all
+    window_rope: RopeConfig | None = None  # of these layers; None: that of the others
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -66,6 +102,11 @@ class TargetConfig:
             raise CheckpointError(
                 f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
                 f"{self.num_kv_heads}: the configuration is damaged; fetch the checkpoint again"
+            )
+        if self.experts_per_token > self.num_experts:
+            raise CheckpointError(
+                f"a token passes {self.experts_per_token} of {self.num_experts} experts: the configuration "
+                "is damaged; fetch the checkpoint again"
             )
         if self.head_dim % 2:
             raise CheckpointError(
@@ -81,12 +122,32 @@ class TargetConfig:
             self.num_heads * self.head_dim,
             self.num_kv_heads * self.head_dim,
         )
+        norms = (4 if self.outer_norms else 2) * hidden
         attention = 2 * hidden * (queries + keys)
         attention += self.qkv_bias * (queries + 2 * keys) + self.qk_norm * 2 * self.head_dim
         attention += self.output_bias * hidden + self.mlp_bias * (2 * self.intermediate_size + hidden)
-        layer = attention + 3 * hidden * self.intermediate_size + 2 * hidden
+        router = self.num_experts * hidden
+        layer = attention + self.mlps * 3 * hidden * self.intermediate_size + router + norms
         tables = (1 if self.tied_embeddings else 2) * self.vocab_size * hidden
         return tables + self.num_layers * layer + hidden
+
+    @property
+    def mlps(self) -> int:
+        """MLPs in a layer."""
+        return max(self.num_experts, 1)
+
+    @property
+    def ropes(self) -> tuple[RopeConfig, ...]:
+        """The rotary embeddings: first that of layers without a window, last that of layers with one."""
+        return (self.rope,) if self.window_rope is None else (self.rope, self.window_rope)
+
+    def of_layer(self, layer: int, choices: Sequence[Choice]) -> Choice:
+        """Return the first of `choices` for a layer without a window, the last for one that has it."""
+        return choices[-1 if layer in self.windowed_layers else 0]
+
+    def within(self, capacity: int) -> "TargetConfig":
+        """Return the facts of a target that reads no more tokens: a window that hides none is no window."""
+        return self if self.window is None or self.window < capacity else replace(self, window=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; `from_dict` reads them back."""
@@ -95,7 +156,11 @@ class TargetConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TargetConfig":
         """Read what `to_dict` wrote."""
-        return cls(**{**values, "rope": RopeConfig(**values["rope"])})
+        read = {**values, "rope": RopeConfig.from_dict(values["rope"])}
+        read["windowed_layers"] = tuple(values.get("windowed_layers", ()))
+        if values.get("window_rope") is not None:
+            read["window_rope"] = RopeConfig.from_dict(values["window_rope"])
+        return cls(**read)
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ class DrafterConfig:
         """Read what `to_dict` wrote; raises CheckpointError that names a missing or unknown field."""
         try:
             taps = tuple(values.get("taps", ()))
-            return cls(**{**values, "rope": RopeConfig(**values["rope"]), "taps": taps})
+            return cls(**{**values, "rope": RopeConfig.from_dict(values["rope"]), "taps": taps})
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"drafter configuration: {error}; expected the config.json that `poss-export train` writes"

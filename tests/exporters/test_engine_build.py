@@ -31,8 +31,14 @@ CAPACITY = 48
 def one_engine(target_graph: Any, tiny_folder: Any, tmp_path: Path) -> Callable[..., Any]:
     """Return one_engine(form="static", precision="fp16", ...): builds a tiny target's engine only."""
 
-    def make(form: str = "static", precision: Any = "fp16", engine: Path | None = None, **spec: Any) -> Any:
-        contract = target_contract(open_target(str(tiny_folder("llama"))).config, precision)
+    def make(
+        form: str = "static",
+        precision: Any = "fp16",
+        engine: Path | None = None,
+        name: str = "llama",
+        **spec: Any,
+    ) -> Any:
+        contract = target_contract(open_target(str(tiny_folder(name))).config, precision)
         wanted: dict[str, Any] = {
             "graph": "target",
             "flavour": "tensorrt-rtx",
@@ -44,7 +50,7 @@ def one_engine(target_graph: Any, tiny_folder: Any, tmp_path: Path) -> Callable[
             "graph_sha256": "0" * 64,
         }
         return build_engine(
-            target_graph("llama", form, precision),
+            target_graph(name, form, precision),
             contract,
             EngineSpec(**{**wanted, **spec}),
             tmp_path / "target.engine" if engine is None else engine,
@@ -62,6 +68,17 @@ def test_one_device_at_a_time(capability: str, one_engine: Callable[..., Any], t
     entry = one_engine(options=EngineOptions((capability,)))
     assert set(entry.attention.values()) == {"fused"}
     assert (tmp_path / "target.engine").stat().st_size > 1_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("name", "attention"), [("gemma3", {"fused"}), ("qwen3_moe", {"fused"}), ("gemma2", set())]
+)
+def test_windows_and_experts_keep_the_fused_kernel_and_caps_need_none(
+    name: str, precision: str, attention: set[str], one_engine: Callable[..., Any]
+) -> None:
+    assert set(one_engine(precision=precision, name=name).attention.values()) == attention
 
 
 def test_the_known_devices_are_those_of_the_library() -> None:

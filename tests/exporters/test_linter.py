@@ -215,7 +215,13 @@ def test_a_graph_that_keeps_all_rules_passes_the_linter_and_the_parser(tmp_path:
 
 
 @pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
-@pytest.mark.parametrize("name", ["llama", "llama3", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("llama", "llama3", "mistral", "qwen2", "qwen3", "gemma2"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("windows", "gemma", "gemma3", "qwen3_moe")),
+    ],
+)
 def test_our_static_targets_pass_the_linter_and_the_parser(
     name: str, precision: str, target_graph: Callable[..., Path]
 ) -> None:

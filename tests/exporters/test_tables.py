@@ -19,7 +19,7 @@ def tables(tiny_folder: Callable[[str], Path]) -> Any:
     from poss_export.targets.checkpoint import open_target
 
     config = open_target(str(tiny_folder("llama"))).config
-    return lambda precision="fp32", rows=CAPACITY: rotary(config.rope, config.head_dim, rows, precision)
+    return lambda precision="fp32", rows=CAPACITY: rotary(config.ropes, config.head_dim, rows, precision)
 
 
 @pytest.mark.parametrize("form", ["shared", "static"])

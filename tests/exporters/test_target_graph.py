@@ -20,7 +20,10 @@ from poss_export.targets.decoder import Decoder
 
 Outputs = dict[str, NDArray[Any]]
 
-ARCHITECTURES = ("llama", "llama3", "biased", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = (
+    *("llama", "llama3", "biased", "mistral", "qwen2", "qwen3", "granite", "gemma2", "gemma3", "qwen3_moe"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("windows", "phi4", "gemma", "mixtral")),
+)
 FORMS: tuple[CacheForm, ...] = ("shared", "static")
 PROMPT = [5, 17, 60, 3, 44, 9, 71]
 # A root and seven nodes: three children, two of which go on.
@@ -92,10 +95,11 @@ def test_tokens_at_once_equal_single_steps(
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
 def test_tree_equals_its_paths_and_a_committed_path_equals_a_fresh_run(
-    target_graph: Callable[..., Path], cached_target: Any, form: CacheForm
+    target_graph: Callable[..., Path], cached_target: Any, name: str, form: CacheForm
 ) -> None:
-    graph = target_graph("qwen3", form)
+    graph = target_graph(name, form)
     drafted = cached_target(graph)
     drafted(PROMPT)
     tree = drafted(TREE, DEPTHS, MASK)
@@ -136,9 +140,10 @@ def test_ties_go_to_the_lower_token(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_batches(target_graph: Callable[..., Path], cached_target: Any, form: CacheForm) -> None:
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_batches(target_graph: Callable[..., Path], cached_target: Any, name: str, form: CacheForm) -> None:
     """Prefill and plain steps of a batch; trees of a batch too in standard operators."""
-    graph = target_graph("llama", form)
+    graph = target_graph(name, form)
     one, two = cached_target(graph), cached_target(graph, batch=2)
     calls = [(PROMPT,), ([20],)] + ([(TREE, DEPTHS, MASK)] if form == "static" else [])
     for call in calls:
@@ -148,10 +153,11 @@ def test_batches(target_graph: Callable[..., Path], cached_target: Any, form: Ca
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_half_precision_stays_close(
-    target_graph: Callable[..., Path], cached_target: Any, form: CacheForm
+    target_graph: Callable[..., Path], cached_target: Any, name: str, form: CacheForm
 ) -> None:
-    half, full = (cached_target(target_graph("llama", form, precision)) for precision in ("fp16", "fp32"))
+    half, full = (cached_target(target_graph(name, form, precision)) for precision in ("fp16", "fp32"))
     for call in ((PROMPT,), ([20],), (TREE, DEPTHS, MASK)):
         ours, exact = half(*call), full(*call)
         assert ours["logits"].dtype == ours["features"].dtype == np.float16
@@ -219,12 +225,12 @@ def test_embedding_table_is_where_the_export_says(
     }  # the export left it as it was
 
 
-@pytest.mark.parametrize("capacity", [0, 65])
-def test_capacity_beyond_the_sliding_window_is_refused(
+@pytest.mark.parametrize("capacity", [0, 129])
+def test_capacity_beyond_the_positions_is_refused(
     tiny_folder: Callable[[str], Path], tmp_path: Path, capacity: int
 ) -> None:
     decoder = open_target(str(tiny_folder("mistral"))).load_decoder()
-    with pytest.raises(InputError, match=f"capacity is {capacity} tokens.*1 to 64"):
+    with pytest.raises(InputError, match=f"capacity is {capacity} tokens.*1 to 128"):
         export_target(decoder, tmp_path / "t.onnx", cache_form="shared", precision="fp32", capacity=capacity)
     assert not list(tmp_path.iterdir())
 
@@ -239,12 +245,17 @@ def test_heads_that_the_shared_form_cannot_serve_are_refused(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["qwen2", "gemma2"])
 def test_eager_module_equals_its_graph(
-    tiny_folder: Callable[[str], Path], target_graph: Callable[..., Path], cached_target: Any, form: CacheForm
+    tiny_folder: Callable[[str], Path],
+    target_graph: Callable[..., Path],
+    cached_target: Any,
+    name: str,
+    form: CacheForm,
 ) -> None:
-    decoder = open_target(str(tiny_folder("qwen2"))).load_decoder()
+    decoder = open_target(str(tiny_folder(name))).load_decoder()
     module = TargetGraph(decoder, form, 48)
-    graph = cached_target(target_graph("qwen2", form))
+    graph = cached_target(target_graph(name, form))
     caches = [torch.zeros(1, 2, 48, 16) for _ in range(4)]
     for ids, depths, mask in ((PROMPT, list(range(7)), np.tril(np.ones((7, 7), bool))), (TREE, DEPTHS, MASK)):
         past = torch.tensor([graph.length])
@@ -254,6 +265,11 @@ def test_eager_module_equals_its_graph(
         assert_same({"logits": logits.numpy(), "features": features.numpy()}, graph(ids, depths, mask))
     for ours, theirs in zip(caches, graph.caches.values(), strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-5)
+
+
+def test_a_window_that_hides_nothing_is_not_in_the_graph(tiny_folder: Callable[[str], Path]) -> None:
+    decoder = open_target(str(tiny_folder("windows"))).stream_decoder()
+    assert [TargetGraph(decoder, "static", capacity).config.window for capacity in (6, 7)] == [None, 6]
 
 
 @pytest.mark.parametrize("form", FORMS)

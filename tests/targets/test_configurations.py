@@ -32,11 +32,14 @@ def write(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Callable[..., P
         auto: Any = AutoModelForCausalLM
         model = auto.from_config(AutoConfig.for_model(model_type, **deepcopy(values)))
         torch.manual_seed(0)
+        gain = float(not model_type.startswith("gemma"))  # whose norms add 1
         for weight in model.parameters():  # large enough that every part of the decoder shows
-            torch.nn.init.normal_(weight, mean=float(weight.dim() == 1), std=0.3)
+            torch.nn.init.normal_(weight, mean=gain if weight.dim() == 1 else 0, std=0.3)
         model.save_pretrained(tmp_path)
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **values}))
-        shutil.copy(tiny_folder("qwen2" if "qwen" in model_type else "llama") / "tokenizer.json", tmp_path)
+        named = next((name for name in ("qwen2", "gemma2") if name[:4] in model_type), "llama")
+        for file in tiny_folder(named).glob("tokenizer*.json"):
+            shutil.copy(file, tmp_path)
         return tmp_path
 
     return folder
@@ -67,21 +70,34 @@ def test_equal_to_transformers(case: Case, write: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "stated", "window"),
+    ("model_type", "stated", "windowed", "window"),
     [
-        ("mistral", {}, 4096),
-        ("mistral", {"sliding_window": 64, "use_sliding_window": False}, 64),
-        ("mistral", {"sliding_window": None}, 8192),
-        ("qwen2", {"use_sliding_window": True, "max_window_layers": 0}, 4096),
-        ("qwen2", {"use_sliding_window": True}, 8192),  # its first 28 layers have none
+        ("mistral", {}, (0, 1), 4096),
+        ("mistral", {"sliding_window": 64, "use_sliding_window": False}, (0, 1), 64),
+        ("mistral", {"sliding_window": None}, (), None),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 0}, (0, 1), 4096),
+        ("qwen2", {"use_sliding_window": True}, (), None),  # its first 28 layers have none
+        ("gemma2", {}, (0,), 4096),
+        ("gemma3_text", {"num_hidden_layers": 7}, (0, 1, 2, 3, 4, 6), 4096),
     ],
 )
-def test_no_further_than_the_window(
-    model_type: str, stated: dict[str, Any], window: int, tmp_path: Path
+def test_which_layers_have_a_window(
+    model_type: str,
+    stated: dict[str, Any],
+    windowed: tuple[int, ...],
+    window: int | None,
+    tmp_path: Path,
 ) -> None:
     values = {**SIZES, "max_position_embeddings": 8192, "model_type": model_type, **stated}
     (tmp_path / "config.json").write_text(json.dumps(values))
-    assert read_config(tmp_path).max_positions == window
+    config = read_config(tmp_path)
+    assert (config.windowed_layers, config.window, config.max_positions) == (windowed, window, 8192)
+
+
+def test_no_further_than_a_window_that_transformers_passes_over(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**SIZES, "model_type": "llama", "sliding_window": 64}))
+    config = read_config(tmp_path)
+    assert (config.windowed_layers, config.window, config.max_positions) == ((), None, 64)
 
 
 def test_a_stored_head_is_not_the_table_that_the_configuration_says(write: Callable[..., Path]) -> None:
@@ -123,7 +139,7 @@ def test_the_table_has_no_other_rows() -> None:
     assert sum(line.startswith("| `") for line in TABLE) == len(EQUAL) + len(REFUSED)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "phi3", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", hf_config._ARCHITECTURES)
 def test_fields_of_this_release_of_transformers_are_known(model_type: str) -> None:
     declared: set[str] = set(type(AutoConfig.for_model(model_type)).__annotations__)
     assert declared <= hf_config._KNOWN

@@ -10,7 +10,10 @@ from transformers import AutoModelForCausalLM
 from poss_export.targets.checkpoint import open_target
 from poss_export.targets.decoder import causal_attend
 
-ARCHITECTURES = ("llama", "llama3", "biased", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = (
+    *("llama", "llama3", "biased", "mistral", "qwen2", "qwen3"),
+    *("windows", "phi4", "granite", "gemma", "gemma2", "gemma3", "mixtral", "qwen3_moe"),
+)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

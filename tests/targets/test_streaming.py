@@ -26,7 +26,7 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "_BLOCK", 7 * 64)
 
 
-@pytest.mark.parametrize("name", ["llama", "biased", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "biased", "qwen3", "gemma2", "granite", "phi4", "mixtral"])
 @torch.no_grad()
 def test_a_streamed_decoder_computes_what_the_loaded_one_does(
     tiny_folder: Callable[[str], Path], name: str

@@ -16,8 +16,9 @@ from poss_export.training.synthesis import greedy
 from poss_export.training.vocabulary import check_size, choose_vocabulary, coverage
 
 
-def test_batched_decoding_equals_plain_decoding(tiny_folder: Callable[[str], Path]) -> None:
-    decoder = open_target(str(tiny_folder("qwen2"))).load_decoder()
+@pytest.mark.parametrize("name", ["qwen2", "gemma2", "gemma3", "windows", "granite"])
+def test_batched_decoding_equals_plain_decoding(tiny_folder: Callable[[str], Path], name: str) -> None:
+    decoder = open_target(str(tiny_folder(name))).load_decoder()
     random = np.random.default_rng(0)
     prompts = [random.integers(3, 90, n).tolist() for n in (3, 9, 1, 5, 12, 4, 7)]
     answers = dict(BatchDecoder(decoder, slots=3, capacity=40).run(prompts, 10, stop_ids=(), choose=greedy))

@@ -13,6 +13,7 @@ from poss_export.errors import BundleError, translated
 
 if TYPE_CHECKING:
     from poss_export.bundling.facts import BundleFacts, DrafterFacts, TargetFacts
+    from poss_export.config import TargetConfig
     from poss_export.drafter_config import DrafterConfig
     from poss_export.manifest import Manifest
 
@@ -108,7 +109,7 @@ def target_card(facts: "TargetFacts") -> Table:
         "layers": f"{config.num_layers}, hidden size {config.hidden_size:,}, "
         f"{config.num_heads} heads ({config.num_kv_heads} of keys)",
         "vocabulary": f"{config.vocab_size:,} tokens{', tied embeddings' if config.tied_embeddings else ''}",
-        "context": f"{config.max_positions:,} tokens",
+        "context": f"{config.max_positions:,} tokens{_windows(config)}",
         "weights": _count(len(facts.weight_files), "file"),
         "dequantised": from_quantised(facts.dequantised),
         "sha256": facts.sha256,
@@ -119,6 +120,12 @@ def target_card(facts: "TargetFacts") -> Table:
 def from_quantised(kind: str | None) -> str:
     """Return from which kind of quantised weights a target was made; nothing of one in floating point."""
     return "" if kind is None else f"from {kind}"
+
+
+def _windows(config: "TargetConfig") -> str:
+    if config.window is None:
+        return ""
+    return f", of which {len(config.windowed_layers)} layers see the last {config.window:,}"
 
 
 def millions(parameters: int) -> str:

@@ -29,9 +29,12 @@ IDS = np.arange(3, 40) % 90
 TREE = DraftTree.with_root(7, [8, 9, 10, 11], [0, 0, 1, 1], [-0.1, -0.2, -0.3, -0.4])
 
 
-@pytest.fixture(params=["qwen3", "llama"])
+@pytest.fixture(params=["qwen3", "llama", "gemma2", "windows"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """Return a kind of target; the first normalises its queries, the second gets them from one product."""
+    """Return a kind of target.
+
+    The first normalises its queries, the second gets them from one product, the others have windows.
+    """
     return str(request.param)
 
 
