@@ -40,8 +40,10 @@ def _n_bits(name: str, weight: NDArray[Any], bits: int) -> tuple[onnx.NodeProto,
         accuracy_level=_ACCURACY,
     )
     quantizer.process()
-    (node,) = quantizer.model.model.graph.node
-    small, scale = (t for t in quantizer.model.model.graph.initializer if t.name in node.input)
+    (made,) = quantizer.model.model.graph.node
+    small, scale = (t for t in quantizer.model.model.graph.initializer if t.name in made.input)
+    node = onnx.NodeProto()
+    node.CopyFrom(made)  # as a part of it, it would keep all of the model in memory
     scales = numpy_helper.to_array(scale)
     # Blocks of zeros: it gives them a scale of 0.
     scales = np.where(scales == 0, np.ones_like(scales), scales)
