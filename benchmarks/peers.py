@@ -80,14 +80,12 @@ class Peers:
     def _write_hugging_face(self, folder: Path) -> None:
         from safetensors.torch import save_file
 
-        config, text = self.target.config, self.target.text
+        config, text = _hugging_face_config(self.target.config), self.target.text
         save_file(
             _hugging_face_tensors(self.target.load_decoder()), folder / "model.safetensors", {"format": "pt"}
         )
         (folder / "tokenizer.json").write_text(text.tokenizer_json)
-        write_json(
-            folder / "config.json", _hugging_face_config(config) | {"eos_token_id": text.config.stop_ids[0]}
-        )
+        write_json(folder / "config.json", config | {"eos_token_id": text.config.stop_ids[0]})
         write_json(
             folder / "tokenizer_config.json",
             {"tokenizer_class": "PreTrainedTokenizerFast", **dict(text.config.special_tokens)},
@@ -207,6 +205,13 @@ _CLASSES = {
 
 
 def _hugging_face_config(config: TargetConfig) -> dict[str, Any]:
+    written = config.architecture in (*_CLASSES, "phi3") and config.rope.scaling != "longrope"
+    windows = config.windowed_layers and config.architecture != "mistral"
+    if not written or windows or config.rope.rotated is not None:
+        raise InputError(
+            f"a target of type {config.architecture!r} cannot be written for peers; they are compared on "
+            f"{', '.join(_CLASSES)} and phi3 with plain rotation, and windows of mistral"
+        )
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope.theta}
     if config.rope.scaling != "none":
         rope |= {"rope_type": config.rope.scaling, "factor": config.rope.factor}
@@ -234,6 +239,7 @@ def _hugging_face_config(config: TargetConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "rms_norm_eps": config.rms_norm_eps,
         "max_position_embeddings": config.max_positions,
+        **({"sliding_window": config.window} if config.architecture == "mistral" else {}),
         "rope_parameters": rope,
         "rope_theta": config.rope.theta,  # onnxruntime-genai's builder reads this one
         "hidden_act": "silu",

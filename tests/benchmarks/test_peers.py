@@ -25,6 +25,15 @@ def test_a_hugging_face_folder_survives_the_round_trip(
     assert open_target(str(folder)).config == open_target(str(tiny_folder(name))).config
 
 
+def test_what_peers_would_compute_otherwise_is_not_written(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    peers = Peers(open_target(str(tiny_folder("gemma2"))), tmp_path)
+    with pytest.raises(InputError, match="a target of type 'gemma2' cannot be written for peers"):
+        peers.hugging_face()
+    assert list(peers.folder.iterdir()) == []
+
+
 def test_a_model_is_written_once(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     peers = Peers(open_target(str(tiny_folder("llama"))), tmp_path)
     written = (peers.hugging_face() / "model.safetensors").stat().st_mtime_ns
