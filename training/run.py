@@ -72,7 +72,7 @@ def train(
         dialogues.check_split()
         # A GPU computes the view again sooner than a disk, which may be smaller than it, would give it back.
         kept = work if cache is None and device.type == "cpu" else cache
-        # One by one, and none of them stays: they are the most that a run has in memory.
+        # Only the joined one stays: it is the most that a run has in memory.
         view = TargetView.joined([_view(target, decoder, part, config.taps, kept, report) for part in parts])
         # The first layer norms embeddings where taps are read: they stay as they are.
         spread = 1.0 if config.reads_taps else float(decoder.embed_tokens.float().std())
