@@ -13,6 +13,7 @@ from torch import Tensor
 from poss_export.progress import Progress, silent
 from poss_export.targets.decoder import Decoder, causal_attend
 from poss_export.training.dialogues import Dialogues
+from poss_export.training.hardware import rounded
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}  # padding included, by device
 ROWS = {"cpu": 256, "cuda": 4096}  # of logits at a time
@@ -67,7 +68,7 @@ def batches_by_length(dialogues: Dialogues, order: np.ndarray, tokens: int) -> I
 def padded(dialogues: Dialogues, batch: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return (flat token indices `[batch, seq]`, validity `[batch, seq]`) of right-padded dialogues."""
     lengths = torch.from_numpy(dialogues.lengths[batch])
-    columns = torch.arange(int(lengths.max()))
+    columns = torch.arange(rounded(int(lengths.max())))
     valid = columns < lengths[:, None]
     indices = torch.from_numpy(dialogues.offsets[batch])[:, None] + columns * valid
     return indices, valid

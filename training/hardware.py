@@ -6,6 +6,7 @@ import torch
 
 from poss_export.machine import check_threads
 
+_SHAPES = 32  # rows and columns of matrices are rounded up to multiples of this
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
@@ -30,6 +31,11 @@ def use_threads(threads: int | None) -> None:
     check_threads(threads)
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def rounded(count: int) -> int:
+    """Return how many rows to multiply for `count`: a CPU compiles code for each number that it meets."""
+    return -(-count // _SHAPES) * _SHAPES
 
 
 def keep_memory() -> None:

@@ -132,28 +132,28 @@ class Trainer:
         batch, outputs = corpus.load(indices)
         if not self.drafter.config.reads_taps:  # taps have no common spread
             batch = replace(batch, features=batch.features + FEATURE_NOISE * self._jitter(batch.features))
-        top_ids, top_probabilities = corpus.targets(outputs)
+        top_ids, probabilities = corpus.targets(outputs)
         wanted = corpus.view.features[outputs]
-        token = top = feature = torch.zeros((), device=corpus.device)
+        weights = stage.token_weight * probabilities.float()
+        weights[:, :TOP] += stage.top_weight * probabilities[:, :TOP]
+        token = feature = torch.zeros((), device=corpus.device)
         head = corpus.head_of(self.drafter)
         with corpus.autocast():
             for step, (predict, feedback) in enumerate(unroll(self.drafter, batch, stage.steps)):
-                logits = predict @ head.T
                 weight = stage.step_weights[step]
-                token = token + weight * token_loss(logits, top_ids, top_probabilities)
-                if stage.top_weight:
-                    top = top + weight * token_loss(logits, top_ids[:, :TOP], top_probabilities[:, :TOP])
+                token = token + weight * token_loss(predict, head, top_ids, weights)
                 # What a mask row hands on is fed to nobody; states of drafters that read taps are their own.
                 if (step == 0 or self.drafter.masks is None) and not self.drafter.config.reads_taps:
                     feature = feature + weight * feature_loss(feedback, wanted)
-        loss = stage.token_weight * token + stage.top_weight * top + stage.feature_weight * feature
+        loss = token + stage.feature_weight * feature
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), CLIP_NORM)
         self.optimizer.step()
         state.step += 1
         state.row_steps += len(outputs) * stage.steps
-        return {"token_loss": token.detach(), "feature_loss": feature.detach()}
+        nats = token.detach() / max(stage.token_weight + stage.top_weight, 1e-9)
+        return {"token_loss": nats, "feature_loss": feature.detach()}
 
     def _jitter(self, like: Tensor) -> Tensor:
         """Return noise between -1 and 1 that depends on the seed and the step only."""

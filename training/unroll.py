@@ -25,6 +25,7 @@ from poss_export.drafter_config import DrafterConfig
 from poss_export.drafters.model import Drafter
 from poss_export.drafters.specialist import AnyLayer
 from poss_export.targets.rope import rope_tables, rotate
+from poss_export.training.hardware import rounded
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,13 @@ class Batch:
         """Places of scored rows in `[batch * seq]`, int64: an index costs a device no wait, a mask does."""
         return self.rows.flatten().nonzero()[:, 0]
 
-    def take(self, x: Tensor) -> Tensor:
-        """Return the scored rows `[scored rows, size]` of `[batch, seq, size]`."""
-        return x.flatten(0, 1).index_select(0, self.scored)
+    def finish(self, layer: AnyLayer, x: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a layer makes of the scored rows `[scored rows, size]` of `[batch, seq, size]`."""
+        count = len(self.scored)
+        places = F.pad(self.scored, (0, rounded(count) - count))
+        rows = [rows.flatten(0, 1).index_select(0, places) for rows in (x, mixed)]
+        predict, feedback = layer.finish(*rows)
+        return predict[:count], feedback[:count]
 
 
 def unroll(drafter: Drafter, batch: Batch, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -70,7 +75,7 @@ def unroll(drafter: Drafter, batch: Batch, steps: int) -> Iterator[tuple[Tensor,
             pairs = []
         pairs += [heads.key_value(specialist, stream) for stream in fused[len(pairs) : step + 1]]
         mixed = heads.merge(_attend(heads.split(specialist.q(fused[step]), True), pairs))
-        predict, feedback = specialist.finish(batch.take(fused[step]), batch.take(mixed))
+        predict, feedback = batch.finish(specialist, fused[step], mixed)
         yield predict, feedback
         if drafter.masks is None and step + 1 < steps:
             feature = _drafted_stream(feature, feedback.detach(), batch)
@@ -94,7 +99,7 @@ def _unroll_taps(
             mixed = heads.merge(_attend(heads.split(layer.q(x), True), known))
             if layer is not specialist:
                 x, _ = layer.finish(x, mixed)
-        predict, feedback = specialist.finish(batch.take(x), batch.take(mixed))
+        predict, feedback = batch.finish(specialist, x, mixed)
         yield predict, feedback
         if drafter.masks is None and step + 1 < steps:
             state = _drafted_stream(state, feedback, batch)

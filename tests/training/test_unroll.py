@@ -83,7 +83,7 @@ def test_unroll_equals_drafting_row_by_row(
     plain = PlainDrafting(drafter, embeddings[0], features[0])
     with torch.no_grad():
         for step, (predict, feedback) in enumerate(unroll(drafter, Batch(embeddings, features, rows), steps)):
-            assert (predict is feedback) == (drafter.config.alignment == "joint")
+            assert torch.equal(predict, feedback) == (drafter.config.alignment == "joint")
             for row in range(step, seq):  # a row above `step` would need drafts from before the text
                 expected = plain.finish(row, step)
                 torch.testing.assert_close((predict[row], feedback[row]), expected, atol=2e-5, rtol=1e-4)
@@ -192,3 +192,16 @@ def test_gradients_reach_every_used_weight_but_not_the_features() -> None:
     rows = torch.ones(1, 6, dtype=torch.bool)
     torch.stack([f.sum() for _, f in unroll(drafter, Batch(embeddings, features, rows), 2)]).sum().backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in drafter.parameters())
+
+
+def test_layers_meet_few_numbers_of_rows() -> None:
+    """A CPU compiles code for every number of rows that it multiplies."""
+    drafter, met = random_drafter(1, None), set[int]()
+    output = drafter.get_submodule("specialists.0.output")
+    output.register_forward_hook(lambda _, inputs, __: met.add(len(inputs[0])))
+    for scored in (1, 5, 17):
+        embeddings, features = torch.randn(2, 1, 20, HIDDEN)
+        batch = Batch(embeddings, features, torch.arange(20)[None] < scored)
+        for predict, _ in unroll(drafter, batch, 2):
+            assert len(predict) == scored
+    assert len(met) == 1
