@@ -202,13 +202,13 @@ def _plan_drafter(target: TargetConfig, options: TrainOptions) -> tuple[DrafterC
     if options.start is not None:
         trained = load_drafter(options.start).drafter
         pair(target, trained)
-        if size not in (None, len(trained.draft_ids)):
+        if size not in (None, len(trained.draft_ids)) and trained.head is not None:
             raise InputError(
-                f"draft_vocab_size is {size}, but {options.start} proposes {len(trained.draft_ids)} ids and "
-                "a run keeps those of the drafter it starts from: leave it out",
+                f"draft_vocab_size is {size}, but {options.start} has a head of its own for "
+                f"{len(trained.draft_ids)} ids: leave it out",
                 options=("draft_vocab_size",),
             )
-        size = len(trained.draft_ids)
+        size = size or len(trained.draft_ids)
     size = size or min(USUAL_SIZE, target.vocab_size)
     check_size(size, target.vocab_size)
     try:
@@ -237,15 +237,15 @@ def _new_drafter(
     seed: int,
     spread: float,
 ) -> Drafter:
-    """Return the drafter to train: random, or grown from the trained one and with its vocabulary."""
+    """Return the drafter to train: random, or grown from the trained one, with its ids if it has as many."""
     drafter = Drafter(config)
     feature_spread = float(view.features[:100_000].float().square().mean().sqrt())
     initialise(drafter, feature_spread, seed)
-    if trained is None:
+    if trained is not None and len(trained.draft_ids) == config.draft_vocab_size:
+        drafter.draft_ids.copy_(trained.draft_ids)
+    else:
         ids = choose_vocabulary(dialogues, config.vocab_size, config.draft_vocab_size)
         drafter.draft_ids.copy_(torch.from_numpy(ids))
-    else:
-        drafter.draft_ids.copy_(trained.draft_ids)
     start_output(drafter, decoder)
     if trained is not None:
         trained.scale_embeddings(spread)

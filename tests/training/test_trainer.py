@@ -1,6 +1,7 @@
 """A whole training run on a tiny made target: it learns, it resumes, it reproduces itself."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from poss_export.training.decoding import BatchDecoder
 from poss_export.training.dialogues import Dialogues
 from poss_export.training.features import TargetView
 from poss_export.training.options import TrainOptions
-from poss_export.training.presets import Stage
+from poss_export.training.presets import DrafterChoices, Stage
 from poss_export.training.run import train
 from poss_export.training.synthesis import greedy
 from poss_export.training.trainer import Trainer
@@ -170,6 +171,20 @@ def test_a_trained_drafter_replaces_the_first_stage(target: Target, dialogues: P
     begin = options(dialogues, preset="eagle", start=str(tmp_path / "poss-2"))
     with pytest.raises(InputError, match="other specialists than the one to train"):
         train(target, begin, tmp_path / "no", silent)
-    begin = options(dialogues, start=str(tmp_path / "eagle"), draft_vocab_size=32)
-    with pytest.raises(InputError, match=r"draft_vocab_size is 32, but .*eagle proposes 64 ids"):
+
+
+def test_a_started_drafter_may_get_another_vocabulary(
+    target: Target, dialogues: Path, tmp_path: Path
+) -> None:
+    train(target, options(dialogues, preset="eagle"), tmp_path / "eagle", silent)
+    more = options(dialogues, preset="eagle", budget=1, start=str(tmp_path / "eagle"), draft_vocab_size=80)
+    train(target, more, tmp_path / "more", silent)
+    known, grown = (load_drafter(str(tmp_path / name)).drafter.draft_ids for name in ("eagle", "more"))
+    assert len(grown) == 80
+    assert set(known.tolist()) < set(grown.tolist())  # of the same dialogues
+
+    own = options(dialogues, preset="eagle3", choices=DrafterChoices(taps=(0,)))
+    train(target, own, tmp_path / "own", silent)
+    begin = replace(own, start=str(tmp_path / "own"), draft_vocab_size=32)
+    with pytest.raises(InputError, match=r"draft_vocab_size is 32, but .*own has a head of its own"):
         train(target, begin, tmp_path / "no-words", silent)
