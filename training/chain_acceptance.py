@@ -57,7 +57,7 @@ def count_chains(drafter: Drafter, corpus: Corpus, steps: int, most: int | None 
     truth_of = corpus.draft_index.cpu()[torch.from_numpy(corpus.dialogues.ids)]
     head = corpus.head_of(drafter)
     found = dict[int, tuple[Any, ...]]()
-    for indices in batches_by_length(corpus.dialogues, held_out, BATCH_TOKENS[corpus.device.type]):
+    for indices in batches_by_length(corpus.dialogues.lengths, held_out, BATCH_TOKENS[corpus.device.type]):
         batch, outputs = corpus.load(indices)
         rows, truth = batch.rows.cpu(), truth_of[outputs.cpu() + 1]
         right = torch.zeros(steps, *rows.shape, dtype=torch.bool)

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 from poss_export.targets.decoder import Attend, Decoder, merge_heads, split_heads
 from poss_export.targets.mixing import capped, causal_masks, mix
 from poss_export.targets.rope import rope_tables, rotate
+from poss_export.training.features import BATCH_TOKENS, batches_by_length
+from poss_export.training.hardware import rounded
 
 REPEATED = 24  # an answer whose last tokens, so many, it has said before has begun to loop
 SPAN = 64  # columns of caches are a multiple of this: few shapes, and few moves
@@ -119,9 +122,17 @@ class BatchDecoder:
     @torch.inference_mode()
     def _prefill(self, places: list[int], prompts: list[list[int]]) -> Tensor:
         """Fill the caches of some places; return the logits of each prompt's last row `[places, vocab]`."""
+        self._reach(max(self.span, *map(len, prompts)))
+        lengths, logits = np.array([len(prompt) for prompt in prompts]), dict[int, Tensor]()
+        for batch in batches_by_length(lengths, np.arange(len(prompts)), BATCH_TOKENS[self.device.type]):
+            read = self._prefill_batch([places[i] for i in batch], [prompts[i] for i in batch])
+            logits |= zip(batch.tolist(), read, strict=True)
+        return torch.stack([logits[i] for i in range(len(prompts))])
+
+    def _prefill_batch(self, places: list[int], prompts: list[list[int]]) -> Tensor:
+        """Do what `_prefill` does, for prompts of about one length."""
         counts = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        config, seq = self.decoder.config, int(counts.max())
-        self._reach(max(seq, self.span))
+        config, seq = self.decoder.config, min(rounded(int(counts.max())), self.capacity)
         ids = torch.tensor([prompt + [0] * (seq - len(prompt)) for prompt in prompts], device=self.device)
         rows = torch.tensor(places, device=self.device)
         masks, (scale, cap) = (

@@ -47,18 +47,18 @@ def _tensors(view: TargetView) -> list[Tensor]:
     return list(vars(view).values())
 
 
-def batches_by_length(dialogues: Dialogues, order: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """Yield dialogue indices whose padded batch holds at most `tokens` tokens (at least one dialogue).
+def batches_by_length(lengths: np.ndarray, order: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
+    """Yield indices of `lengths` whose padded batch holds at most `tokens` tokens (or one index alone).
 
-    Dialogues are taken in `order`, sorted by length within windows, so that little is padding.
+    They are taken in `order`, sorted by length within windows, so that little is padding.
     """
     window = 256
     for start in range(0, len(order), window):
         part = order[start : start + window]
-        part = part[np.argsort(dialogues.lengths[part], kind="stable")]
+        part = part[np.argsort(lengths[part], kind="stable")]
         batch: list[int] = []
         for index in part:
-            if batch and (len(batch) + 1) * dialogues.lengths[index] > tokens:
+            if batch and (len(batch) + 1) * lengths[index] > tokens:
                 yield np.array(batch)
                 batch = []
             batch.append(int(index))
@@ -93,7 +93,7 @@ def view_dialogues(
     ).to(device)
     ids, answers = torch.from_numpy(dialogues.ids), torch.from_numpy(dialogues.answer_mask)
     done = 0
-    for batch in batches_by_length(dialogues, np.arange(len(dialogues)), BATCH_TOKENS[device.type]):
+    for batch in batches_by_length(dialogues.lengths, np.arange(len(dialogues)), BATCH_TOKENS[device.type]):
         indices, valid = padded(dialogues, batch)
         attend = causal_attend(config, indices.shape[1], dtype, device)
         hidden, read = decoder.hidden_and_read(ids[indices].to(device), attend, taps)

@@ -117,7 +117,9 @@ class Trainer:
         step, epoch = 0, 0
         while True:
             random = np.random.default_rng((self.options.seed, self.state.stage, epoch))
-            batches = list(batches_by_length(self.corpus.dialogues, random.permutation(training), tokens))
+            batches = list(
+                batches_by_length(self.corpus.dialogues.lengths, random.permutation(training), tokens)
+            )
             for index in random.permutation(len(batches)):
                 if step >= self.state.step:
                     yield batches[index]

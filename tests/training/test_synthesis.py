@@ -12,12 +12,16 @@ from poss_export.targets.checkpoint import open_target
 from poss_export.targets.decoder import causal_attend
 from poss_export.training.decoding import BatchDecoder, _ended
 from poss_export.training.dialogues import Dialogues
+from poss_export.training.features import BATCH_TOKENS
 from poss_export.training.synthesis import greedy
 from poss_export.training.vocabulary import check_size, choose_vocabulary, coverage
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma2", "gemma3", "windows", "granite"])
-def test_batched_decoding_equals_plain_decoding(tiny_folder: Callable[[str], Path], name: str) -> None:
+def test_batched_decoding_equals_plain_decoding(
+    tiny_folder: Callable[[str], Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BATCH_TOKENS, "cpu", 20)  # of prompts that are read together
     decoder = open_target(str(tiny_folder(name))).load_decoder()
     random = np.random.default_rng(0)
     prompts = [random.integers(3, 90, n).tolist() for n in (3, 9, 1, 5, 12, 4, 7)]
