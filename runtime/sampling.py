@@ -97,6 +97,9 @@ def _nucleus_edge(q: Probabilities, top_p: float) -> np.float32:
     return edge
 
 
+_REMEMBERED = 32  # positions: as far as a round may reach
+
+
 class Noise:
     """Random numbers of each absolute position, one a token, whatever was asked before.
 
@@ -107,12 +110,22 @@ class Noise:
     def __init__(self, seed: int | None) -> None:
         """Take a seed, or one of the system's for None."""
         self._key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
+        self._latest = dict[int, NDArray[np.float64]]()  # by position: who plans asks before who draws
 
     def __call__(self, position: int, vocab: int) -> NDArray[np.float64]:
         """Return exponential numbers [vocab] of mean 1; positions count from the prompt's first token."""
-        counter = position << 64  # its lower word counts the numbers of one position
-        generator = np.random.Generator(np.random.Philox(key=self._key, counter=counter))
-        return generator.standard_exponential(vocab)
+        numbers = self._latest.get(position)
+        if numbers is None or len(numbers) != vocab:
+            counter = position << 64  # its lower word counts the numbers of one position
+            generator = np.random.Generator(np.random.Philox(key=self._key, counter=counter))
+            numbers = self._latest[position] = generator.standard_exponential(vocab)
+            if len(self._latest) > _REMEMBERED:
+                del self._latest[min(self._latest)]
+        return numbers
+
+    def ahead(self, position: int) -> NDArray[np.float64]:
+        """Return the numbers of a position to come, for as many tokens as something was drawn of before."""
+        return self(position, len(next(reversed(self._latest.values()))))
 
 
 def draw(q: Probabilities, noise: NDArray[np.float64]) -> int:

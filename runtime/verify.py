@@ -20,18 +20,25 @@ def verifier(sampling: Sampling) -> Verify:
     """Return the acceptance rule of one answer; it owns the answer's random numbers."""
     if sampling.greedy:
         return lambda tree, output, _: walk(tree, lambda path: int(output.next_tokens[path[-1]]))
-    noise = Noise(sampling.seed)
+    return Drawn(sampling)
 
-    def verify(tree: DraftTree, output: TargetOutput, position: int) -> Round:
+
+class Drawn:
+    """The rule where tokens are drawn; proposals may know `noise`, which is fixed before them."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        """Begin an answer."""
+        self.sampling, self.noise = sampling, Noise(sampling.seed)
+
+    def __call__(self, tree: DraftTree, output: TargetOutput, position: int) -> Round:
+        """Return the round that the target makes of a tree."""
         logits = output.logits
 
         def wanted(path: list[int]) -> int:
             row = logits[path[-1]]
-            return draw(warp(row, sampling), noise(position + len(path) - 1, len(row)))
+            return draw(warp(row, self.sampling), self.noise(position + len(path) - 1, len(row)))
 
         return walk(tree, wanted)
-
-    return verify
 
 
 def walk(tree: DraftTree, wanted: Callable[[list[int]], int]) -> Round:

@@ -20,6 +20,7 @@ from poss_export.runtime.planning.lookup import Lookup
 from poss_export.runtime.round import Round
 from poss_export.runtime.sessions.base import DraftSession
 from poss_export.runtime.tree import DraftTree
+from poss_export.runtime.verify import Drawn
 
 if TYPE_CHECKING:
     from poss_export.runtime.sequence import Sequence
@@ -87,6 +88,7 @@ class Planning:
     sizing: bool = True  # leave out nodes that cost more than they give
     skipping: bool = True  # not draft where that pays less
     correcting: bool = True  # learn from an answer how likely its drafts are
+    racing: bool = True  # where tokens are drawn, look at the random numbers that they are drawn with
 
 
 ADAPTIVE = Planning()
@@ -130,14 +132,14 @@ class AdaptivePlanner:
         if self.planning.lookup:
             self._look_up(candidates, [0])
         self._drafted = None
-        return candidates
+        return self._raced(candidates, sequence)
 
     @property
     def can_draft(self) -> bool:
         """Whether it is known what drafts are worth."""
         return self._chances is not None
 
-    def drafted(self, tree: DraftTree) -> Candidates:
+    def drafted(self, tree: DraftTree, sequence: "Sequence") -> Candidates:
         """Return what was drafted, with what was looked up behind the root and behind its best path."""
         assert self._chances is not None
         self._drafted = tree
@@ -146,7 +148,7 @@ class AdaptivePlanner:
             path = candidates.best_path()
             self._look_up(candidates, [0])
             self._look_up(candidates, path)
-        return candidates
+        return self._raced(candidates, sequence)
 
     def order(self, candidates: Candidates) -> list[int]:
         """Return the nodes to choose from, those to take first in front."""
@@ -158,6 +160,13 @@ class AdaptivePlanner:
         self._lookup.extend(tokens)
         if self._drafted is not None and self._chances is not None and self.planning.correcting:
             self._chances.learn(self._drafted, tokens)
+
+    def _raced(self, candidates: Candidates, sequence: "Sequence") -> Candidates:
+        """Return candidates with the chances that they have where what will be drawn is partly known."""
+        if self.planning.racing and isinstance(drawn := sequence.verify, Drawn):
+            first = sequence.position
+            candidates.race(lambda depth: drawn.noise.ahead(first + depth), drawn.sampling.temperature)
+        return candidates
 
     def _look_up(self, candidates: Candidates, path: list[int]) -> None:
         """Hang what may follow a path of nodes behind it."""
@@ -236,7 +245,7 @@ def _draft(asked: abc.Sequence[Asked], drafting: abc.Sequence[int], candidates: 
     assert drafter is not None
     trees = draft_all([asked[number].sequence for number in drafting], drafter)
     for number, tree in zip(drafting, trees, strict=True):
-        candidates[number] = asked[number].planner.drafted(tree)
+        candidates[number] = asked[number].planner.drafted(tree, asked[number].sequence)
 
 
 class _Choice(NamedTuple):

@@ -100,6 +100,14 @@ def test_random_numbers_belong_to_positions() -> None:
     assert (Noise(2**200)(2**40, 3) > 0).all()  # any seed and position
 
 
+def test_numbers_of_positions_to_come_are_those_that_are_drawn_with_then() -> None:
+    noise, later = Noise(7), Noise(7)
+    noise(3, 50)
+    for position in (*range(4, 90), 5):
+        np.testing.assert_array_equal(noise.ahead(position), later(position, 50))
+    assert len(noise._latest) <= 33
+
+
 LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
 EVEN, THIRD = np.ones(4), np.array([1, 1, 0.01, 1])  # the third token wins where it may,
 FOURTH = np.array([1, 1, 1, 0.01])  # or the last

@@ -168,7 +168,7 @@ def test_where_all_are_filled_up_to_the_widest_each_takes_as_many(
 def test_a_trial_drafts_for_one_and_judges_for_all() -> None:
     """For the one that has least to catch up on; where it pays, all are drafted for from then on."""
 
-    def drafted(_: Any = None) -> Candidates:
+    def drafted(*_: Any) -> Candidates:
         found = Candidates(3)
         found.graft(0, [1], [0.9])
         return found
