@@ -19,7 +19,7 @@ from pathlib import Path
 
 from offline.parts import PartsError, join
 
-SITE, DRAFTERS, DIALOGUES = "site", "drafters", "dialogues"
+SITE, DRAFTERS, DIALOGUES, HELD_APART = "site", "drafters", "dialogues", "held-apart"
 
 
 def install(stage: Path, folder: Path) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from offline.install import DIALOGUES, DRAFTERS, SITE
+from offline.install import DIALOGUES, DRAFTERS, HELD_APART, SITE
 from offline.parts import MEGABYTE, parts_in, split
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +75,9 @@ def _copy(paths: Sequence[Path], folder: Path) -> None:
     "--drafter", multiple=True, type=click.Path(exists=True, path_type=Path), help="Folder to take."
 )
 @click.option("--dialogues", multiple=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--held-apart", multiple=True, type=click.Path(exists=True, path_type=Path), help="Evaluation prompts."
+)
 def main(
     packs: tuple[str, ...],
     output: Path,
@@ -83,6 +86,7 @@ def main(
     shipped: tuple[str, ...],
     drafter: tuple[Path, ...],
     dialogues: tuple[Path, ...],
+    held_apart: tuple[Path, ...],
 ) -> None:
     """Install into a folder, compress it, split it."""
     with tempfile.TemporaryDirectory() as name:
@@ -92,6 +96,7 @@ def main(
             keep_drafters(stage / SITE, shipped)
             _copy(drafter, stage / DRAFTERS)
             _copy(dialogues, stage / DIALOGUES)
+            _copy(held_apart, stage / HELD_APART)
         file = Path(name) / f"{'+'.join(packs)}.tar.xz"
         archive(stage, file)
         split(file, output, int(megabytes * MEGABYTE))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+TOGETHER = (sys.executable, "-m", "offline.together")
 COMMAND = (sys.executable, "-c", "from poss_export.cli.main import main; main()")
 
 

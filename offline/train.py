@@ -8,6 +8,7 @@ does not fit stays in WORK/results, with the dialogues. A run that is cut off ha
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,8 +21,8 @@ from pathlib import Path
 import click
 
 from offline.parts import MEGABYTE
-from offline.plan import DEFAULT, PARTS, WRITERS, Job, PlanError, Stage, arguments, read_plan
-from offline.processes import COMMAND, end, start
+from offline.plan import DEFAULT, PARTS, WRITERS, Job, PlanError, Stage, read_plan, training, writing
+from offline.processes import COMMAND, TOGETHER, end, start
 from offline.results import Results
 
 TICK = 60.0  # seconds between two looks
@@ -36,9 +37,10 @@ class Run:
 
     work: Path
     target: str
-    dialogues: Sequence[Path]  # the first is what it writes
+    dialogues: Sequence[Path]  # the last is what it writes: of dialogues that are told twice, the first stay
     results: Results
     began: float
+    known: frozenset[str]  # names of all jobs
 
     def say(self, **values: object) -> None:
         """Write a line of the log, at home at once."""
@@ -66,9 +68,19 @@ class Run:
                     end(process)
                     process.wait()
         for name, process in running.items():
-            words = {} if process.returncode == 0 else {"said": self._log(name).read_text()[-_LAST_WORDS:]}
-            self.say(job=name, exit=process.returncode, **words)
+            self.say(process=name, exit=process.returncode, **self._last_words(name, process.returncode == 0))
+        for job in stage.jobs:
+            if not job.writes:
+                finished = (self.work / job.name / "config.json").exists()
+                self.say(job=job.name, finished=finished, **self._last_words(job.name, finished))
         self.tick(stage.jobs)
+
+    def _last_words(self, name: str, well: bool) -> dict[str, str]:
+        return (
+            {}
+            if well or not self._log(name).exists()
+            else {"said": self._log(name).read_text()[-_LAST_WORDS:]}
+        )
 
     def _watch(self, stage: Stage, running: "Mapping[str, subprocess.Popen[bytes]]", seconds: float) -> None:
         """Return when all jobs have ended, or their time has."""
@@ -76,7 +88,7 @@ class Run:
         while alive := [name for name, process in running.items() if process.poll() is None]:
             if time.monotonic() - began > seconds:
                 for name in alive:
-                    self.say(job=name, ended="time was up")
+                    self.say(process=name, ended="time was up")
                 return
             if time.monotonic() - ticked > TICK:
                 ticked = time.monotonic()
@@ -84,17 +96,35 @@ class Run:
             time.sleep(_LOOK)
 
     def _start(self, stage: Stage, minutes: float) -> "Mapping[str, subprocess.Popen[bytes]]":
-        threads = max(1, (os.cpu_count() or 1) // sum(job.count for job in stage.jobs))
-        variables = {"OMP_NUM_THREADS": str(threads), "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+        threads = str(max(1, (os.cpu_count() or 1) // sum(job.count for job in stage.jobs)))
+        if not stage.jobs[0].writes:
+            return {"together": self._train(stage.jobs, minutes, threads)}
         running = {}
         for job in stage.jobs:
-            begun = None if job.start is None else self.drafter(job.start)
-            command = arguments(job, self.target, self.dialogues, self.work, begun, minutes)
+            command = writing(job, self.target, self.dialogues[-1], minutes)
             self.say(job=job.name, command=" ".join(command))
             for number in range(job.count):
-                name = job.name if job.count == 1 else f"{job.name}-{number}"
-                running[name] = start([*COMMAND, *command], self._log(name), variables)
+                name = f"{job.name}-{number}"
+                running[name] = start([*COMMAND, *command], self._log(name), {"OMP_NUM_THREADS": threads})
         return running
+
+    def _train(self, jobs: Sequence[Job], minutes: float, threads: str) -> "subprocess.Popen[bytes]":
+        # Where nothing was written in time, the others are there.
+        there = [path for path in self.dialogues if path.is_file() or any(path.glob(PARTS))]
+        command = [self.target, "--threads", threads]
+        command += [word for path in there for word in ("--dialogues", str(path))]
+        for job in jobs:
+            words = training(job, self.work / job.name, self._begun(job), minutes)
+            self.say(job=job.name, command=" ".join(words))
+            command += ["--job", str(self._log(job.name)), shlex.join(words)]
+        return start([*TOGETHER, *command], self._log("together"), {})
+
+    def _begun(self, job: Job) -> str | None:
+        """Return the drafter that a job goes on with: what an earlier job has left, or one by its name."""
+        if job.start not in self.known:
+            return job.start
+        folder = self.drafter(job.start)
+        return None if folder is None else str(folder)
 
     def _log(self, name: str) -> Path:
         return self.work / "logs" / f"{name}.log"
@@ -106,7 +136,7 @@ class Run:
             gpu = subprocess.run(_GPU, capture_output=True, text=True, check=False).stdout.strip()
         for job in jobs:
             self.say(job=job.name, gpu=gpu, **self._state(job))
-            folder = self.dialogues[0] if job.writes else self.drafter(job.name)
+            folder = self.dialogues[-1] if job.writes else self.drafter(job.name)
             if folder is not None and folder.exists():
                 self.results.pack(job.name, folder)
         if left := self.results.bring_home():
@@ -114,7 +144,7 @@ class Run:
 
     def _state(self, job: Job) -> dict[str, object]:
         if job.writes:
-            parts = [part.stat().st_size for part in self.dialogues[0].glob(PARTS)]
+            parts = [part.stat().st_size for part in self.dialogues[-1].glob(PARTS)]
             return {"parts": len(parts), "megabytes": round(sum(parts) / MEGABYTE, 1)}
         log = self.work / job.name / "training.jsonl"
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
@@ -172,7 +202,9 @@ def main(
         total_bytes=int(megabytes * MEGABYTE),
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that jobs are ended too
-    train(Run(work, target, (work / WRITERS, *dialogues), results, time.monotonic()), plan, minutes, reserve)
+    known = frozenset(job.name for job in jobs)
+    run = Run(work, target, (*dialogues, work / WRITERS), results, time.monotonic(), known)
+    train(run, plan, minutes, reserve)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,16 @@ class Dialogues:
             raise InputError(
                 f"{str(path)!r} holds no {PART_FILES}; name a folder that dialogues were written to"
             )
-        return sum(parts[1:], start=parts[0])._distinct()
+        together = sum(parts[1:], start=parts[0])
+        return together.kept(together.first_told)
+
+    @classmethod
+    def joined(cls, sources: "Sequence[Dialogues]") -> "Dialogues":
+        """Return the dialogues of several sources, without those that an earlier one has, too."""
+        if len(sources) == 1:
+            return sources[0]
+        together = sum(sources[1:], start=sources[0])
+        return together.kept(together.first_told)
 
     @classmethod
     def _load_file(cls, path: Path) -> "Dialogues":
@@ -137,16 +146,17 @@ class Dialogues:
             kinds=np.concatenate((self.kinds, other.kinds)),
         )
 
-    def _distinct(self) -> "Dialogues":
-        """Return the dialogues without those whose prompt and first answer tokens came before."""
+    @property
+    def first_told(self) -> NDArray[np.bool_]:
+        """Which dialogues have a prompt and first answer tokens that did not come before."""
         seen: set[bytes] = set()
-        kept = np.zeros(len(self), np.bool_)
+        first = np.zeros(len(self), np.bool_)
         for index, (start, end) in enumerate(pairwise(self.offsets)):
-            first = start + int(self.answer_mask[start:end].argmax())
-            key = self.ids[start : first + SAME_ANSWER].tobytes()
-            kept[index] = key not in seen
+            begun = start + int(self.answer_mask[start:end].argmax()) + SAME_ANSWER
+            key = self.ids[start:begun].tobytes()
+            first[index] = key not in seen
             seen.add(key)
-        return self.kept(kept)
+        return first
 
     def kept(self, kept: NDArray[np.bool_]) -> "Dialogues":
         """Return those of the dialogues that are marked, at least one."""

@@ -36,7 +36,11 @@ class TargetView:
     @classmethod
     def joined(cls, views: "Sequence[TargetView]") -> "TargetView":
         """Return the view of the dialogues of several, one after the other."""
-        return views[0] if len(views) == 1 else cls(*map(torch.cat, zip(*map(_tensors, views), strict=True)))
+        return cls(*map(torch.cat, zip(*map(_tensors, views), strict=True)))
+
+    def kept(self, tokens: Tensor) -> "TargetView":
+        """Return the view of the tokens that are marked: bool `[tokens]`."""
+        return TargetView(*(tensor[tokens] for tensor in _tensors(self)))
 
     def to(self, device: torch.device) -> "TargetView":
         """Return the view on a device."""

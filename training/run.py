@@ -6,7 +6,6 @@ OUT/             dialogues/ (if the target wrote them), training.jsonl (log), tr
                  training.png (report), then config.json and model.safetensors
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from poss_export.drafters.checkpoint import load_drafter, pair, save_drafter
 from poss_export.drafters.model import Drafter
 from poss_export.drafters.vocabulary import USUAL_SIZE
 from poss_export.errors import CheckpointError, InputError
-from poss_export.files import lock, make_writable, opened, whole, write_whole
+from poss_export.files import lock, make_writable, opened, write_whole
 from poss_export.plots import check_library
 from poss_export.progress import Progress
 from poss_export.targets.checkpoint import Target
@@ -33,7 +32,7 @@ from poss_export.targets.decoder import Decoder
 from poss_export.training.corpus import Corpus
 from poss_export.training.dialogue_folder import SynthesisOptions, check_writes, synthesise
 from poss_export.training.dialogues import Dialogues
-from poss_export.training.features import TargetView, view_dialogues
+from poss_export.training.features import TargetView
 from poss_export.training.hardware import keep_memory, matmul_dtype, training_device
 from poss_export.training.held_out import DEPTH, judge
 from poss_export.training.initialise import initialise, start_from, start_output
@@ -42,6 +41,7 @@ from poss_export.training.options import TrainOptions
 from poss_export.training.plot import plot_training
 from poss_export.training.presets import preset
 from poss_export.training.trainer import RunState, Trainer
+from poss_export.training.views import load_dialogues, see
 from poss_export.training.vocabulary import check_size, choose_vocabulary, coverage
 
 LOG = "training.jsonl"
@@ -50,11 +50,17 @@ LOOKS = 20  # steps from one look at the loss to the next: a device must be wait
 
 
 def train(
-    target: Target, options: TrainOptions, out: Path, report: Progress, cache: Path | None = None
+    target: Target,
+    options: TrainOptions,
+    out: Path,
+    report: Progress,
+    cache: Path | None = None,
+    view: TargetView | None = None,
 ) -> dict[str, Any]:
     """Train a drafter into folder `out`, or go on with a run that was killed there; return its record.
 
-    `cache` keeps the target's view of dialogues for other runs on them; None: it goes with the run.
+    `cache` keeps the target's view of dialogues for other runs on them; None: it goes with the run. `view` is
+    what the target knows about the dialogues given, where a caller has it already (`see`).
     Raises InputError where `out` holds something else than this run, or the target cannot write dialogues.
     """
     check_library()  # its report has a picture
@@ -65,15 +71,15 @@ def train(
         if cache is not None:
             make_writable(cache, "choose another folder")
         keep_memory()
-        parts = _dialogues(target, options, out, report)
+        sources = load_dialogues(target, options.dialogues or [_written(target, options, out, report)])
+        dialogues = Dialogues.joined(sources)
+        dialogues.check_split()
         device = training_device()
         decoder = target.load_decoder().to(device, matmul_dtype(device))
-        dialogues = sum(parts[1:], start=parts[0])
-        dialogues.check_split()
-        # A GPU computes the view again sooner than a disk, which may be smaller than it, would give it back.
-        kept = work if cache is None and device.type == "cpu" else cache
-        # Only the joined one stays: it is the most that a run has in memory.
-        view = TargetView.joined([_view(target, decoder, part, config.taps, kept, report) for part in parts])
+        if view is None:
+            # A GPU computes it again sooner than a disk, which may be smaller than it, would give it back.
+            kept = work if cache is None and device.type == "cpu" else cache
+            view = see(target, decoder, sources, config.taps, kept, report)
         # The first layer norms embeddings where taps are read: they stay as they are.
         spread = 1.0 if config.reads_taps else float(decoder.embed_tokens.float().std())
         drafter = _new_drafter(config, trained, decoder, dialogues, view, options.seed, spread)
@@ -155,45 +161,11 @@ def _check_run(out: Path, claim: Path, run: dict[str, Any]) -> None:
     write_whole(claim, json.dumps(run))
 
 
-def _dialogues(target: Target, options: TrainOptions, out: Path, report: Progress) -> list[Dialogues]:
-    """Load the dialogues given, or let the target write them into a folder of `out`."""
-    if options.dialogues:
-        return [_load(path, target) for path in options.dialogues]
+def _written(target: Target, options: TrainOptions, out: Path, report: Progress) -> Path:
+    """Let the target write dialogues into a folder of `out`; return it."""
     written = out / "dialogues"
     synthesise(target, written, SynthesisOptions(options.answer_tokens, seed=options.seed), report)
-    return [_load(written, target)]
-
-
-def _load(path: Path, target: Target) -> Dialogues:
-    dialogues = Dialogues.load(path)
-    if (highest := int(dialogues.ids.max())) >= target.config.vocab_size:
-        raise InputError(
-            f"{str(path)!r} holds token {highest}, target {target.name!r} has {target.config.vocab_size} "
-            "tokens: give dialogues that this target wrote"
-        )
-    return dialogues
-
-
-def _view(
-    target: Target,
-    decoder: Decoder,
-    dialogues: Dialogues,
-    taps: tuple[int, ...],
-    cache: Path | None,
-    report: Progress,
-) -> TargetView:
-    from safetensors.torch import load_file, save_file
-
-    if cache is None:
-        return view_dialogues(decoder, dialogues, taps, progress=report)
-    digest = hashlib.sha256(target.sha256.encode() + dialogues.ids.tobytes()).hexdigest()[:16]
-    read = "".join(f"-{layer}" for layer in taps)
-    path = cache / f"view-{digest}{read}.safetensors"
-    if not path.exists():
-        view = view_dialogues(decoder, dialogues, taps, progress=report)
-        with whole(path) as partial:
-            save_file(vars(view), partial)
-    return TargetView(**load_file(path))
+    return written
 
 
 def _plan_drafter(target: TargetConfig, options: TrainOptions) -> tuple[DrafterConfig, Drafter | None]:

@@ -4,19 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from offline.plan import DEFAULT, Job, PlanError, Stage, arguments, read_plan
+from offline.plan import DEFAULT, Job, PlanError, Stage, read_plan, training, writing
 from poss_export.training.presets import PRESETS
 
 
 def test_the_default_plan_trains_presets_behind_dialogues() -> None:
     (first,), *later = [stage.jobs for stage in read_plan(DEFAULT)]
-    assert first == Job("dialogues", count=3)
-    assert {job.name for jobs in later for job in jobs} <= PRESETS.keys()
+    assert first == Job("dialogues", "dialogues", count=3)
+    assert {job.preset for jobs in later for job in jobs} <= PRESETS.keys()
 
 
 def test_stages_are_read() -> None:
-    found = read_plan(["2.5:eagle", "1: poss-2<eagle , eagle3"])
-    assert found == [Stage(2.5, (Job("eagle"),)), Stage(1, (Job("poss-2", "eagle"), Job("eagle3")))]
+    found = read_plan(["2.5:eagle", "1: poss-2<eagle --steps 4 , slow=hass<out/a.b,eagle3"])
+    jobs = Job("poss-2", "poss-2", "eagle", words=("--steps", "4")), Job("slow", "hass", "out/a.b")
+    assert found == [Stage(2.5, (Job("eagle", "eagle"),)), Stage(1, (*jobs, Job("eagle3", "eagle3")))]
 
 
 @pytest.mark.parametrize(
@@ -25,8 +26,11 @@ def test_stages_are_read() -> None:
         (["eagle"], "job '' cannot be read"),
         (["much:eagle"], "stage 'much:eagle' has no share"),
         (["1:eagle<"], "job 'eagle<' cannot be read"),
+        (["1:eagle steps"], "job 'eagle steps' cannot be read"),
         (["1:poss-2<eagle", "1:eagle"], "poss-2 starts from eagle, which no stage before it makes"),
+        (["1:eagle,poss-2<eagle"], "poss-2 starts from eagle, which no stage before it makes"),
         (["1:eagle,eagle"], "eagle comes twice"),
+        (["1:dialogues,eagle"], "writes dialogues and reads them"),
     ],
 )
 def test_what_is_no_plan_is_refused(texts: list[str], words: str) -> None:
@@ -34,14 +38,12 @@ def test_what_is_no_plan_is_refused(texts: list[str], words: str) -> None:
         read_plan(texts)
 
 
-def test_a_drafter_reads_the_dialogues_that_are_there(tmp_path: Path) -> None:
-    written, packed = tmp_path / "dialogues", tmp_path / "packed"
-    packed.mkdir()
-    (packed / "part-0000.npz").touch()
-    written.mkdir()  # nothing came of it in time
-    command = arguments(Job("poss-2", "eagle"), "t", (written, packed), tmp_path, tmp_path / "eagle", 2.5)
-    assert command[:4] == ["train", "t", "--preset", "poss-2"]
-    assert command.count("--dialogues") == 1
-    assert str(packed) in command
-    assert command[-4:] == ["--start", str(tmp_path / "eagle"), "--minutes", "2.50"]
-    assert "--start" not in arguments(Job("poss-2", "eagle"), "t", (packed,), tmp_path, None, 2.5)
+def test_jobs_become_commands() -> None:
+    job = Job("slow", "hass", "eagle", words=("--learning-rate", "1e-4"))
+    command = training(job, Path("out/slow"), "out/eagle", 2.5)
+    assert command[:4] == ["--preset", "hass", "-o", "out/slow"]
+    assert command[4:] == ["--start", "out/eagle", "--minutes", "2.50", "--learning-rate", "1e-4"]
+    assert "--start" not in training(job, Path("out/slow"), None, 2.5)
+    writers = Job("dialogues", "dialogues", count=2, words=("--seed", "1"))
+    assert writing(writers, "t", Path("d"), 1.0)[:4] == ["synthesise", "t", "-o", "d"]
+    assert writing(writers, "t", Path("d"), 1.0)[-2:] == ["--seed", "1"]

@@ -14,29 +14,33 @@ from offline import train as runner
 from offline.parts import join
 from offline.results import Results
 
-# Stands in for `poss-export`: writes what the real commands write, and hangs where the preset says so.
+# Stands in for `synthesise` and `offline.together`: writes what they write, hangs where the preset says so.
 STAND_IN = """
-import json, pathlib, sys, time
+import json, pathlib, shlex, sys, time
 words = sys.argv[1:]
-out = pathlib.Path(words[words.index("-o") + 1])
 if words[0] == "synthesise":
+    out = pathlib.Path(words[words.index("-o") + 1])
     out.mkdir(parents=True, exist_ok=True)
     (out / "part-0000.npz").write_bytes(b"dialogues")
     raise SystemExit
-hangs = "fspad" in words
-folder = out / ".training" / "drafter" if hangs else out
-folder.mkdir(parents=True)
-(out / "training.jsonl").write_text(json.dumps({"done": 1}) + "\\n")
-(folder / "model.safetensors").write_bytes(" ".join(words).encode())
-(folder / "config.json").write_text("{}")
-if "hass" in words:
-    raise SystemExit("no memory")
+jobs = [words[at + 1 : at + 3] for at, word in enumerate(words) if word == "--job"]
+for log, text in jobs:
+    job = shlex.split(text)
+    out, hangs = pathlib.Path(job[job.index("-o") + 1]), "fspad" in job
+    folder = out / ".training" / "drafter" if hangs or "hass" in job else out
+    folder.mkdir(parents=True)
+    (out / "training.jsonl").write_text(json.dumps({"done": 1}) + "\\n")
+    (folder / "model.safetensors").write_bytes((" ".join(words[:5]) + text).encode())
+    (folder / "config.json").write_text("{}")
+    if "hass" in job:
+        pathlib.Path(log).write_text("no memory")
 time.sleep(60 if hangs else 0)
 """
 
 
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[dict[str, object]]:
-    monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", STAND_IN))
+    for name in ("COMMAND", "TOGETHER"):
+        monkeypatch.setattr(runner, name, (sys.executable, "-c", STAND_IN))
     places = [str(tmp_path / "work"), str(tmp_path / "home")]
     result = CliRunner().invoke(runner.main, [*places, "--reserve", "0", *words], catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -56,9 +60,10 @@ def test_drafters_come_home_and_start_from_each_other(
 ) -> None:
     stages = ("--stage", "1:dialogues*2", "--stage", "1:eagle", "--stage", "1:poss-2<eagle")
     lines = run(tmp_path, monkeypatch, "--minutes", "1", *stages)
-    assert [line["job"] for line in lines if "exit" in line] == [
-        *("dialogues-0", "dialogues-1", "eagle", "poss-2")
+    assert [line["process"] for line in lines if "exit" in line] == [
+        *("dialogues-0", "dialogues-1", "together", "together")
     ]
+    assert [line["job"] for line in lines if line.get("finished")] == ["eagle", "poss-2"]
     model = brought(tmp_path, "poss-2")["poss-2/model.safetensors"].decode()
     assert f"--start {tmp_path}/work/eagle" in model
     assert f"--dialogues {tmp_path}/work/dialogues" in model
@@ -68,16 +73,24 @@ def test_drafters_come_home_and_start_from_each_other(
 
 def test_a_run_that_is_cut_off_yields_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = run(tmp_path, monkeypatch, "--minutes", "0.1", "--stage", "1:fspad", "--stage", "1:poss-2<fspad")
-    assert [line["job"] for line in lines if line.get("ended") == "time was up"] == ["fspad"]
+    assert [line["process"] for line in lines if line.get("ended") == "time was up"] == ["together"]
+    assert [line["finished"] for line in lines if "finished" in line] == [False, True]
     assert "fspad/model.safetensors" in brought(tmp_path, "fspad")
     assert f"--start {tmp_path}/work/fspad/.training/drafter" in str(brought(tmp_path, "poss-2"))
 
 
 def test_a_job_that_fails_says_why_and_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = run(tmp_path, monkeypatch, "--minutes", "1", "--stage", "1:hass,eagle")
-    ends = {line["job"]: line for line in lines if "exit" in line}
-    assert (ends["hass"]["exit"], ends["hass"]["said"]) == (1, "no memory\n")
-    assert ends["eagle"]["exit"] == 0
+    ends = {line["job"]: line for line in lines if "finished" in line}
+    assert ends["hass"] == {**ends["hass"], "finished": False, "said": "no memory"}
+    assert ends["eagle"]["finished"]
+
+
+def test_a_job_goes_on_with_a_drafter_of_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, monkeypatch, "--minutes", "1", "--stage", "1:slow=poss-2<some/eagle --steps 4")
+    model = brought(tmp_path, "slow")["slow/model.safetensors"].decode()
+    assert "--start some/eagle" in model
+    assert model.endswith("--steps 4")
 
 
 def test_a_plan_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
@@ -133,7 +146,7 @@ def test_what_has_not_changed_is_not_packed_again(tmp_path: Path) -> None:
 
 
 def test_whoever_ends_the_run_ends_its_jobs(tmp_path: Path) -> None:
-    work, code = tmp_path / "work", "from offline import train; train.COMMAND = {}; train.main()"
+    work, code = tmp_path / "work", "from offline import train; train.TOGETHER = {}; train.main()"
     command = [sys.executable, "-c", code.format((sys.executable, "-c", STAND_IN))]
     words = [str(work), str(tmp_path / "home"), "--minutes", "1", "--stage", "1:fspad"]
     with subprocess.Popen([*command, *words]) as runner_process:

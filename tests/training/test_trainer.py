@@ -13,15 +13,15 @@ from torch import Tensor
 from poss_export.drafters.checkpoint import load_drafter
 from poss_export.errors import InputError
 from poss_export.targets.checkpoint import Target, open_target
-from poss_export.training import run
 from poss_export.training.decoding import BatchDecoder
 from poss_export.training.dialogues import Dialogues
-from poss_export.training.features import TargetView
+from poss_export.training.hardware import matmul_dtype
 from poss_export.training.options import TrainOptions
 from poss_export.training.presets import DrafterChoices, Stage
 from poss_export.training.run import train
 from poss_export.training.synthesis import greedy
 from poss_export.training.trainer import Trainer
+from poss_export.training.views import load_dialogues, see
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +63,9 @@ def test_features_that_stay_on_the_device_train_the_same_drafter(
     """What a GPU does: the features go from the target to the trainer without a file."""
     short = options(dialogues, budget=2000)
     train(target, short, tmp_path / "kept", silent)
-    view = run._view
-
-    def passed_on(*arguments: Any) -> TargetView:
-        target, decoder, part, taps, _, report = arguments
-        return view(target, decoder, part, taps, None, report)
-
-    monkeypatch.setattr(run, "_view", passed_on)
-    train(target, short, tmp_path / "passed-on", silent)
+    decoder = target.load_decoder().to(dtype=matmul_dtype(torch.device("cpu")))
+    view = see(target, decoder, load_dialogues(target, short.dialogues), (), None, silent)
+    train(target, short, tmp_path / "passed-on", silent, view=view)
     kept, other = (tmp_path / name / "model.safetensors" for name in ("kept", "passed-on"))
     assert other.read_bytes() == kept.read_bytes()
 

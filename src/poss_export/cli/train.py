@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -11,6 +11,9 @@ from poss_export.cli.options import choice
 from poss_export.cli.progress import show_progress
 from poss_export.drafter_config import Alignment, Drafting, Fusion, MaskFeature, TapNorm
 from poss_export.training.presets import PRESETS, DrafterChoices, Recipe, StageChoices
+
+if TYPE_CHECKING:
+    from poss_export.training.features import TargetView
 
 _RECIPES = "the recipe's"
 
@@ -97,7 +100,9 @@ _OUTPUT = (
 @options.headed({"Drafter": _DRAFTER, "Data": _DATA, "Training": _TRAINING, "Output": _OUTPUT})
 @click.command(cls=options.HeadedCommand, short_help="Train a drafter for a target.")
 @click.argument("target")
+@click.pass_obj
 def train(
+    view: "TargetView | None",
     target: str,
     preset: str,
     fusion: Fusion | None,
@@ -176,7 +181,7 @@ def train(
     use_threads(threads)
     refuse_drafter(target)
     with show_progress() as progress:
-        record = train_drafter(open_target(target), request, drafter, progress, cache)
+        record = train_drafter(open_target(target), request, drafter, progress, cache, view)
     _print_held_out(drafter, record["held_out"])
 
 
