@@ -5,7 +5,7 @@
 OUT/hardware.jsonl gets a line for each thing found, so that a run that is cut off tells what it knew;
 OUT/log.txt what the commands said. `docs/generate_hardware.py` makes the page of it. Every step is a process
 of its own, which may fail, hang or crash. The steps of one phase run together: all builds do, and what is
-timed has the machine to itself. Whether the first bundle loses nothing is asked as soon as it is there.
+timed has the machine to itself. Whether a bundle loses nothing is asked as soon as it is there.
 """
 
 import json
@@ -144,6 +144,9 @@ def plan(work: Path, target: str, drafter: str, provider: str, large: str, limit
     """Return the steps by phase: what is built, then what is measured, the most telling first."""
     bundles = {precision: work / f"bundle-{precision}" for precision in PRECISIONS}
     engines, graphs, at = work / "bundle-engines", work / "large", ("--provider", provider)
+    few = {"OMP_NUM_THREADS": "4"}  # as builds run beside each other
+    # What rounds cost beside builds is kept apart: later steps plan by the costs that are kept.
+    apart = {"XDG_CACHE_HOME": str(work / "cache")}
     build = (*COMMAND, "build", target, "--drafter", drafter, "--cache-form", "static")
     verify = (*COMMAND, "verify", "--target", target, "--drafter", drafter, "--json")
 
@@ -152,11 +155,11 @@ def plan(work: Path, target: str, drafter: str, provider: str, large: str, limit
 
     def built(precision: str, seconds: float) -> Step:
         command = [*build, "--precision", precision, "-o", str(bundles[precision])]
-        return Step(f"build {precision}", command, seconds)
+        return Step(f"build {precision}", command, seconds, variables=few, then=verified(precision))
 
-    def verified(precision: str, **fields: Any) -> Step:
-        folder = bundles[precision]
-        return Step(f"verify {precision}", [*verify, str(folder), *at], 75, [folder], **fields)
+    def verified(precision: str) -> Step:
+        command = [*verify, str(bundles[precision]), *at]
+        return Step(f"verify {precision}", command, 75, [bundles[precision]], variables=apart)
 
     def measured(name: str, precision: str, seconds: float) -> Step:
         folder = bundles[precision]
@@ -167,20 +170,17 @@ def plan(work: Path, target: str, drafter: str, provider: str, large: str, limit
         command = module("cost", folder, *at, "--limit", limit, "--json", report)
         return Step(f"cost {precision}", command, 60, [folder], report)
 
-    # What rounds cost beside the other builds is forgotten: later steps plan by the costs that are kept.
-    apart = {"XDG_CACHE_HOME": str(work / "cache")}
     first = [
         Step("machine", module("hardware_steps", "machine"), 30),
-        replace(built("fp16", 150), then=verified("fp16", variables=apart)),
+        built("fp16", 150),
         built("fp32", 130),
-        Step("build large", module("hardware_large", "write", graphs, "--shape", large), 120),
+        Step("build large", module("hardware_large", "write", graphs, "--shape", large), 100, variables=few),
         Step("ask tensorrt-rtx", module("hardware_steps", "ask-rtx"), 40),
     ]
     then = [
         cost("fp16"),
         measured("placement", "fp16", 30),
         measured("slots", "fp16", 60),
-        verified("fp32"),
         cost("fp32"),
         Step("large", module("hardware_large", "measure", graphs, *at), 60, [graphs / "done"]),
         measured("slots", "fp32", 60),
