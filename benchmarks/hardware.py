@@ -5,7 +5,7 @@
 OUT/hardware.jsonl gets a line for each thing found, so that a run that is cut off tells what it knew;
 OUT/log.txt what the commands said. `docs/generate_hardware.py` makes the page of it. Every step is a process
 of its own, which may fail, hang or crash. The steps of one phase run together: all builds do, and what is
-measured has the machine to itself.
+timed has the machine to itself. Whether a bundle loses nothing is asked as soon as it is there.
 """
 
 import json
@@ -14,9 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ PRECISIONS = ("fp16", "fp32")
 class Step:
     """A command that is run for at most `seconds`; `needs` must exist, or it is skipped.
 
-    Lines of JSON that it prints are findings; so is what it writes to `report`.
+    Lines of JSON that it prints are findings; so is what it writes to `report`. `variables` are added to the
+    environment. `then` follows in the same phase, while the phase's other steps go on.
     """
 
     name: str
@@ -42,6 +43,13 @@ class Step:
     seconds: float
     needs: Sequence[Path] = ()
     report: Path | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+    then: "Step | None" = None
+
+    def with_patience(self, times: float) -> "Step":
+        """Return it with so many times the seconds, and what follows too."""
+        then = self.then and self.then.with_patience(times)
+        return replace(self, seconds=times * self.seconds, then=then)
 
 
 class Findings:
@@ -74,11 +82,17 @@ def run_phases(phases: Sequence[Sequence[Step]], findings: Findings, seconds: fl
     """Run phase after phase, the steps of each together, until the time is up."""
     end = time.monotonic() + seconds
     for phase in phases:
-        threads = [threading.Thread(target=_run_step, args=(step, findings, end)) for step in phase]
+        threads = [threading.Thread(target=_run_chain, args=(step, findings, end)) for step in phase]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+
+
+def _run_chain(step: Step | None, findings: Findings, end: float) -> None:
+    while step is not None:
+        _run_step(step, findings, end)
+        step = step.then
 
 
 def _run_step(step: Step, findings: Findings, end: float) -> None:
@@ -91,6 +105,8 @@ def _run_step(step: Step, findings: Findings, end: float) -> None:
     start = time.monotonic()
     with subprocess.Popen(
         step.command,
+        env={**os.environ, **step.variables},
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -128,52 +144,63 @@ def plan(work: Path, target: str, drafter: str, provider: str, large: str, limit
     """Return the steps by phase: what is built, then what is measured, the most telling first."""
     bundles = {precision: work / f"bundle-{precision}" for precision in PRECISIONS}
     engines, graphs, at = work / "bundle-engines", work / "large", ("--provider", provider)
+    few = {"OMP_NUM_THREADS": "4"}  # as builds run beside each other
+    # What rounds cost beside builds is kept apart: later steps plan by the costs that are kept.
+    apart = {"XDG_CACHE_HOME": str(work / "cache")}
     build = (*COMMAND, "build", target, "--drafter", drafter, "--cache-form", "static")
     verify = (*COMMAND, "verify", "--target", target, "--drafter", drafter, "--json")
 
     def module(name: str, *arguments: Any) -> list[str]:
         return [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
 
+    def built(precision: str, seconds: float) -> Step:
+        command = [*build, "--precision", precision, "-o", str(bundles[precision])]
+        return Step(f"build {precision}", command, seconds, variables=few, then=verified(precision))
+
+    def verified(precision: str) -> Step:
+        command = [*verify, str(bundles[precision]), *at]
+        return Step(f"verify {precision}", command, 75, [bundles[precision]], variables=apart)
+
+    def measured(name: str, precision: str, seconds: float) -> Step:
+        folder = bundles[precision]
+        return Step(f"{name} {precision}", module("hardware_steps", name, folder, *at), seconds, [folder])
+
+    def cost(precision: str) -> Step:
+        folder, report = bundles[precision], work / f"cost-{precision}.json"
+        command = module("cost", folder, *at, "--limit", limit, "--json", report)
+        return Step(f"cost {precision}", command, 60, [folder], report)
+
     first = [
-        Step("machine", module("hardware_steps", "machine"), 60),
-        *(
-            Step(f"build {precision}", [*build, "--precision", precision, "-o", str(folder)], 240)
-            for precision, folder in bundles.items()
+        Step("machine", module("hardware_steps", "machine"), 30),
+        built("fp16", 150),
+        built("fp32", 130),
+        Step("build large", module("hardware_large", "write", graphs, "--shape", large), 100, variables=few),
+        Step("ask tensorrt-rtx", module("hardware_steps", "ask-rtx"), 40),
+    ]
+    then = [
+        cost("fp16"),
+        measured("placement", "fp16", 30),
+        measured("slots", "fp16", 60),
+        cost("fp32"),
+        Step("large", module("hardware_large", "measure", graphs, *at), 60, [graphs / "done"]),
+        measured("slots", "fp32", 60),
+        measured("placement", "fp32", 30),
+        Step(
+            "build tensorrt-rtx",
+            module("hardware_steps", "build-engines", target, drafter, bundles["fp16"], engines),
+            120,
+            [bundles["fp16"]],
         ),
-        Step("build large", module("hardware_large", "write", graphs, "--shape", large), 240),
-        Step("build tensorrt-rtx", module("hardware_steps", "build-engines", target, drafter, engines), 240),
-    ]
-    measured = [
-        step
-        for precision, folder in bundles.items()
-        for report in [work / f"cost-{precision}.json"]
-        for step in (
-            Step(f"verify {precision}", [*verify, str(folder), *at], 120, [folder]),
-            Step(
-                f"cost {precision}",
-                module("cost", folder, *at, "--limit", limit, "--json", report),
-                90,
-                [folder],
-                report,
-            ),
-            Step(f"slots {precision}", module("hardware_steps", "slots", folder, *at), 60, [folder]),
-            Step(f"placement {precision}", module("hardware_steps", "placement", folder, *at), 60, [folder]),
-        )
-    ]
-    measured.insert(
-        4, Step("large", module("hardware_large", "measure", graphs, *at), 120, [graphs / "done"])
-    )
-    last = [
         Step(
             "verify tensorrt-rtx",
             [*verify, str(engines), "--backend", "tensorrt-rtx"],
-            120,
+            75,
             [engines / "manifest.json"],
         ),
         # Other versions of libraries warn of other things.
         Step("pytest", [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-W", "default"], 120),
     ]
-    return [first, *([step] for step in (*measured, *last))]
+    return [first, *([step] for step in then)]
 
 
 @click.command(help=__doc__.partition("\n")[0])
@@ -199,7 +226,7 @@ def main(
 ) -> None:
     """Run everything; say where the findings are."""
     phases = [
-        [replace(step, seconds=patience * step.seconds) for step in phase]
+        [step.with_patience(patience) for step in phase]
         for phase in plan(work or out, target, drafter, provider, large, limit)
     ]
     run_phases(phases, Findings(out), 60 * minutes)

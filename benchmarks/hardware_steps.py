@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -16,7 +18,6 @@ import numpy as np
 
 from benchmarks import environment, questions
 from poss_export.engine_spec import MODULES
-from poss_export.errors import BackendError
 from poss_export.evaluation.latency import target_calls
 from poss_export.exporters.engine_worker import listener
 from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, read_manifest
@@ -148,20 +149,27 @@ def slots(folder: Path, provider: Provider) -> None:
         click.echo(json.dumps(found))
 
 
+@main.command(name="ask-rtx")
+def ask() -> None:
+    """Print what TensorRT-RTX says of this device."""
+    for found in ask_rtx():
+        click.echo(json.dumps(found))
+
+
 @main.command(name="build-engines")
 @click.argument("target")
 @click.argument("drafter")
+@click.argument("graphs", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--compute-capability", help="Left out: that of the device.")
-def build_engines(target: str, drafter: str, folder: Path, compute_capability: str | None) -> None:
-    """Build a bundle in fp16 with TensorRT-RTX engines; print what the library says where it refuses."""
+def build_engines(
+    target: str, drafter: str, graphs: Path, folder: Path, compute_capability: str | None
+) -> None:
+    """Build TensorRT-RTX engines beside the graphs of a bundle in fp16, which stays as it is."""
     from poss_export.bundling.build import build_bundle
     from poss_export.bundling.request import BuildRequest, plan
     from poss_export.engine_spec import EngineOptions
 
-    with suppress(BackendError):
-        for found in ask_rtx():
-            click.echo(json.dumps(found))
     capability = compute_capability or cuda.device_capability()
     request = BuildRequest(
         target,
@@ -170,7 +178,9 @@ def build_engines(target: str, drafter: str, folder: Path, compute_capability: s
         backend="tensorrt-rtx",
         engines=EngineOptions(compute_capabilities=(capability,)),
     )
-    build_bundle(plan(request), folder)
+    planned = plan(request)  # which refuses devices that the library does not know
+    shutil.copytree(graphs, folder, copy_function=os.link)
+    build_bundle(planned, folder)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The checks of a finished bundle, in one call: with PyTorch where it is installed, else without."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -53,6 +53,7 @@ def verify(
     slots: int = 1,
     costs: bool = False,
     report: Report = silent,
+    tell: Callable[[Check], None] = silent,
 ) -> Verification:
     """Check that a bundle is whole, computes what PyTorch does, and loses nothing by speculating.
 
@@ -69,6 +70,7 @@ def verify(
         slots: answers at once, each of which must be as alone.
         costs: tell what rounds cost too; where that is not known yet, it is measured.
         report: told what begins.
+        tell: told each check when it is made, for whoever cannot wait for all.
 
     Returns:
         The checks; one that cannot be made here is skipped and says why.
@@ -82,17 +84,25 @@ def verify(
     if not prompts:
         raise InputError("no prompts; give at least one to answer", options=("prompts",))
     manifest = read_manifest(folder, full=True)
-    checks = [Check("files", True, f"{len(manifest.files)} files are as they were built")]
+    checks: list[Check] = []
+
+    def found(*made: Check) -> None:
+        checks.extend(made)
+        for check in made:
+            tell(check)
+
+    found(Check("files", True, f"{len(manifest.files)} files are as they were built"))
     reference, made = _reference(folder, manifest, target, drafter, report)
-    checks += made
+    found(*made)
     with open_bundle(folder, threads=threads, provider=provider, backend=backend, slots=slots) as bundle:
         if reference is not None:
-            checks += check_parity(bundle, reference)
-        checks += check_cache_laws(bundle)
+            found(*check_parity(bundle, reference))
+        found(*check_cache_laws(bundle))
         if any(check.figures.get("difference", 0) is None for check in checks):
-            checks.append(Check("answers", None, "results of the graphs are no numbers; nothing was asked"))
+            found(Check("answers", None, "results of the graphs are no numbers; nothing was asked"))
         else:
-            checks += _check_answers(bundle, prompts, max_new_tokens, draws, report)
+            for check in _check_answers(bundle, prompts, max_new_tokens, draws, report):
+                found(check)
         return Verification(
             manifest,
             tuple(checks),
@@ -103,15 +113,14 @@ def verify(
 
 def _check_answers(
     bundle: Bundle, prompts: Sequence[Prompt], max_new_tokens: int, draws: int, report: Report
-) -> list[Check]:
-    return [
-        check_greedy(bundle, prompts, max_new_tokens, report),
-        check_sampled(bundle, prompts, max_new_tokens, report),
-        *([check_together(bundle, prompts, max_new_tokens, report)] if bundle.target.slots > 1 else []),
-        *check_rounds(bundle, prompts, max_new_tokens, report),
-        check_filters(bundle.manifest.target.config.vocab_size),
-        check_sampling(bundle, prompts, draws, report),
-    ]
+) -> Iterator[Check]:
+    yield check_greedy(bundle, prompts, max_new_tokens, report)
+    yield check_sampled(bundle, prompts, max_new_tokens, report)
+    if bundle.target.slots > 1:
+        yield check_together(bundle, prompts, max_new_tokens, report)
+    yield from check_rounds(bundle, prompts, max_new_tokens, report)
+    yield check_filters(bundle.manifest.target.config.vocab_size)
+    yield check_sampling(bundle, prompts, draws, report)
 
 
 def _reference(

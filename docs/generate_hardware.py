@@ -168,7 +168,7 @@ def _large(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _engines(record: dict[str, list[Entry]]) -> Iterator[str]:
-    for entry in record.get("build tensorrt-rtx", []):
+    for entry in record.get("ask tensorrt-rtx", []):
         if "built" in entry:
             steps = [name for name in ("built", "loaded", "ready") if entry[name]]
             said = "; ".join(entry["said"][-3:]) or "nothing"

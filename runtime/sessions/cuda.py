@@ -15,11 +15,19 @@ from poss_export.errors import BackendError
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+_NO_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: what a thread gets that has not asked for the device yet
 
 
 def call(function: str, *arguments: Any) -> None:
-    """Call the driver's `function`; raises BackendError where it fails."""
-    if status := getattr(_library(), function)(*arguments):
+    """Call the driver's `function`; raises BackendError where it fails.
+
+    Sessions are loaded in one thread and used in others, such as a scheduler's, none of which has a context.
+    """
+    status = getattr(_library(), function)(*arguments)
+    if status == _NO_CONTEXT:
+        _use_device()
+        status = getattr(_library(), function)(*arguments)
+    if status:
         raise BackendError(f"the CUDA driver's {function} failed with status {status}; see nvidia-smi")
 
 
@@ -60,10 +68,8 @@ class Device:
 
     def __enter__(self) -> Self:
         """Make the device's context current on this thread, and a stream."""
-        call("cuInit", 0)
-        context, stream = ctypes.c_void_p(), ctypes.c_void_p()
-        call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
-        call("cuCtxSetCurrent", context)
+        _use_device()
+        stream = ctypes.c_void_p()
         call("cuStreamCreate", ctypes.byref(stream), _NON_BLOCKING)
         self._stream = stream
         return self
@@ -126,6 +132,14 @@ class Device:
         call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_uint64(0))
         call("cuGraphDestroy", graph)
         return lambda: call("cuGraphLaunch", executable, self._stream)
+
+
+def _use_device() -> None:
+    """Make device 0's primary context, the one that engines use, current on this thread."""
+    call("cuInit", 0)
+    context = ctypes.c_void_p()
+    call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
+    call("cuCtxSetCurrent", context)
 
 
 def _library() -> Any:

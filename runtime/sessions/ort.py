@@ -56,7 +56,11 @@ class OrtOptions:
 
 
 class _Call:
-    """A graph at fixed widths: every tensor is bound once, to arrays that the caller fills and reads."""
+    """A graph at fixed widths: every tensor is bound to arrays that the caller fills and reads.
+
+    On the host they are bound once. Where a device reads an input, binding it copies what the array holds, so
+    that what is not a cache is bound again for each call.
+    """
 
     def __init__(
         self,
@@ -73,9 +77,14 @@ class _Call:
         self.io = session.io_binding()
         self.arrays: dict[str, NDArray[Any]] = {}
         self.logits: OrtValue | None = None  # where they stay on the device
+        self._copied: dict[str, OrtValue] = {}
         for spec in _plain(contract.inputs):
             self.arrays[spec.name] = np.zeros(spec.sizes, spec.dtype)
-            self.io.bind_ortvalue_input(spec.name, OrtValue.ortvalue_from_numpy(self.arrays[spec.name]))
+            value = OrtValue.ortvalue_from_numpy(self.arrays[spec.name])
+            if on_device:
+                self._copied[spec.name] = value
+            else:
+                self.io.bind_ortvalue_input(spec.name, value)
         for spec in _plain(contract.outputs):
             if on_device and spec.name == "logits":
                 value = OrtValue.ortvalue_from_shape_and_type(
@@ -87,6 +96,12 @@ class _Call:
                 value = OrtValue.ortvalue_from_numpy(self.arrays[spec.name])
             self.io.bind_ortvalue_output(spec.name, value)
         caches.bind(self.io, _cache_names(contract.inputs), _cache_names(contract.outputs), block)
+
+    def run(self, session: "onnxruntime.InferenceSession") -> None:
+        """Run the graph on what is in the arrays of its inputs."""
+        for name, value in self._copied.items():
+            self.io.bind_ortvalue_input(name, value)  # copies to the device what is in the array now
+        session.run_with_iobinding(self.io)
 
     def read_logits(self, place: tuple[int, slice]) -> NDArray[Any]:
         """Return the logits of a sequence's rows, from the device if they are there."""
@@ -156,7 +171,7 @@ class OrtSession(CachedSession):
             call.arrays[name][:] = values
         start = time.perf_counter()
         try:
-            self._session.run_with_iobinding(call.io)
+            call.run(self._session)
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed in {self.graph.name}: {error}") from error
         self.engine_seconds += time.perf_counter() - start

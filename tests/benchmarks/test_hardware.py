@@ -5,6 +5,7 @@ import runpy
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,26 @@ def test_steps_of_a_phase_run_together(tmp_path: Path) -> None:
     assert [entry["exit"] for entry in found] == [0, 0]
 
 
-def test_the_plan_measures_after_all_builds(tmp_path: Path) -> None:
+def test_a_step_may_follow_another_while_the_others_go_on(tmp_path: Path) -> None:
+    wait = "import pathlib, time\nwhile not pathlib.Path({!r}).exists(): time.sleep(.1)"
+    flag = tmp_path / "flag"
+    after = python("after", "import os, pathlib; pathlib.Path(os.environ['FLAG']).touch()", 30)
+    chain = replace(python("first", "", 30), then=replace(after, variables={"FLAG": str(flag)}))
+    found = run(tmp_path, [chain, python("other", wait.format(str(flag)), 30)])
+    assert [(entry["step"], entry["exit"]) for entry in found] == [("first", 0), ("after", 0), ("other", 0)]
+    patient = chain.with_patience(2)
+    assert (patient.seconds, patient.then and patient.then.seconds) == (60, 60)
+
+
+def test_the_plan_asks_what_matters_first(tmp_path: Path) -> None:
     first, *measured = plan(tmp_path, "smollm2-135m", "poss-2", "cuda", "8b", 8)
     assert {step.name for step in first} >= {"machine", "build fp16", "build fp32", "build large"}
-    assert [len(phase) for phase in measured] == [1] * len(measured)
+    verified = [step.then for step in first if step.then is not None]
+    assert [step.name for step in verified] == ["verify fp16", "verify fp32"]
+    assert all("XDG_CACHE_HOME" in step.variables for step in verified), "costs found beside builds"
+    assert [len(phase) for phase in measured] == [1] * len(measured), "what is timed has the machine"
     names = [step.name for (step,) in measured]
-    assert names.index("large") < names.index("verify fp32"), "the most telling comes first"
+    assert names[:4] == ["cost fp16", "placement fp16", "slots fp16", "cost fp32"]
     assert names[-1] == "pytest"
 
 

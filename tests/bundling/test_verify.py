@@ -33,8 +33,10 @@ def found(folder: Path, **options: Any) -> dict[str, Check]:
 
 
 def test_every_check_is_made_or_says_why_not(tiny_bundle: Path, tiny_folder: Callable[[str], Path]) -> None:
-    told: list[str] = []
-    checks = found(tiny_bundle, target=str(tiny_folder("llama")), report=told.append)
+    told, made = list[str](), list[Check]()
+    target = str(tiny_folder("llama"))
+    checks = found(tiny_bundle, target=target, report=told.append, tell=made.append)
+    assert made == [*checks.values()]
     equal = {f"{kind}: speculative = target-only" for kind in ("greedy", "sampled")}
     rounds = {"rounds: own tokens accepted", "rounds: drafts = afresh"}
     rest = {"files", "text", "tables", *equal, *rounds, "sampling: filters", "sampling: distribution"}

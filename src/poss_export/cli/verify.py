@@ -76,6 +76,7 @@ def verify(
     from poss_export.bundling.verify import verify as verify_bundle
     from poss_export.evaluation.held_out import PROMPTS
     from poss_export.evaluation.report import check_report, write_report
+    from poss_export.progress import silent
     from poss_export.prompts import read_prompts
 
     if report_prompts and report is None:
@@ -96,18 +97,20 @@ def verify(
         threads=threads,
         costs=report is not None,
         report=log,
+        tell=_print_json if as_json else silent,
     )
     if report is not None:
         write_report(found, report, prompts=report_prompts)
-    _print_checks(found.checks, as_json)
+    if not as_json:
+        _print_table(found.checks)
     ctx.exit(int(found.failed))
 
 
-def _print_checks(checks: Sequence["Check"], as_json: bool) -> None:
-    if as_json:
-        for check in checks:
-            print_json(asdict(check), indent=None)
-        return
+def _print_json(check: "Check") -> None:
+    print_json(asdict(check), indent=None)
+
+
+def _print_table(checks: Sequence["Check"]) -> None:
     from poss_export.cli.tables import checks_table
 
     print_rich(checks_table(checks))

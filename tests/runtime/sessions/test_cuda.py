@@ -22,6 +22,24 @@ def test_driver_failure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         cuda.call("cuCtxSynchronize")
 
 
+def test_a_thread_gets_the_device_when_it_first_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler's thread uses sessions that another one loaded."""
+    asked = list[str]()
+
+    class Library:
+        def __getattr__(self, function: str) -> Callable[..., int]:
+            def run(*_: object) -> int:
+                asked.append(function)
+                return 201 if function == "cuCtxSynchronize" and "cuCtxSetCurrent" not in asked else 0
+
+            return run
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    cuda.call("cuCtxSynchronize")
+    own = ["cuInit", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent"]
+    assert asked == ["cuCtxSynchronize", *own, "cuCtxSynchronize"]
+
+
 @pytest.mark.skipif(cuda.has_driver(), reason="there is a GPU driver")
 def test_without_a_gpu_there_is_one_message(engine_bundle: Callable[..., Path]) -> None:
     for precision in ("fp16", "bf16"):

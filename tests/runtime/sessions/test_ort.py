@@ -8,9 +8,10 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from poss_export.contract import GraphContract, TensorSpec
 from poss_export.errors import BackendError, InputError
 from poss_export.runtime.sessions.caches import HostCaches
-from poss_export.runtime.sessions.ort import OrtOptions, OrtTargetSession
+from poss_export.runtime.sessions.ort import OrtOptions, OrtTargetSession, _Call
 from poss_export.runtime.tree import DraftTree
 from tests.fixtures.graphs import CAPACITY
 from tests.fixtures.ort_sessions import ONE_THREAD, MakeSession
@@ -166,6 +167,39 @@ def test_cuda_equals_the_cpu(make_session: MakeSession) -> None:
         for session in (host, device):
             session.commit([0, 2, 4])
         np.testing.assert_allclose(read(device, [8]), read(host, [8]), rtol=1e-3, atol=1e-3)
+
+
+class Copying:
+    """A session, and its binding, of a device: to bind an input copies what it holds then."""
+
+    def __init__(self) -> None:
+        self.bound: dict[str, NDArray[Any]] = {}
+        self.fed: list[Any] = []
+
+    def io_binding(self) -> Any:
+        return self
+
+    def bind_ortvalue_input(self, name: str, value: onnxruntime.OrtValue) -> None:
+        self.bound[name] = value.numpy().copy()
+
+    def bind_ortvalue_output(self, name: str, value: onnxruntime.OrtValue) -> None:
+        pass
+
+    def bind(self, *_: object) -> None:
+        """Bind no caches."""
+
+    def run_with_iobinding(self, io: object) -> None:
+        self.fed.append(self.bound["input_ids"].tolist())
+
+
+def test_a_device_reads_what_the_arrays_hold_at_each_call() -> None:
+    device: Any = Copying()
+    ids, tokens = (TensorSpec(name, "int64", (1, 2)) for name in ("input_ids", "next_tokens"))
+    call = _Call(device, GraphContract((ids,), (tokens,)), device, range(1), on_device=True)
+    for token in (7, 8):
+        call.arrays["input_ids"][:] = token
+        call.run(device)
+    assert device.fed == [[[7, 7]], [[8, 8]]]
 
 
 def test_the_last_feed_is_what_the_graph_read(session: OrtTargetSession) -> None:
