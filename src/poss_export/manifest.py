@@ -18,7 +18,7 @@ from poss_export.draft_vocabulary import DraftVocabulary
 from poss_export.drafter_config import DrafterConfig
 from poss_export.engine_spec import EngineEntry, GraphName
 from poss_export.errors import BundleError, CheckpointError, InputError, translated
-from poss_export.exactness import FLOATING, Beside, Exactness
+from poss_export.exactness import Beside, Exactness, floating
 from poss_export.fields import check_fields
 from poss_export.files import parse_json, write_whole
 from poss_export.text import TextConfig
@@ -136,7 +136,8 @@ class Manifest:
     def exactness(self) -> Exactness:
         """Whether speculation must give the target's own tokens, and from which width of a call on."""
         quantised = "target" in self.quantisation
-        alone = Exactness.measured((self.quality or {}).get("widths")) if quantised else FLOATING
+        widths = (self.quality or {}).get("widths")
+        alone = Exactness.measured(widths) if quantised else floating(self.precision)
         return alone.beside(self.beside)
 
     def label(self, graph: GraphName) -> str:

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from poss_export.evaluation import beside, checks
-from poss_export.exactness import FLOATING, NEAR_TIE, Beside, Exactness
+from poss_export.exactness import NEAR_TIE, Beside, Exactness, floating
 from poss_export.manifest import read_manifest
 from poss_export.runtime.bundle import Bundle, open_bundle
 from tests.fixtures import planted_faults
+
+FLOATING = floating("fp32")
 
 
 @pytest.mark.parametrize(("form", "most"), [("shared", 0.0), ("static", 1e-5)])

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from poss_export.config import Precision
 from poss_export.evaluation.equality import Divergence, Verdict, find_divergence, first_difference, judge
 from poss_export.evaluation.laws import append
-from poss_export.exactness import FLOATING, Exactness
+from poss_export.exactness import Exactness, floating
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.sampling import Noise, Sampling, draw_gap
 
@@ -19,8 +20,8 @@ CLOSE, FAR = Divergence(3, 9e-5), Divergence(3, 1.1e-4)
 @pytest.mark.parametrize(
     ("exactness", "chain", "close", "far"),
     [
-        (FLOATING, True, "near-tie", "mismatch"),
-        (FLOATING, False, "near-tie", "mismatch"),
+        (floating("fp32"), True, "near-tie", "mismatch"),
+        (floating("fp32"), False, "near-tie", "mismatch"),
         # No near-tie excuses what was measured to be exact.
         (TREES, True, "mismatch", "mismatch"),
         (TREES, False, "mismatch", "mismatch"),
@@ -37,6 +38,12 @@ def test_the_judge(exactness: Exactness, chain: bool, close: Verdict, far: Verdi
     assert judge(CLOSE, exactness, chain) == close
     assert judge(FAR, exactness, chain) == far
     assert judge(Divergence(0, float("nan")), exactness, chain) == far  # what is not a number is no tie
+
+
+@pytest.mark.parametrize(("precision", "step"), [("fp16", 1 / 64), ("bf16", 1 / 8)])
+def test_half_precision_parts_where_its_steps_do(precision: Precision, step: float) -> None:
+    for gap, verdict in ((step, "near-tie"), (3 * step, "mismatch")):
+        assert judge(Divergence(3, gap), floating(precision), chain=False) == verdict
 
 
 @pytest.mark.parametrize(
@@ -61,7 +68,7 @@ def test_divergence_measures_the_gap(bundle: Bundle) -> None:
     assert found is not None
     assert found.position == 1
     assert found.gap == pytest.approx(logits[-1] - logits[-2], rel=1e-4)
-    assert judge(found, FLOATING, chain=False) == "mismatch"
+    assert judge(found, floating("fp32"), chain=False) == "mismatch"
     assert find_divergence(bundle.target, prompt, [7, 3], [7, 3]) is None
     shorter = find_divergence(bundle.target, prompt, [7], [7, 3])
     assert shorter is not None

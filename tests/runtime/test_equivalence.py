@@ -14,7 +14,7 @@ from poss_export.config import TreeShape
 from poss_export.contract import draft_contract, target_contract
 from poss_export.costs import Costs
 from poss_export.evaluation.equality import find_divergence, judge
-from poss_export.exactness import FLOATING
+from poss_export.exactness import floating
 from poss_export.runtime.loop import speculate
 from poss_export.runtime.planning.chances import Calibration, DraftChances
 from poss_export.runtime.planning.lookup import Lookup
@@ -198,7 +198,7 @@ def test_sampled_tokens_are_the_targets(open_sessions: Any, tree: TreeShape, fam
         plain = list(chain.from_iterable(emitted(sessions, prompt, sampling, drafts=False)))
         rounds = emitted(sessions, prompt, sampling, drafts=True)
         found = find_divergence(sessions[0], prompt, list(chain.from_iterable(rounds)), plain, sampling)
-        verdict = judge(found, FLOATING, chain=False)
+        verdict = judge(found, floating("fp32"), chain=False)
         assert verdict in ("equal", "near-tie"), (seed, found)
         near_ties += verdict == "near-tie"
         accepted += sum(len(tokens) - 1 for tokens in rounds)
