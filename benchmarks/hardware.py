@@ -198,7 +198,11 @@ def plan(work: Path, target: str, drafter: str, provider: str, large: str, limit
             [engines / "manifest.json"],
         ),
         # Other versions of libraries warn of other things.
-        Step("pytest", [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-W", "default"], 120),
+        Step(
+            "pytest",
+            [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-W", "default", "tests/runtime"],
+            120,
+        ),
     ]
     return [first, *([step] for step in then)]
 

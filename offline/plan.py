@@ -9,8 +9,8 @@ from pathlib import Path
 # Jobs of a stage share the target's view of the dialogues (1.5 KB a token), which is computed once: so one
 # stage has all drafters, from one that was trained before. What reads taps cannot be among them.
 DEFAULT = (
-    "25:dialogues*3",
-    "75:hass<eagle,poss-2<eagle,fspad<eagle --steps 3 --token-weight 1,parallelspec",
+    "25:dialogues*2",
+    "75:hass<eagle,poss-2<eagle,fspad<eagle --steps 3 --token-weight 1,parallelspec --num-layers 2",
 )
 ANSWER_TOKENS = 5_000_000  # after which dialogues are enough: what is left of their time is for the drafters
 WRITERS = "dialogues"  # the job that writes dialogues in place of a drafter

@@ -27,6 +27,7 @@ from offline.results import Results
 
 TICK = 60.0  # seconds between two looks
 _LOOK = 0.5
+_WRITERS_START = 15.0  # seconds until they write, and for their last answers
 _LAST_WORDS = 600  # characters of a failed job's log
 _GPU = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits")
 
@@ -57,9 +58,10 @@ class Run:
     def run_stage(self, stage: Stage, seconds: float, reserve: float) -> None:
         """Run the jobs of a stage at once; what still runs after `seconds` is ended.
 
-        `reserve`: seconds of them for what a job does before and after its minutes.
+        `reserve`: seconds of them for what drafters need before and after their minutes.
         """
-        running = self._start(stage, max(seconds - reserve, 1.0) / 60)
+        beside = _WRITERS_START if stage.jobs[0].writes else reserve
+        running = self._start(stage, max(seconds - beside, 1.0) / 60)
         try:
             self._watch(stage, running, seconds)
         finally:  # they are no part of this process's group
@@ -129,6 +131,9 @@ class Run:
     def _log(self, name: str) -> Path:
         return self.work / "logs" / f"{name}.log"
 
+    def _curve(self, job: Job) -> Path:
+        return self.work / job.name / "training.jsonl"
+
     def tick(self, jobs: Sequence[Job]) -> None:
         """Write how far each job is, and bring home what is new."""
         gpu = ""
@@ -138,7 +143,7 @@ class Run:
             self.say(job=job.name, gpu=gpu, **self._state(job))
             folder = self.dialogues[-1] if job.writes else self.drafter(job.name)
             if folder is not None and folder.exists():
-                self.results.pack(job.name, folder)
+                self.results.pack(job.name, folder, self._curve(job))
         if left := self.results.bring_home():
             self.say(left=left)
 
@@ -146,7 +151,7 @@ class Run:
         if job.writes:
             parts = [part.stat().st_size for part in self.dialogues[-1].glob(PARTS)]
             return {"parts": len(parts), "megabytes": round(sum(parts) / MEGABYTE, 1)}
-        log = self.work / job.name / "training.jsonl"
+        log = self._curve(job)
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         return {"last": json.loads(lines[-1])} if lines else {}
 
@@ -171,7 +176,7 @@ def train(run: Run, plan: Sequence[Stage], minutes: float, reserve: float) -> No
     "--dialogues", multiple=True, type=click.Path(path_type=Path), help="Read these too; repeatable."
 )
 @click.option("--stage", "stages", multiple=True, default=DEFAULT, show_default=True, help="SHARE:JOB,...")
-@click.option("--reserve", default=40.0, show_default=True, help="Seconds of a stage beside its minutes.")
+@click.option("--reserve", default=100.0, show_default=True, help="Seconds of a stage beside its training.")
 @click.option("--part-megabytes", default=16.0, show_default=True)
 @click.option("--files", default=7, show_default=True, help="Parts that may come home.")
 @click.option("--megabytes", default=62.0, show_default=True, help="What they may have together.")

@@ -160,3 +160,10 @@ def test_whoever_ends_the_run_ends_its_jobs(tmp_path: Path) -> None:
         runner_process.terminate()
     assert runner_process.returncode == 143
     assert not Path(f"/proc/{job}").exists()
+
+
+def test_a_drafter_that_is_not_finished_brings_its_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, monkeypatch, "--minutes", "0.1", "--stage", "1:fspad")
+    assert brought(tmp_path, "fspad")["fspad/training.jsonl"] == b'{"done": 1}\n'
