@@ -45,10 +45,11 @@ class TimedDrafter:
     def __init__(self, drafter: DraftSession) -> None:
         """Time `drafter`."""
         self._drafter, self.seconds = drafter, 0.0
+        self.draft_ids, self.depth = drafter.draft_ids, drafter.depth
 
-    def propose(self, next_tokens: Ints, features: Any, slot: int = 0) -> DraftTree:
+    def propose(self, next_tokens: Ints, features: Any, slot: int = 0, noise: Any = None) -> DraftTree:
         """Return the drafter's tree."""
-        return self.propose_all([DraftCall(next_tokens, features, slot)])[0]
+        return self.propose_all([DraftCall(next_tokens, features, slot, noise)])[0]
 
     def propose_all(self, calls: Sequence[DraftCall]) -> list[DraftTree]:
         """Return the drafter's trees."""
@@ -64,6 +65,7 @@ class TimedPlanner:
     def __init__(self, planner: Planner) -> None:
         """Time `planner`."""
         self._planner, self.seconds = planner, 0.0
+        self.racing = planner.racing
 
     @property
     def plan(self) -> Plan | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from poss_export.bundling.staging import link_or_copy
 from poss_export.engine_spec import GraphName
 from poss_export.exporters.embedding import find_embedding
-from poss_export.manifest import GRAPHS, TARGET_GRAPH, TOKENIZER, Manifest
+from poss_export.manifest import DRAFT_IDS, GRAPHS, TARGET_GRAPH, TOKENIZER, Manifest
 from poss_export.runtime.bundle import Bundle
 from poss_export.runtime.sessions.ort import OrtOptions
 
@@ -31,8 +31,12 @@ class Export:
         return Bundle(self.folder, manifest, OrtOptions())
 
     def link(self, graphs: Iterable[GraphName], to: Path) -> None:
-        """Put these graphs and the tokenizer into `to`, without a copy where the file system can."""
-        names = [TOKENIZER, *(f"{GRAPHS[graph]}{end}" for graph in graphs for end in ("", ".data"))]
+        """Put these graphs and what belongs to them into `to`, without a copy where the file system can."""
+        names = [
+            TOKENIZER,
+            DRAFT_IDS,
+            *(f"{GRAPHS[graph]}{end}" for graph in graphs for end in ("", ".data")),
+        ]
         for name in names:
             if (self.folder / name).exists() and not (to / name).exists():
                 link_or_copy(self.folder / name, to / name)

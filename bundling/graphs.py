@@ -24,6 +24,7 @@ from poss_export.exporters.target import export_target
 from poss_export.machine import versions
 from poss_export.manifest import (
     DRAFT_GRAPH,
+    DRAFT_IDS,
     TARGET_GRAPH,
     TOKENIZER,
     DrafterEntry,
@@ -93,6 +94,8 @@ def _export(folder: Path, plan: Plan, argv: Sequence[str], report: Report, progr
     """Export the graphs in floating point and check them."""
     embedding, reference, hashes = _export_graphs(folder, plan, report, progress)
     (folder / TOKENIZER).write_text(plan.target.text.tokenizer_json, encoding="utf-8")
+    if plan.drafter is not None:
+        np.save(folder / DRAFT_IDS, plan.drafter.drafter.draft_ids.numpy())
     manifest = _describe(plan, embedding, argv)
     report("checking parity with PyTorch")
     manifest.parity.update(compare_graphs(folder, manifest, reference, progress))

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+
 from poss_export.engine_spec import Backend
 from poss_export.errors import InputError, PossExportError
 from poss_export.evaluation.checks import (
@@ -21,7 +23,7 @@ from poss_export.evaluation.filters import check_filters
 from poss_export.evaluation.held_out import PROMPTS
 from poss_export.evaluation.parity import FIGURES, SCORES, check_name, check_parity
 from poss_export.evaluation.rounds import check_rounds
-from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, DrafterEntry, Manifest, read_manifest
+from poss_export.manifest import DRAFT_GRAPH, DRAFT_IDS, TARGET_GRAPH, DrafterEntry, Manifest, read_manifest
 from poss_export.progress import Report, silent
 from poss_export.prompts import Prompt
 from poss_export.reference import Reference
@@ -187,6 +189,8 @@ def _check_tables(
         for graph, tables in graphs.items()
         for name in missing_tables(folder / graph, tables)
     ]
+    if drafter is not None and not np.array_equal(np.load(folder / DRAFT_IDS), drafter.drafter.draft_ids):
+        wrong.append(f"{DRAFT_IDS} has other draft ids")
     return Check("tables", not wrong, "; ".join(wrong) or "rotary tables and draft ids are the checkpoint's")
 
 

@@ -31,10 +31,10 @@ class DraftGraph(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Map the contract's inputs to its outputs, each in the contract's order."""
-        tokens, features, row_count, past_length, *past = inputs
+        tokens, features, row_count, past_length, noise, *past = inputs
         caches = DraftCaches(self.cache_form, past, past_length, row_count, (self.cos, self.sin))
         embeddings = self.drafting.embed(tokens)
-        return *self.drafting(embeddings, features, row_count, caches), *caches.present
+        return *self.drafting(embeddings, features, row_count, noise, caches), *caches.present
 
 
 class DraftCaches:

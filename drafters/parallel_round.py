@@ -40,7 +40,7 @@ class ParallelRound(DraftRound):
         self.order = nn.Buffer(torch.zeros(count + 1, count).masked_fill(hidden, float("-inf")))
 
     def forward(
-        self, embeddings: Tensor, features: Tensor, row_count: Tensor, caches: RoundCaches
+        self, embeddings: Tensor, features: Tensor, row_count: Tensor, noise: Tensor, caches: RoundCaches
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Implement `DraftRound.forward`."""
         last = row_count[:, None] - 1
@@ -66,7 +66,7 @@ class ParallelRound(DraftRound):
                 drafted = specialist.kv(rows[:, seen]), positions[:, seen], order[:, mine, : mine.stop - 1]
             mixed = caches.attend(first + s, specialist.q(rows[:, mine]), positions[:, mine], drafted)
             predicted.append(specialist.finish(rows[:, mine], mixed)[0])
-        return self._best_tuples(*self._likeliest(torch.cat(predicted, dim=1)))
+        return self._best_tuples(*self._likeliest(torch.cat(predicted, dim=1), noise))
 
     def _mask_rows(self, last_feature: Tensor) -> Tensor:
         """Return fused mask rows `[B, depth - 1, row_size]` behind a last row with features `[B, ...]`."""

@@ -88,7 +88,7 @@ class DraftRound(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, embeddings: Tensor, features: Tensor, row_count: Tensor, caches: RoundCaches
+        self, embeddings: Tensor, features: Tensor, row_count: Tensor, noise: Tensor, caches: RoundCaches
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Draft one tree.
 
@@ -96,11 +96,12 @@ class DraftRound(nn.Module, ABC):
             embeddings: `[B, R, H]`, of the token that follows each new row.
             features: `[B, R, feature_size]`, the target's, of the new rows.
             row_count: int64 `[B]`, rows that are not padding.
+            noise: float32 `[B, depth, V]`, added to the logits of the tokens of each depth.
             caches: of the rows before these; the new rows are appended.
 
         Returns:
-            Target token ids, parent nodes (0 is the root) and float32 cumulative log-probabilities,
-            each `[B, nodes]`: column i is node i + 1, and parents come before their children.
+            Target token ids, parent nodes (0 is the root) and float32 cumulative log-probabilities, with the
+            noise, each `[B, nodes]`: column i is node i + 1, and parents come before their children.
         """
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -140,12 +141,14 @@ class DraftRound(nn.Module, ABC):
         key_value = prefix @ self.key_value
         return key_value if self.key_value_bias is None else key_value + self.key_value_bias
 
-    def _likeliest(self, predict: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities and draft ids `[B, M, k]` of the best children of rows `[B, M, H]`."""
+    def _likeliest(self, predict: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities and draft ids `[B, M, k]` of the best children of rows `[B, M, H]`.
+
+        noise: `[B, M, V]`, or `[B, 1, V]` of rows of one depth.
+        """
         logits = F.linear(predict.flatten(0, 1), self.head_rows).float()
-        score, child = largest(logits.log_softmax(-1), self.tree.top_k)
-        shape = (*predict.shape[:2], self.tree.top_k)
-        return score.reshape(shape), child.reshape(shape)
+        noisy = logits.view(*predict.shape[:2], -1) + noise
+        return largest(noisy.log_softmax(-1), self.tree.top_k)
 
     def _select(
         self, scores: list[Tensor], tokens: list[Tensor], beams: list[Tensor]

@@ -32,7 +32,7 @@ class TreeRound(DraftRound):
         self.own = nn.Buffer(torch.zeros(k, k).masked_fill(~torch.eye(k, dtype=torch.bool), float("-inf")))
 
     def forward(
-        self, embeddings: Tensor, features: Tensor, row_count: Tensor, caches: RoundCaches
+        self, embeddings: Tensor, features: Tensor, row_count: Tensor, noise: Tensor, caches: RoundCaches
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Implement `DraftRound.forward`."""
         batch, k = row_count.shape[0], self.tree.top_k
@@ -49,7 +49,7 @@ class TreeRound(DraftRound):
             positions = (caches.length[:, None] + (level - 1)).expand(-1, self.beams[level])
             levels.append((x, positions))
             predict, feature = self._draft(levels, bias, caches)
-            gain, children = self._likeliest(predict)  # [B, M, k]
+            gain, children = self._likeliest(predict, noise[:, level, None])  # [B, M, k]
             total, children = (score[:, :, None] + gain).flatten(1), children.flatten(1)
             scores.append(total)
             tokens.append(children)

@@ -38,6 +38,8 @@ class _Knowing:
 
     plan: Plan | None = None
 
+    racing = False
+
     def __init__(self, own: Tokens[int], siblings: bool) -> None:
         """Take the target's own answer; without `siblings` trees are chains."""
         self._own, self._siblings = own, siblings

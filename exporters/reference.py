@@ -49,11 +49,12 @@ def _draw_trees(
     graph = DraftGraph(draft_round, "static", capacity)
     shape = (1, config.num_kv_heads, capacity, config.head_dim)
     caches = [torch.zeros(shape) for _ in range(2 * config.num_caches(draft_round.tree.depth))]
+    noise = torch.zeros(1, draft_round.tree.depth, config.draft_vocab_size)
     trees = []
     for rows in DRAFTED:
         following = slice(rows.start + 1, rows.stop + 1)
         counts = torch.tensor([rows.stop - rows.start]), torch.tensor([rows.start])
-        results = graph(tokens[:, following], features[:, rows], *counts, *caches)
+        results = graph(tokens[:, following], features[:, rows], *counts, noise, *caches)
         nodes, parents, scores, *caches = results
         trees.append((nodes[0].numpy(), parents[0].numpy(), scores[0].numpy()))
     return tuple(trees)

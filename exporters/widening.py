@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from poss_export.exporters.embedding import find_embedding
-from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest
+from poss_export.manifest import DRAFT_GRAPH, DRAFT_IDS, TARGET_GRAPH, TOKENIZER, Manifest
 
 
 @contextmanager
@@ -30,7 +30,8 @@ def runnable_on_cpu(folder: Path, manifest: Manifest) -> Iterator[tuple[Path, Ma
         copy = Path(name)
         for graph in (TARGET_GRAPH, DRAFT_GRAPH)[: 1 if manifest.drafter is None else 2]:
             widen(folder / graph, copy / graph)
-        (copy / TOKENIZER).write_bytes((folder / TOKENIZER).read_bytes())
+        for name in (TOKENIZER, *(() if manifest.drafter is None else (DRAFT_IDS,))):
+            (copy / name).write_bytes((folder / name).read_bytes())
         target = replace(manifest.target, embedding=find_embedding(copy / TARGET_GRAPH))
         yield copy, replace(manifest, precision="fp32", target=target)
 

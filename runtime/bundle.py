@@ -11,10 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self, Unpack, overload
 
+import numpy as np
+
 from poss_export.contract import GraphContract, draft_contract, target_contract
 from poss_export.engine_spec import Backend, EngineEntry, GraphName
 from poss_export.errors import BackendError, BundleError, PromptError
-from poss_export.manifest import DRAFT_GRAPH, TOKENIZER, Manifest, read_manifest
+from poss_export.manifest import DRAFT_GRAPH, DRAFT_IDS, TOKENIZER, Manifest, read_manifest
 from poss_export.prompts import Prompt
 from poss_export.runtime.generation import Generation, Stream
 from poss_export.runtime.manifest_fit import check_manifest
@@ -63,14 +65,14 @@ class Bundle:
             self.target = TensorrtTargetSession(folder, engines["target"], contracts["target"], options.slots)
         self.drafter = None
         if manifest.drafter is not None:
-            embeddings = manifest.target.embedding.open(folder)
+            tables = manifest.target.embedding.open(folder), np.load(folder / DRAFT_IDS)
             if engines is None:
                 self.drafter = OrtDraftSession(
-                    folder / DRAFT_GRAPH, contracts["draft"], capacity, options, embeddings
+                    folder / DRAFT_GRAPH, contracts["draft"], capacity, options, *tables
                 )
             else:
                 self.drafter = TensorrtDraftSession(
-                    folder, engines["draft"], contracts["draft"], embeddings, options.slots
+                    folder, engines["draft"], contracts["draft"], *tables, options.slots
                 )
         engine = partial(engine_facts, backend, options.provider, options.threads)
         self.planners = Planners(folder, manifest, self.target, self.drafter, engine)

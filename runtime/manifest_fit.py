@@ -2,13 +2,13 @@
 
 from poss_export.contract import FLOAT
 from poss_export.errors import BundleError
-from poss_export.manifest import DRAFT_GRAPH, TARGET_GRAPH, TOKENIZER, Manifest
+from poss_export.manifest import DRAFT_GRAPH, DRAFT_IDS, TARGET_GRAPH, TOKENIZER, Manifest
 
 
 def check_manifest(manifest: Manifest) -> None:
     """Raise BundleError where parts of the manifest contradict each other."""
     config, table = manifest.target.config, manifest.target.embedding
-    wanted = {TARGET_GRAPH, TOKENIZER, table.file} | ({DRAFT_GRAPH} if manifest.drafter else set())
+    wanted = {TARGET_GRAPH, TOKENIZER, table.file} | ({DRAFT_GRAPH, DRAFT_IDS} if manifest.drafter else set())
     facts: list[tuple[str, object, object]] = [
         ("files", sorted(wanted & manifest.files.keys()), sorted(wanted)),
         ("embedding shape", table.shape, (config.vocab_size, config.hidden_size)),

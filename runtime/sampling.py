@@ -113,14 +113,23 @@ class Noise:
         self._latest = dict[int, NDArray[np.float64]]()  # by position: who plans asks before who draws
 
     def __call__(self, position: int, vocab: int) -> NDArray[np.float64]:
-        """Return exponential numbers [vocab] of mean 1; positions count from the prompt's first token."""
-        numbers = self._latest.get(position)
-        if numbers is None or len(numbers) != vocab:
-            counter = position << 64  # its lower word counts the numbers of one position
-            generator = np.random.Generator(np.random.Philox(key=self._key, counter=counter))
-            numbers = self._latest[position] = generator.standard_exponential(vocab)
-            if len(self._latest) > _REMEMBERED:
-                del self._latest[min(self._latest)]
+        """Return exponential numbers [vocab] of mean 1; positions count from the prompt's first token.
+
+        They are written over when so many later positions have been asked for as a round may reach: new memory
+        would take longer than the numbers.
+        """
+        known = self._latest.get(position)
+        if known is not None and len(known) == vocab:
+            return known
+        counter = position << 64  # its lower word counts the numbers of one position
+        generator = np.random.Generator(np.random.Philox(key=self._key, counter=counter))
+        numbers = np.empty(0)
+        if len(self._latest) == _REMEMBERED:
+            numbers = self._latest.pop(min(self._latest))
+        if len(numbers) != vocab:
+            numbers = np.empty(vocab)
+        generator.standard_exponential(vocab, out=numbers)
+        self._latest[position] = numbers
         return numbers
 
     def ahead(self, position: int) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from poss_export.runtime.round import Round
 from poss_export.runtime.sessions.base import PREFILL_CHUNK, DraftCall, DraftSession, TargetOutput
 from poss_export.runtime.transcript import Transcript
 from poss_export.runtime.tree import DraftTree
-from poss_export.runtime.verify import Verify
+from poss_export.runtime.verify import Drawn, Verify
 
 
 @dataclass(eq=False)
@@ -68,7 +68,14 @@ class Sequence:
         for start in range(0, last, PREFILL_CHUNK):
             rows = slice(start, start + PREFILL_CHUNK)
             drafter.propose(t[rows], f[rows], self.slot)
-        return DraftCall(t[last:], f[last:], self.slot)
+        return DraftCall(t[last:], f[last:], self.slot, self._noise(drafter))
+
+    def _noise(self, drafter: DraftSession) -> NDArray[np.float32] | None:
+        """Return what decides for the drafted tokens of each depth where tokens are drawn."""
+        if drafter.draft_ids is None or not self.planner.racing or not isinstance(self.verify, Drawn):
+            return None
+        ids, first = drafter.draft_ids, self.position
+        return np.stack([self.verify.gumbel(first + depth, ids) for depth in range(drafter.depth)])
 
     def keep(self, t: NDArray[np.int64], f: NDArray[Any]) -> None:
         """Keep rows that the drafter has not read, in the words of `take_unread`."""

@@ -49,6 +49,7 @@ class _Walk:
         draft_round = make_round(drafter, tree, self.embeddings[drafter.draft_ids], corpus.head.float().cpu())
         capacity = int(dialogues.lengths[held_out].max()) + tree.depth + 1
         self.graph = DraftGraph(draft_round, "static", capacity)
+        self.noise = torch.zeros(1, tree.depth, config.draft_vocab_size)
         shape = (len(held_out), config.num_kv_heads, capacity, config.head_dim)
         self.caches = [torch.zeros(shape) for _ in range(2 * config.num_caches(tree.depth))]
 
@@ -69,7 +70,8 @@ class _Walk:
         rows = torch.minimum(rows, self.roots[:, None] - 1)  # padding repeats the last row
         embeddings = self.embeddings[self.ids[rows + 1]]
         features = self.corpus.view.features[rows.to(self.corpus.device)].float().cpu()
-        tokens, parents, _, *self.caches = self.graph(embeddings, features, counts, self.past, *self.caches)
+        reads = embeddings, features, counts, self.past, self.noise.expand(len(counts), -1, -1)
+        tokens, parents, _, *self.caches = self.graph(*reads, *self.caches)
         self.read, self.past = self.roots, self.past + counts
         return tokens, parents
 

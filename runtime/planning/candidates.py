@@ -1,16 +1,11 @@
 """The nodes that a round may verify: drafted and looked up, in one tree, each with its chance."""
 
-from collections.abc import Callable
 from math import log
 
 import numpy as np
-from numpy.typing import NDArray
 
 from poss_export.runtime.tree import DraftTree
 
-# How far the numbers decide at temperature 1, and what the tokens that are no candidates weigh: fitted to
-# 1,695 nodes of answers to held-out dialogues (docs/decisions/0028-raced-plans.md).
-_KNOWN, _UNKNOWN = 0.7, 1.5
 _LEAST = 0.02  # chance below which a looked-up token is not worth a thought
 
 
@@ -58,30 +53,6 @@ class Candidates:
             if chance < _LEAST:
                 return
             node = self.add(node, token, chance)
-
-    def race(self, noise: Callable[[int], NDArray[np.float64]], temperature: float) -> None:
-        """Weigh the chances by the exponential numbers that the target will draw with.
-
-        noise: those of all tokens, by how many steps a token is behind the root (from 0 on). The largest
-        share / number wins (`draw`), at the target's shares; the chances know these only so well.
-        """
-        families = dict[int, list[int]]()
-        for node, parent in enumerate(self.parents[1:], start=1):
-            families.setdefault(parent, []).append(node)
-        chances, depths = [1.0] * len(self), [0] * len(self)
-        for parent, children in families.items():
-            numbers, known = noise(depths[parent]), _KNOWN * min(temperature, 1.0)
-            shares = [self.chances[node] / max(self.chances[parent], 1e-9) for node in children]
-            rest = _UNKNOWN * max(1 - sum(shares), 0.0)
-            weights = [
-                share / float(numbers[self.tokens[node]]) ** known
-                for share, node in zip(shares, children, strict=True)
-            ]
-            total = max(sum(weights) + rest, 1e-9)
-            for weight, node in zip(weights, children, strict=True):
-                chances[node] = chances[parent] * (weight / total)
-                depths[node] = depths[parent] + 1
-        self.chances = chances
 
     def best_path(self) -> list[int]:
         """Return the path from the root whose nodes' chances sum to most: the chain that gains most."""

@@ -258,6 +258,7 @@ class _Script:
     tree: DraftTree = field(default_factory=lambda: DraftTree.with_root(0))
     drafts: bool = False
     plan: Plan | None = None
+    racing: bool = False
 
     def read(self, prompt: NDArray[np.int64]) -> None:
         """Need nothing."""

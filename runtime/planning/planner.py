@@ -46,6 +46,7 @@ class Planner(Protocol):
     """Chooses the tree of each round of one answer."""
 
     plan: Plan | None  # of the last round; None where nothing is expected of rounds
+    racing: bool  # whether drafts may know the random numbers that tokens will be drawn with
 
     def read(self, prompt: NDArray[np.int64]) -> None:
         """Read the prompt's ids."""
@@ -61,6 +62,7 @@ class WholeTrees:
     """Verifies all that the drafter draws, every round; without a drafter every round is a plain step."""
 
     plan: Plan | None = None
+    racing = True
 
     def read(self, prompt: NDArray[np.int64]) -> None:
         """Need nothing of the prompt."""
@@ -112,7 +114,7 @@ class AdaptivePlanner:
         """
         self.plan: Plan | None = None
         self._costs, self._chances, self._lookup = costs, chances, lookup
-        self._chains, self.planning = chains, planning
+        self._chains, self.planning, self.racing = chains, planning, planning.racing
         self._habit = Habit()
         self._drafted: DraftTree | None = None
 
@@ -130,9 +132,9 @@ class AdaptivePlanner:
         """Return what can be had without the drafter."""
         candidates = Candidates(sequence.root)
         if self.planning.lookup:
-            self._look_up(candidates, [0])
+            self._look_up(candidates, [0], sequence)
         self._drafted = None
-        return self._raced(candidates, sequence)
+        return candidates
 
     @property
     def can_draft(self) -> bool:
@@ -146,9 +148,9 @@ class AdaptivePlanner:
         candidates = Candidates.drafted(tree, self._chances.of(tree))
         if self.planning.lookup and self.planning.grafting:
             path = candidates.best_path()
-            self._look_up(candidates, [0])
-            self._look_up(candidates, path)
-        return self._raced(candidates, sequence)
+            self._look_up(candidates, [0], sequence)
+            self._look_up(candidates, path, sequence)
+        return candidates
 
     def order(self, candidates: Candidates) -> list[int]:
         """Return the nodes to choose from, those to take first in front."""
@@ -161,17 +163,13 @@ class AdaptivePlanner:
         if self._drafted is not None and self._chances is not None and self.planning.correcting:
             self._chances.learn(self._drafted, tokens)
 
-    def _raced(self, candidates: Candidates, sequence: "Sequence") -> Candidates:
-        """Return candidates with the chances that they have where what will be drawn is partly known."""
-        if self.planning.racing and isinstance(drawn := sequence.verify, Drawn):
-            first = sequence.position
-            candidates.race(lambda depth: drawn.noise.ahead(first + depth), drawn.sampling.temperature)
-        return candidates
-
-    def _look_up(self, candidates: Candidates, path: list[int]) -> None:
+    def _look_up(self, candidates: Candidates, path: list[int], sequence: "Sequence") -> None:
         """Hang what may follow a path of nodes behind it."""
         for found in self._lookup.continuations([candidates.tokens[node] for node in path[1:]]):
-            candidates.graft(path[-1], found.tokens, self._lookup.chances(found))
+            chances = self._lookup.chances(found)
+            if self.racing and isinstance(drawn := sequence.verify, Drawn):
+                chances = drawn.chances(sequence.position + len(path) - 1, found.tokens, chances)
+            candidates.graft(path[-1], found.tokens, chances)
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,11 +54,15 @@ class TargetCall(NamedTuple):
 
 
 class DraftCall(NamedTuple):
-    """What the drafter reads for one sequence: new rows behind those in its slot (`DraftSession.propose`)."""
+    """What the drafter reads for one sequence: new rows behind those in its slot (`DraftSession.propose`).
+
+    noise: float32 [depth, draft_vocab], added to the logits of its tokens by depth; None: 0.
+    """
 
     next_tokens: Ints
     features: NDArray[Any]
     slot: int
+    noise: NDArray[np.float32] | None = None
 
 
 class Session(Protocol):
@@ -118,11 +122,21 @@ class TargetSession(Session, Protocol):
 class DraftSession(Session, Protocol):
     """The drafter, whose whole round is one call."""
 
-    def propose(self, next_tokens: Ints, features: NDArray[Any], slot: int = 0) -> DraftTree:
+    depth: int  # of its trees
+    draft_ids: Ints | None  # the tokens that it can propose, in the order of its noise; None: it gets none
+
+    def propose(
+        self,
+        next_tokens: Ints,
+        features: NDArray[Any],
+        slot: int = 0,
+        noise: NDArray[np.float32] | None = None,
+    ) -> DraftTree:
         """Read the target's features of new rows, then draw a tree.
 
         next_tokens: int64 [rows], the token after each row; the last one is the root. features: [rows,
-        feature_size]. The rows are committed at once, since only accepted tokens are ever shown to a drafter.
+        feature_size]. noise: as in `DraftCall`. The rows are committed at once, since only accepted tokens
+        are ever shown to a drafter.
         """
 
     def propose_all(self, calls: Sequence[DraftCall]) -> list[DraftTree]:

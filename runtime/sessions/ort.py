@@ -249,14 +249,22 @@ class OrtDraftSession(OrtSession):
         capacity: int,
         options: OrtOptions,
         embeddings: NDArray[Any],
+        draft_ids: Ints | None = None,
     ) -> None:
         """As the parent; `embeddings` is the target's table [vocab, hidden]."""
         super().__init__(graph, contract, capacity, options)
-        self._embeddings = embeddings
+        self._embeddings, self.draft_ids = embeddings, draft_ids
+        self.depth = int(contract.noise.shape[1])
 
-    def propose(self, next_tokens: Ints, features: NDArray[Any], slot: int = 0) -> DraftTree:
+    def propose(
+        self,
+        next_tokens: Ints,
+        features: NDArray[Any],
+        slot: int = 0,
+        noise: NDArray[np.float32] | None = None,
+    ) -> DraftTree:
         """Read new rows and draw a tree; see `DraftSession`."""
-        return self._propose(Block(slot, slot + 1), [DraftCall(next_tokens, features, slot)])[slot]
+        return self._propose(Block(slot, slot + 1), [DraftCall(next_tokens, features, slot, noise)])[slot]
 
     def propose_all(self, calls: Sequence[DraftCall]) -> list[DraftTree]:
         """Do the same for different slots; those that read few rows share calls."""

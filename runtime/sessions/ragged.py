@@ -112,11 +112,16 @@ def draft_inputs(
     for call, (_, values) in zip(calls, parts, strict=True):
         place, new = call.slot - block.start, len(values)
         tokens[place, :new], features[place, :new], count[place] = values, call.features, new
+    noise = np.zeros(contract.noise.with_sizes(batch=len(block)).sizes, np.float32)
+    for call in calls:
+        if call.noise is not None:
+            noise[call.slot - block.start] = call.noise
     return {
         name: tokens,
         "features": features,
         "row_count": count,
         "past_length": lengths[block.start : block.stop],
+        "gumbel_noise": noise,
     }
 
 

@@ -175,15 +175,23 @@ class TensorrtDraftSession(TensorrtSession):
         entries: Sequence[EngineEntry],
         contract: GraphContract,
         embeddings: NDArray[Any],
+        draft_ids: Ints | None = None,
         slots: int = 1,
     ) -> None:
         """As the parent; `embeddings` is the target's table [vocab, hidden], bfloat16 as its bits."""
         super().__init__(folder, entries, contract, slots)
-        self._embeddings = embeddings
+        self._embeddings, self.draft_ids = embeddings, draft_ids
+        self.depth = int(contract.noise.shape[1])
 
-    def propose(self, next_tokens: Ints, features: NDArray[Any], slot: int = 0) -> DraftTree:
+    def propose(
+        self,
+        next_tokens: Ints,
+        features: NDArray[Any],
+        slot: int = 0,
+        noise: NDArray[np.float32] | None = None,
+    ) -> DraftTree:
         """Read new rows and draw a tree; see `DraftSession`."""
-        return self.propose_all([DraftCall(next_tokens, features, slot)])[0]
+        return self.propose_all([DraftCall(next_tokens, features, slot, noise)])[0]
 
     def propose_all(self, calls: Sequence[DraftCall]) -> list[DraftTree]:
         """Do the same for different slots; those of a block whose engine is made for so many share a call."""

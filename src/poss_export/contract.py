@@ -69,6 +69,11 @@ class GraphContract:
         return "taps" if any(spec.name == "taps" for spec in self.outputs) else "features"
 
     @property
+    def noise(self) -> TensorSpec:
+        """The noise that a draft graph adds to its logits, by depth and draft id."""
+        return next(spec for spec in self.inputs if spec.name == "gumbel_noise")
+
+    @property
     def aliases(self) -> dict[str, str]:
         """The cache inputs, each with the output that is written to the same memory."""
         past, present = ([s.name for s in side if s.is_cache] for side in (self.inputs, self.outputs))
@@ -149,8 +154,9 @@ def draft_contract(config: DrafterConfig, tree: TreeShape, precision: Precision)
     """Return the contract of the draft graph, the same for every drafter family.
 
     The drafter reads embeddings of the new tokens, not their ids: the table is the target's and is
-    not held twice (docs/decisions/0003); one with a table of its own reads ids. Specialists that no position
-    up to `tree.depth` uses are not in the graph.
+    not held twice (docs/decisions/0003); one with a table of its own reads ids. Noise is added to the logits
+    of each depth: 0 where the target is greedy (docs/decisions/0029). Specialists that no position up to
+    `tree.depth` uses are not in the graph.
     """
     dtype = FLOAT[precision]
     caches = (config.num_caches(tree.depth), dtype, config.num_kv_heads, config.head_dim)
@@ -162,6 +168,7 @@ def draft_contract(config: DrafterConfig, tree: TreeShape, precision: Precision)
             TensorSpec("features", dtype, ("batch", "rows", config.feature_size)),
             TensorSpec("row_count", "int64", ("batch",)),
             TensorSpec("past_length", "int64", ("batch",)),
+            TensorSpec("gumbel_noise", "float32", ("batch", tree.depth, config.draft_vocab_size)),
             *_caches(PAST, *caches),
         ),
         outputs=(

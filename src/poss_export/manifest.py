@@ -28,6 +28,7 @@ MANIFEST = "manifest.json"
 TARGET_GRAPH = "target.onnx"
 DRAFT_GRAPH = "draft.onnx"
 TOKENIZER = "tokenizer.json"
+DRAFT_IDS = "draft_ids.npy"  # int64 [draft_vocab]: the tokens that the drafter can propose
 ACCEPTANCE = "acceptance.json"  # how the drafter's scores are to be read (docs/acceptance-calibration.md)
 GRAPHS: dict[GraphName, str] = {"target": TARGET_GRAPH, "draft": DRAFT_GRAPH}
 

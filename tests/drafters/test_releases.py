@@ -145,7 +145,8 @@ def test_predict_and_regress_are_not_each_other(layout: Layout, tmp_path: Path) 
         run = drafted(load_drafter(str(write(folder, layout.config, weights))))
         rows = torch.randn(2, 1, 9, TINY.hidden, generator=torch.Generator().manual_seed(3)).numpy()
         caches = [np.zeros((1, TINY.kv_heads, CAPACITY, 8), np.float32) for _ in range(2)]
-        results.append(run(*rows, np.array([9]), np.array([0]), *caches)[2])
+        noise = np.zeros((1, TREE.depth, len(HEAD)), np.float32)
+        results.append(run(*rows, np.array([9]), np.array([0]), noise, *caches)[2])
     assert np.abs(results[0] - results[1]).max() > 0.1
 
 

@@ -187,7 +187,8 @@ def scores(folder: Path, layout: Layout, **facts: Any) -> np.ndarray:
     random = torch.Generator().manual_seed(3)
     rows = [torch.randn(1, 9, n, generator=random).numpy() for n in (HIDDEN, 3 * HIDDEN)]
     caches = [np.zeros((1, TINY.kv_heads, CAPACITY, 8), np.float32) for _ in range(2)]
-    found: np.ndarray = drafted(checkpoint)(*rows, np.array([9]), np.array([0]), *caches)[2]
+    noise = np.zeros((1, TREE.depth, checkpoint.drafter.config.draft_vocab_size), np.float32)
+    found: np.ndarray = drafted(checkpoint)(*rows, np.array([9]), np.array([0]), noise, *caches)[2]
     return found
 
 

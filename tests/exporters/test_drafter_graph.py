@@ -206,6 +206,7 @@ def test_caches_are_written_in_place(draft_graph: Export) -> None:
         "features": random.standard_normal((1, 4, HIDDEN), np.float32),
         "row_count": np.array([3]),
         "past_length": np.array([6]),
+        "gumbel_noise": random.standard_normal((1, SHALLOW.depth, DRAFT_VOCAB), np.float32),
     }
     shape = (1, 2, CAPACITY, 16)
     past = {

@@ -67,10 +67,10 @@ def open_sessions(
             contract = target_contract(target.config, "fp32", taps := drafter.config.taps)
             path = target_graph("llama", form, *(("fp32", taps) if taps else ()))
             draft = draft_contract(drafter.config, tree, "fp32")
-            table = decoder.embed_tokens.numpy()
+            tables = decoder.embed_tokens.numpy(), drafter.draft_ids.numpy()
             return (
                 stack.enter_context(OrtTargetSession(path, contract, CAPACITY, ONE_THREAD)),
-                stack.enter_context(OrtDraftSession(graph, draft, CAPACITY, ONE_THREAD, table)),
+                stack.enter_context(OrtDraftSession(graph, draft, CAPACITY, ONE_THREAD, *tables)),
             )
 
         yield open_

@@ -93,6 +93,24 @@ def test_same_seed_same_tokens(fake_target: Any, fake_drafter: Any, trees: Any) 
     assert run(3) != run(4)
 
 
+def test_drafts_that_follow_the_noise_are_what_is_drawn(fake_target: Any, fake_drafter: Any) -> None:
+    """Where all tokens are alike the numbers alone decide: of the tokens and positions that they are of."""
+    same, ids = np.zeros((VOCAB, VOCAB, VOCAB), np.float32), np.array([3, 0, 4, 1, 2])
+
+    def grow() -> tuple[list[int], list[int]]:
+        best = [] if drafter.noise[-1] is None else ids[drafter.noise[-1].argmax(-1)]
+        return list(best), list(range(len(best)))
+
+    drafter = fake_drafter(grow, 40)
+    drafter.draft_ids, drafter.depth = ids, 4
+    _, *rounds = rounds_of(fake_target(same, 40), drafter, [1, 2], Sampling(1.0, seed=5))
+    assert [made.accepted for made in rounds[:-1]] == [4] * len(rounds[:-1])
+    drafter.reset()
+    drafter.noise.clear()
+    emitted(fake_target(same, 40), drafter, [1, 2])
+    assert set(drafter.noise) == {None}  # nothing is drawn
+
+
 @pytest.mark.parametrize(
     "sampling", [Sampling(1.0), Sampling(0.7), Sampling(1.3, top_k=3), Sampling(0.9, top_p=0.8, min_p=0.1)]
 )

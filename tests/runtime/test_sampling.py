@@ -88,7 +88,7 @@ def test_draw_follows_the_weights() -> None:
 
 def test_random_numbers_belong_to_positions() -> None:
     noise = Noise(7)
-    numbers = np.stack([noise(position, 500) for position in range(200)])
+    numbers = np.stack([noise(position, 500).copy() for position in range(200)])
     for position in (199, 0, 5):
         np.testing.assert_array_equal(Noise(7)(position, 500), numbers[position])
     assert Noise(8)(0, 4).tolist() != numbers[0, :4].tolist()

@@ -12,10 +12,12 @@ from poss_export.runtime.verify import verifier
 class Reader:
     """Notes what it is shown, and draws nothing."""
 
+    draft_ids = None
+
     def __init__(self) -> None:
         self.shown: list[tuple[list[int], list[float]]] = []
 
-    def propose(self, next_tokens: Any, features: Any, slot: int = 0) -> DraftTree:
+    def propose(self, next_tokens: Any, features: Any, slot: int = 0, noise: Any = None) -> DraftTree:
         self.shown.append((next_tokens.tolist(), features[:, 0].tolist()))
         return DraftTree.with_root(int(next_tokens[-1]))
 

@@ -10,7 +10,7 @@ from poss_export.runtime.round import Round
 from poss_export.runtime.sampling import Noise, Sampling, draw, warp
 from poss_export.runtime.sessions.base import TargetOutput
 from poss_export.runtime.tree import DraftTree
-from poss_export.runtime.verify import verifier
+from poss_export.runtime.verify import Drawn, verifier
 
 Grow = Callable[[], tuple[list[int], list[int]]]
 Trees = Callable[[int, int, int], Grow]
@@ -148,3 +148,42 @@ def test_the_distribution_test_notices_a_wrong_rule() -> None:
         counts[x] += 1
     chi_square = ((counts - 20_000 * q) ** 2 / (20_000 * q)).sum()
     assert chi_square > 100
+
+
+def drawn_before(temperature: float, vocab: int, seed: int = 0) -> Drawn:
+    """Return a rule that has drawn its first token, at position 0."""
+    rule = Drawn(Sampling(temperature, seed=seed))
+    rule(DraftTree.with_root(0), output_of(np.zeros((1, vocab), np.float32)), 0)
+    return rule
+
+
+def test_noise_knows_what_will_be_drawn_where_shares_are_known() -> None:
+    """With it a drafter of the target's shares leads with what is drawn, without it with the likeliest."""
+    random, vocab = np.random.default_rng(0), 20
+    logits = random.normal(0, 2, (500, vocab)).astype(np.float32)
+    rule, all_ids = drawn_before(1.0, vocab), np.arange(vocab)
+    wanted = [draw(warp(row, rule.sampling), rule.noise(at, vocab)) for at, row in enumerate(logits)]
+    raced = [int((row + rule.gumbel(at, all_ids)).argmax()) for at, row in enumerate(logits)]
+    hits, likeliest = np.mean(np.equal(raced, wanted)), np.mean(np.equal(logits.argmax(-1), wanted))
+    assert hits > 0.85 > 0.6 > likeliest
+
+
+def test_noise_is_of_the_tokens_asked_for_and_less_where_it_is_colder() -> None:
+    rule, colder = drawn_before(1.0, 30), drawn_before(0.1, 30)
+    ids = np.array([4, 29, 0])
+    np.testing.assert_array_equal(rule.gumbel(5, ids), rule.gumbel(5, np.arange(30))[ids])
+    np.testing.assert_allclose(colder.gumbel(5, ids), 0.1 * rule.gumbel(5, ids), rtol=1e-5)
+    np.testing.assert_array_equal(drawn_before(9.0, 30).gumbel(5, ids), rule.gumbel(5, ids))
+
+
+def test_looked_up_tokens_have_the_chances_that_their_numbers_give() -> None:
+    """Over many positions they are right as often as they claim to be, and the numbers tell them apart."""
+    random, vocab, share = np.random.default_rng(0), 12, 0.4
+    q = np.array([share, *random.dirichlet(np.ones(vocab - 1)) * (1 - share)])
+    rule = drawn_before(1.0, vocab)
+    said = np.array([rule.chances(at, [0], [share])[0] for at in range(2000)])
+    right = np.array([draw(q, rule.noise(at, vocab)) == 0 for at in range(2000)])
+    assert abs(said.mean() - right.mean()) < 0.07
+    assert right[said > 0.6].mean() > 0.7
+    assert right[said < 0.2].mean() < 0.15
+    assert rule.chances(7, [0, 3], [share, 0.2])[1:] == rule.chances(8, [3], [0.2])

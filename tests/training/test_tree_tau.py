@@ -57,6 +57,7 @@ def plain_tau(drafter: Drafter, corpus: Corpus, tree: TreeShape) -> float:
                 corpus.head,
                 corpus.embeddings[ids[1 : root + 1]],
                 corpus.view.features[start : start + root].float(),
+                torch.zeros(tree.depth, len(corpus.head)),
             )
             node, accepted = 0, 0
             while True:

@@ -116,9 +116,9 @@ def test_mask_rows_are_trained_as_they_draft(
         predicted = [predict for predict, _ in unroll(drafter, batch, steps)]
         for last in range(seq - steps):
             new = slice(0, last + 1)
-            _, _, scores, *_ = graph(
-                embeddings[:, new], features[:, new], torch.tensor([last + 1]), torch.tensor([0]), *caches
-            )
+            counts = torch.tensor([last + 1]), torch.tensor([0])
+            noise = torch.zeros(1, steps, len(head))
+            _, _, scores, *_ = graph(embeddings[:, new], features[:, new], *counts, noise, *caches)
             chain = [(head @ predicted[d][last + d]).log_softmax(0).max() for d in range(steps)]
             torch.testing.assert_close(scores[0], torch.stack(chain).cumsum(0), atol=2e-5, rtol=1e-4)
 

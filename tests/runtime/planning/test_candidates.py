@@ -40,37 +40,6 @@ def test_a_child_is_never_likelier_than_its_parent() -> None:
     assert made.chances[2] == made.chances[5] == 0.8
 
 
-def test_a_race_lifts_what_the_numbers_favour() -> None:
-    numbers = {0: np.ones(9), 1: np.ones(9), 2: np.ones(9)}
-    for token, number in ((1, 8.0), (2, 0.1)):
-        numbers[0][token] = number
-    made, before = drawn(), drawn().chances
-    made.race(numbers.__getitem__, temperature=1.0)
-    assert made.chances[1] < before[1] < 0.8 < made.chances[2]
-    order = made.by_chance()
-    assert [made.tokens[node] for node in order[:2]] == [0, 2]
-    for width in range(1, len(order) + 1):
-        made.tree(order[:width])  # which checks that parents come first
-    colder = drawn()
-    colder.race(numbers.__getitem__, temperature=0.1)
-    assert made.chances[2] > colder.chances[2]  # the less is left to chance, the less the numbers say
-
-
-def test_the_candidate_that_leads_a_race_wins_more_often_than_the_likeliest() -> None:
-    random, shares = np.random.default_rng(0), np.array([0.5, 0.2, 0.1, 0.15, 0.05])
-    said, wins = 0.0, 0
-    for numbers in random.standard_exponential((2000, 5)):
-        made = Candidates(0)
-        for token in range(3):  # two more are no candidates
-            made.add(0, token, shares[token])
-        made.race({0: numbers}.__getitem__, temperature=1.0)
-        first = made.by_chance()[1]
-        said += sum(made.chances[1:])
-        wins += made.tokens[first] == (shares / numbers).argmax()
-    assert wins / 2000 > 0.6
-    assert abs(said / 2000 - 0.8) < 0.1
-
-
 def test_every_beginning_of_the_order_is_a_tree() -> None:
     made = drawn()
     made.graft(0, [2, 5, 8], [1.0, 1.0, 1.0])
