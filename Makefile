@@ -12,7 +12,7 @@ demo: $(DEMO)/manifest.json
 
 # The manifest is written last: where it exists, the bundle is complete.
 $(DEMO)/manifest.json: $(VENV)/installed-export
-	$(BIN)/poss-export build smollm2-135m --drafter poss-2 -o $(DEMO) --force
+	$(BIN)/poss-export build smollm2-135m --drafter fspad -o $(DEMO) --force
 
 # A process a core, a file in one process: its fixtures are made once. In their order, as the files of few tests,
 # which would come last, take longest.

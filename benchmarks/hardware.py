@@ -212,7 +212,7 @@ def plan(work: Path, target: str, drafter: str, provider: str, large: str, limit
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where bundles go.  [OUT]")
 @click.option("--minutes", type=click.FloatRange(0), default=8, show_default=True)
 @click.option("--target", default="smollm2-135m", show_default=True)
-@click.option("--drafter", default="poss-2", show_default=True)
+@click.option("--drafter", default="fspad", show_default=True)
 @click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cuda", show_default=True)
 @click.option("--large", default="8b", show_default=True, help="Shape of the large target: 8b or tiny.")
 @click.option("--limit", default=8, show_default=True, help="Questions that are answered for the speed.")

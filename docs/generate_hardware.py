@@ -1,6 +1,7 @@
 """Print what has run where as Markdown: `python docs/generate_hardware.py > docs/hardware.md`.
 
-Every file of `docs/hardware/` is what one run of `benchmarks.hardware` found, and has a section.
+Every .jsonl file of `docs/hardware/` is what one run of `benchmarks.hardware` found, and has a section; a .md
+file of its name says what the run does not say itself.
 """
 
 import json
@@ -58,7 +59,7 @@ HOW = """\
 
 `make hardware` makes an environment with the GPU build of ONNX Runtime; a machine that has PyTorch but no
 network gets what it lacks in parts (`docs/offline.md`). The run builds the embedded target with the shipped
-`poss-2` in fp16 and fp32 with static caches; verifies both (parity, cache laws, greedy and sampled equality);
+`fspad` in fp16 and fp32 with static caches; verifies both (parity, cache laws, greedy and sampled equality);
 measures decoding, and what calls cost by width; answers in 1, 4 and 8 slots; says which nodes stay on the
 host; times a target of the shape of Llama 3 8B with random weights; asks TensorRT-RTX for engines of the
 device; and runs `pytest -m gpu`."""
@@ -72,6 +73,8 @@ def read_record(path: Path) -> dict[str, list[Entry]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         found.setdefault(entry["step"], []).append(entry)
+    if (remarks := path.with_suffix(".md")).exists():
+        found["remarks"] = [{"text": remarks.read_text(encoding="utf-8").strip()}]
     return found
 
 
@@ -102,6 +105,7 @@ def section(record: dict[str, list[Entry]]) -> Iterator[str]:
         f"{name} {packages[name]}" for name in ("onnxruntime", "onnxruntime-gpu", "torch") if name in packages
     ]
     yield f"## {device_of(record)}, {date_of(record)}\n\n{', '.join(facts)}; {machine['cores']} cores."
+    yield from (entry["text"] for entry in record.get("remarks", []))
     for precision in ("fp16", "fp32"):
         yield from _verified(precision, record.get(f"verify {precision}", []))
         yield from _speed(

@@ -115,7 +115,7 @@ class Noise:
     def __call__(self, position: int, vocab: int) -> NDArray[np.float64]:
         """Return exponential numbers [vocab] of mean 1; positions count from the prompt's first token.
 
-        They are written over when so many later positions have been asked for as a round may reach: new memory
+        They are written over when as many later positions were asked for as a round may reach: new memory
         would take longer than the numbers.
         """
         known = self._latest.get(position)

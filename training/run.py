@@ -76,6 +76,11 @@ def train(
         dialogues.check_split()
         device = training_device()
         decoder = target.load_decoder().to(device, matmul_dtype(device))
+        if view is not None and view.features.shape[1] != config.feature_size:
+            raise InputError(
+                f"the view has {view.features.shape[1]} features a token, this drafter reads "
+                f"{config.feature_size}: train it apart"
+            )
         if view is None:
             # A GPU computes it again sooner than a disk, which may be smaller than it, would give it back.
             kept = work if cache is None and device.type == "cpu" else cache
