@@ -137,9 +137,8 @@ def test_a_wrong_table_is_named(
 
 def test_noise_of_other_tokens_is_named(copy: Path, target: Path, drafter: Path) -> None:
     """It would cost acceptance and change no token."""
-    ids = np.load(copy / "draft_ids.npy")
+    manifest, ids = read_manifest(copy), np.load(copy / "draft_ids.npy")
     np.save(copy / "draft_ids.npy", ids[::-1])
-    manifest = read_manifest(copy)
     write_manifest(copy, replace(manifest, files=describe_files(copy, manifest.files)))
     made = checks(copy, "--target", target, "--drafter", drafter, "--num-prompts", 1)
     assert made["tables"]["detail"] == "draft_ids.npy has other draft ids"
