@@ -6,7 +6,7 @@ consequence is known already. So whatever is proposed, what is emitted is what t
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,13 +60,14 @@ class Drawn:
         noise: NDArray[np.float32] = -known * np.log(numbers.astype(np.float32))
         return noise
 
-    def chances(self, position: int, tokens: Sequence[int], shares: Sequence[float]) -> list[float]:
-        """Return the chances of tokens of these shares that follow each other, the first at a position."""
-        wins = (
-            share * math.exp(self.gumbel(position + step, np.array([token]))[0])
-            for step, (token, share) in enumerate(zip(tokens, shares, strict=True))
-        )
-        return [win / max(win + _OTHERS * (1 - share), 1e-9) for win, share in zip(wins, shares, strict=True)]
+    def chances(self, position: int, tokens: Iterable[int], shares: Iterable[float]) -> Iterator[float]:
+        """Yield the chances of tokens of these shares that follow each other, the first at a position.
+
+        The numbers of a position are made when its chance is asked for.
+        """
+        for here, (token, share) in enumerate(zip(tokens, shares, strict=True), start=position):
+            weight = share * math.exp(self.gumbel(here, np.array([token]))[0])
+            yield weight / max(weight + _OTHERS * (1 - share), 1e-9)
 
 
 def walk(tree: DraftTree, wanted: Callable[[list[int]], int]) -> Round:

@@ -9,7 +9,7 @@ from poss_export import manifest as m
 from poss_export.config import RopeConfig, TargetConfig, TreeShape
 from poss_export.drafter_config import DrafterConfig
 from poss_export.errors import BundleError, InputError
-from poss_export.exactness import FLOATING, Exactness
+from poss_export.exactness import Exactness, floating
 from poss_export.text import TextConfig
 
 TARGET = TargetConfig(
@@ -203,9 +203,9 @@ def test_what_was_measured_is_claimed(
 
 def test_floating_point_claims_everything_but_near_ties(bundle: tuple[Path, m.Manifest]) -> None:
     _, manifest = bundle
-    assert manifest.exactness is FLOATING
-    assert replace(manifest, quantisation={"draft": {"scheme": "w8a8"}}).exactness is FLOATING
-    assert FLOATING.tie(chain=True) == FLOATING.tie(chain=False) == 1e-4
+    assert manifest.exactness == floating("fp32")
+    assert replace(manifest, quantisation={"draft": {"scheme": "w8a8"}}).exactness == floating("fp32")
+    assert floating("fp32").tie(chain=True) == floating("fp32").tie(chain=False) == 1e-4
 
 
 def test_labels_are_the_command_line_s(bundle: tuple[Path, m.Manifest]) -> None:

@@ -1,5 +1,6 @@
 """The nodes that a round may verify: drafted and looked up, in one tree, each with its chance."""
 
+from collections.abc import Iterable
 from math import log
 
 import numpy as np
@@ -45,8 +46,11 @@ class Candidates:
             self.chances.append(chance)
         return node
 
-    def graft(self, node: int, tokens: list[int], chances: list[float]) -> None:
-        """Hang a chain behind a node; each chance is of a token where all before it are right."""
+    def graft(self, node: int, tokens: list[int], chances: Iterable[float]) -> None:
+        """Hang a chain behind a node; each chance is of a token where all before it are right.
+
+        No more chances are asked for than the chain is worth.
+        """
         chance = self.chances[node]
         for token, share in zip(tokens, chances, strict=True):
             chance *= share

@@ -166,7 +166,7 @@ class AdaptivePlanner:
     def _look_up(self, candidates: Candidates, path: list[int], sequence: "Sequence") -> None:
         """Hang what may follow a path of nodes behind it."""
         for found in self._lookup.continuations([candidates.tokens[node] for node in path[1:]]):
-            chances = self._lookup.chances(found)
+            chances: abc.Iterable[float] = self._lookup.chances(found)
             if self.racing and isinstance(drawn := sequence.verify, Drawn):
                 chances = drawn.chances(sequence.position + len(path) - 1, found.tokens, chances)
             candidates.graft(path[-1], found.tokens, chances)

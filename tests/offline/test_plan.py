@@ -10,7 +10,7 @@ from poss_export.training.presets import PRESETS
 
 def test_the_default_plan_trains_presets_behind_dialogues() -> None:
     (first,), *later = [stage.jobs for stage in read_plan(DEFAULT)]
-    assert first == Job("dialogues", "dialogues", count=3)
+    assert first == Job("dialogues", "dialogues", count=2)
     assert {job.preset for jobs in later for job in jobs} <= PRESETS.keys()
 
 
