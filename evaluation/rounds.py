@@ -37,7 +37,6 @@ class _Knowing:
     """Proposes what it knows to be right; the drafter draws every round, and nothing of it is verified."""
 
     plan: Plan | None = None
-
     racing = False
 
     def __init__(self, own: Tokens[int], siblings: bool) -> None:

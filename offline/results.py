@@ -25,7 +25,7 @@ class Results:
     _packed: dict[str, float] = field(default_factory=dict)  # when the newest file of each name was written
 
     def pack(self, name: str, folder: Path, *others: Path) -> None:
-        """Pack the files of `folder` and others as NAME.tar.xz in parts, where one is newer than then."""
+        """Pack the files of `folder` and others as NAME.tar.xz in parts, where one is newer than before."""
         found = {path.name: path for path in (*others, *sorted(folder.iterdir()))}
         files = [path for path in found.values() if path.is_file() and not path.name.startswith(".")]
         newest = max((path.stat().st_mtime for path in files), default=0.0)

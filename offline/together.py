@@ -48,8 +48,7 @@ def train_one(log: Path, words: Sequence[str], view: TargetView) -> None:
 def main(target: str, dialogues: tuple[Path, ...], jobs: tuple[tuple[Path, str], ...], threads: int) -> None:
     """Compute the view, start the jobs, wait for them."""
     view = view_of(target, dialogues)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # what computing it took is for the jobs
     os.environ["OMP_NUM_THREADS"] = str(threads)
     read = [word for path in dialogues for word in ("--dialogues", str(path))]
     context = multiprocessing.get_context("spawn")

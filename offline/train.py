@@ -78,11 +78,8 @@ class Run:
         self.tick(stage.jobs)
 
     def _last_words(self, name: str, well: bool) -> dict[str, str]:
-        return (
-            {}
-            if well or not self._log(name).exists()
-            else {"said": self._log(name).read_text()[-_LAST_WORDS:]}
-        )
+        log = self._log(name)
+        return {} if well or not log.exists() else {"said": log.read_text()[-_LAST_WORDS:]}
 
     def _watch(self, stage: Stage, running: "Mapping[str, subprocess.Popen[bytes]]", seconds: float) -> None:
         """Return when all jobs have ended, or their time has."""

@@ -76,16 +76,14 @@ class Dialogues:
             raise InputError(
                 f"{str(path)!r} holds no {PART_FILES}; name a folder that dialogues were written to"
             )
-        together = sum(parts[1:], start=parts[0])
-        return together.kept(together.first_told)
+        return sum(parts[1:], start=parts[0])._distinct()
 
     @classmethod
     def joined(cls, sources: "Sequence[Dialogues]") -> "Dialogues":
         """Return the dialogues of several sources, without those that an earlier one has, too."""
         if len(sources) == 1:
             return sources[0]
-        together = sum(sources[1:], start=sources[0])
-        return together.kept(together.first_told)
+        return sum(sources[1:], start=sources[0])._distinct()
 
     @classmethod
     def _load_file(cls, path: Path) -> "Dialogues":
@@ -157,6 +155,10 @@ class Dialogues:
             first[index] = key not in seen
             seen.add(key)
         return first
+
+    def _distinct(self) -> "Dialogues":
+        """Return the dialogues that are `first_told`."""
+        return self.kept(self.first_told)
 
     def kept(self, kept: NDArray[np.bool_]) -> "Dialogues":
         """Return those of the dialogues that are marked, at least one."""
